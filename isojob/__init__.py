@@ -1,0 +1,42 @@
+"""isojob: untrusted programs, isolated, limited and accounted for, from asyncio and trio.
+
+The layers, each importing only what is below it::
+
+    _run            run_isolated, the process-wide pools
+    _pool           Pool: zygote, stock of parked cells, admission
+    _cell           one lease: send, stream, cancel, collect
+    _zygote _job _streams _account
+    wire            sans-IO protocol          host/  cgroups/  seccomp/
+    limits result sandbox verdict errors      models and pure functions
+    native/         C: zygote, init, launcher
+"""
+
+from isojob._job import CAPTURE as CAPTURE
+from isojob._job import DEVNULL as DEVNULL
+from isojob._job import STDOUT as STDOUT
+from isojob._pool import Pool as Pool
+from isojob._pool import PoolStatistics as PoolStatistics
+from isojob._run import run_isolated as run_isolated
+from isojob._run import run_isolated_sync as run_isolated_sync
+from isojob.errors import CommandNotExecutableError as CommandNotExecutableError
+from isojob.errors import CommandNotFoundError as CommandNotFoundError
+from isojob.errors import HostNotSupportedError as HostNotSupportedError
+from isojob.errors import IsojobError as IsojobError
+from isojob.errors import JobFailedError as JobFailedError
+from isojob.errors import PoolBrokenError as PoolBrokenError
+from isojob.errors import PoolClosedError as PoolClosedError
+from isojob.errors import ProfileError as ProfileError
+from isojob.errors import QueueFullError as QueueFullError
+from isojob.errors import SandboxSetupError as SandboxSetupError
+from isojob.limits import Limits as Limits
+from isojob.result import Evidence as Evidence
+from isojob.result import Posture as Posture
+from isojob.result import Result as Result
+from isojob.result import Status as Status
+from isojob.result import Usage as Usage
+from isojob.sandbox import Mount as Mount
+from isojob.sandbox import Root as Root
+from isojob.sandbox import Sandbox as Sandbox
+from isojob.seccomp import SeccompProfile as SeccompProfile
+
+__version__ = "0.1.0"

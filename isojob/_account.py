@@ -1,0 +1,116 @@
+"""From the raw words of init to evidence, and from evidence to a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from isojob.cgroups import Driver
+from isojob.errors import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    IsojobError,
+    PoolBrokenError,
+    SandboxSetupError,
+)
+from isojob.host import failures
+from isojob.limits import Limits
+from isojob.result import Evidence
+from isojob.seccomp import syscall_name
+from isojob.wire import JobState, RawResult
+
+__all__ = ["HostSide", "failure", "make_evidence"]
+
+_CODES: dict[int, Literal["exited", "killed", "dumped"]] = {1: "exited", 2: "killed", 3: "dumped"}
+_ENOENT, _ENOTDIR, _ELOOP = 2, 20, 40
+
+
+@dataclass(slots=True)
+class HostSide:
+    """What only the host knows of a job."""
+
+    sent_ns: int = 0
+    queue_ns: int = 0
+    stop: Literal["none", "output", "kill"] = "none"
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    stdout_exceeded: bool = False
+    stderr_exceeded: bool = False
+
+
+def failure(raw: RawResult, command: str | bytes, path: str) -> IsojobError | None:
+    """The exception for a job that never ran, or None."""
+    if raw.state is JobState.FAILED and raw.failure is not None:
+        stage, number = raw.failure.stage, raw.failure.errno
+        if stage == "execve":
+            if number in (_ENOENT, _ENOTDIR, _ELOOP):
+                slash = "/" in (command if isinstance(command, str) else command.decode("latin-1"))
+                detail = "or its interpreter or loader is" if slash else f"looked in {path}"
+                return CommandNotFoundError(command, detail)
+            if number in (7, 12, 23, 24):  # E2BIG, ENOMEM, ENFILE, EMFILE: not about the file
+                return SandboxSetupError("execve", number)
+            return CommandNotExecutableError(command, errno=number)
+        return failures.to_exception(raw.failure)
+    if raw.state is not JobState.EXEC and raw.cause in ("none", "oom"):
+        how = "exited" if raw.si_code == 1 else "was killed by signal"
+        return SandboxSetupError(
+            "launcher", 0, f"{how} {raw.si_status} before execve; too little memory for its files?"
+        )
+    return None
+
+
+def make_evidence(raw: RawResult, driver: Driver, host: HostSide, limits: Limits) -> Evidence:
+    """Everything a verdict is made of.
+
+    Raises:
+        PoolBrokenError: init said something impossible.
+    """
+    code = _CODES.get(raw.si_code)
+    if code is None:
+        raise PoolBrokenError(f"init reported an impossible end of the job ({raw.si_code})")
+    counters = driver.counters(raw.evidence)
+    cpu_ns: int | None
+    if raw.cpu_end_ns is not None:
+        cpu_ns = max(0, raw.cpu_end_ns - raw.cpu_base_ns)
+        user_ns, system_ns = counters.user_ns, counters.system_ns
+        if system_ns is not None:
+            # What the launcher used before the job's start is almost all in the kernel.
+            system_ns = max(0, system_ns - raw.cpu_base_ns)
+    else:
+        user_ns, system_ns = raw.user_us * 1000, raw.system_us * 1000
+        cpu_ns = user_ns + system_ns
+    syscall = None
+    if raw.syscall is not None:
+        syscall = syscall_name(raw.syscall[0], raw.syscall[1])
+    start = raw.start_ns or raw.end_ns
+    return Evidence(
+        si_code=code,
+        si_status=raw.si_status,
+        cause=cast('Literal["none", "wall", "cpu", "oom", "seccomp", "stop"]', raw.cause),
+        stop=host.stop if raw.cause == "stop" else "none",
+        syscall=syscall,
+        wall_ns=max(0, raw.end_ns - start),
+        cpu_ns=cpu_ns,
+        user_ns=user_ns,
+        system_ns=system_ns,
+        setup_ns=max(0, start - host.sent_ns),
+        teardown_ns=max(0, raw.done_ns - raw.end_ns),
+        queue_ns=host.queue_ns,
+        memory_peak=counters.memory_peak,
+        memory_events=counters.memory_events,
+        memory_limit=limits.memory if counters.memory_events is not None else None,
+        pids_peak=counters.pids_peak,
+        pids_events_max=counters.pids_events_max,
+        cpu_stat=counters.cpu_stat,
+        io=counters.io,
+        pressure=counters.pressure,
+        voluntary_switches=raw.voluntary,
+        involuntary_switches=raw.involuntary,
+        max_rss=raw.max_rss_kib * 1024,
+        stdout_bytes=host.stdout_bytes,
+        stderr_bytes=host.stderr_bytes,
+        stdout_exceeded=host.stdout_exceeded,
+        stderr_exceeded=host.stderr_exceeded,
+        cpu_limit_ns=None if limits.cpu_time is None else round(limits.cpu_time * 1e9),
+        wall_limit_ns=None if limits.wall_time is None else round(limits.wall_time * 1e9),
+    )

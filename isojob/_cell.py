@@ -1,0 +1,328 @@
+"""One lease: send the job, stream, cancel, collect the evidence.
+
+The lease is the host's end of the cell's socket. Shutting its write side tells init to end the job
+and report; closing it, in whatever way, ends the cell. End of file on it means that every process,
+mount and cgroup of the cell is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+import anyio
+from anyio import CancelScope
+
+from isojob import wire
+from isojob._account import HostSide
+from isojob._job import CAPTURE, STDOUT, Job
+from isojob._streams import Capture, Feed
+from isojob._zygote import sealed_memfd
+from isojob.cgroups import Driver
+from isojob.limits import Limits
+from isojob.wire import Failure, MessageType, RawResult, Stdio, Writer
+
+__all__ = ["CellFailedError", "CellGoneError", "Lease", "Outcome", "run_job"]
+
+LATE_READER_SECONDS = 0.005
+"""Most short jobs are over by then, and their pipes need no watching at all."""
+GONE_SECONDS = 5.0
+"""How long a cancelled call waits for the end of its cell; 500 processes take 23 ms."""
+_MAX_FILE_DESCRIPTORS = 4
+
+
+class CellFailedError(Exception):
+    """The cell could not be made; the job never ran, so it may be tried in another one."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.stage, failure.errno)
+        self.failure = failure
+
+
+class CellGoneError(Exception):
+    """The cell ended without a report."""
+
+
+class Lease:
+    """The host's end of one cell."""
+
+    __slots__ = ("_socket", "_stopped")
+
+    def __init__(self, lease: socket.socket) -> None:
+        self._socket = lease
+        self._stopped = False
+
+    def send(self, out: Writer, fds: list[int]) -> None:
+        """Sends the job; never blocks: the socket is empty and takes a whole message.
+
+        Raises:
+            CellGoneError: The cell is gone.
+        """
+        body = -1
+        try:
+            if out.length > wire.INLINE_MAX:
+                body = sealed_memfd("isojob-job", out.body())
+                socket.send_fds(self._socket, [out.header(memfd=True)], [body, *fds])
+            else:
+                socket.send_fds(self._socket, [out.message()], fds)
+        except (BrokenPipeError, ConnectionResetError):
+            # What init said before it went is still to be read.
+            pass
+        finally:
+            if body >= 0:
+                os.close(body)
+
+    def send_collect(self, message: bytes) -> None:
+        """Leaves init its errand; it reads it when the job is over."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.send(message)
+
+    async def receive(self) -> tuple[wire.Message, list[int]] | None:
+        """The next message with its descriptors, or None at end of file."""
+        while True:
+            try:
+                datagram, fds, flags, _ = socket.recv_fds(
+                    self._socket, wire.RECEIVE_SIZE, _MAX_FILE_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+                continue
+            except ConnectionResetError:
+                return None
+            if not datagram and not fds:
+                return None
+            try:
+                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                    raise wire.WireError("a message was cut off")
+                return wire.decode(datagram), fds
+            except BaseException:
+                close_all(fds)
+                raise
+
+    def stop(self) -> None:
+        """Tells init to end the job now and report. Idempotent."""
+        if not self._stopped:
+            self._stopped = True
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
+    async def gone(self) -> bool:
+        """Waits until nothing of the cell is left, bounded; whether that was seen."""
+        self.stop()
+        with CancelScope(shield=True), anyio.move_on_after(GONE_SECONDS):
+            while True:
+                try:
+                    received = await self.receive()
+                except wire.WireError:
+                    continue
+                if received is None:
+                    return True
+                close_all(received[1])
+        return False
+
+    def close(self) -> None:
+        """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
+        self._socket.close()
+
+
+def close_all(fds: list[int]) -> None:
+    """Closes descriptors that nobody wants."""
+    for fd in fds:
+        os.close(fd)
+
+
+class Outcome:
+    """What came back from one cell."""
+
+    __slots__ = ("files", "host", "raw", "stderr", "stdout", "uncollected")
+
+    def __init__(self) -> None:
+        self.host = HostSide()
+        self.raw: RawResult | None = None
+        self.stdout: bytes | None = None
+        self.stderr: bytes | None = None
+        self.files: dict[str, bytes] = {}
+        self.uncollected: dict[str, str] = {}
+
+    def stop_reason(self, reason: Literal["output", "kill"]) -> None:
+        """Why the host ends the job; the first reason stays."""
+        if self.host.stop == "none":
+            self.host.stop = reason
+
+
+class _Run:
+    def __init__(self, lease: Lease, job: Job) -> None:
+        self.lease = lease
+        self.job = job
+        self.outcome = Outcome()
+        self.feed: Feed | None = None
+        self.captures: dict[str, Capture] = {}
+        self._collected = 0
+
+    async def run(self, driver: Driver, parked: Limits, sent: Callable[[], None]) -> Outcome:
+        """Sends the job and waits for its end; the caller owns the lease."""
+        job = self.job
+        try:
+            fds, stdio = self._open_streams()
+            out = (
+                await anyio.to_thread.run_sync(job.message, driver, parked, stdio)
+                if job.files
+                else job.message(driver, parked, stdio)
+            )
+            fed = self.feed is None or self.feed.start()
+            self.outcome.host.sent_ns = time.monotonic_ns()
+            self.lease.send(out, fds)
+            if job.collect:
+                self.lease.send_collect(job.collect_message())
+            for capture in self.captures.values():
+                capture.sent()
+            if self.feed is not None:
+                self.feed.sent()
+            sent()
+            if fed:
+                with anyio.move_on_after(LATE_READER_SECONDS):
+                    await self._finish()
+            if self.outcome.raw is None:
+                await self._stream()
+            self._drain()
+        except BaseException:
+            with suppress(BaseException):
+                await self.lease.gone()
+            raise
+        finally:
+            for capture in self.captures.values():
+                capture.close()
+            if self.feed is not None:
+                self.feed.close()
+        return self.outcome
+
+    def _open_streams(self) -> tuple[list[int], Stdio]:
+        job, fds, stdio = self.job, [], Stdio(0)
+        if job.stdin_fd is not None:
+            fds.append(job.stdin_fd)
+            stdio |= Stdio.IN
+        elif job.input is not None or job.stdin_file is not None:
+            self.feed = Feed(job.input, job.stdin_file)
+            fds.append(self.feed.read_end)
+            stdio |= Stdio.IN
+        for name, wanted, flag in (
+            ("stdout", job.stdout, Stdio.OUT),
+            ("stderr", job.stderr, Stdio.ERR),
+        ):
+            if wanted == CAPTURE:
+                capture = self.captures[name] = Capture(job.limits.output)
+                fds.append(capture.write_end)
+                stdio |= flag
+            elif wanted == STDOUT:
+                stdio |= Stdio.MERGE
+            elif wanted >= 0:
+                fds.append(wanted)
+                stdio |= flag
+        return fds, stdio
+
+    async def _finish(self) -> None:
+        """Reads the cell's messages up to its report."""
+        while self.outcome.raw is None:
+            received = await self.lease.receive()
+            if received is None:
+                raise CellGoneError
+            message, fds = received
+            try:
+                match message.kind:
+                    case MessageType.RESULT:
+                        self.outcome.raw = wire.parse_result(message)
+                    case MessageType.FILE:
+                        self._collect(wire.parse_file(message), fds)
+                    case MessageType.ERROR:
+                        raise CellFailedError(wire.parse_failure(message))
+                    case _:
+                        raise wire.WireError(f"unexpected message {message.kind}")
+            finally:
+                close_all(fds)
+
+    async def _stream(self) -> None:
+        """A longer job: watch its pipes until it ends, and end it if it writes too much."""
+        failed: CellFailedError | CellGoneError | wire.WireError | None = None
+        async with anyio.create_task_group() as tasks:
+            for capture in self.captures.values():
+                tasks.start_soon(self._watch, capture)
+            if self.feed is not None:
+                tasks.start_soon(self.feed.pump)
+            try:
+                await self._finish()
+            except (CellFailedError, CellGoneError, wire.WireError) as error:
+                failed = error  # raised below, not as part of a group
+            tasks.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+
+    async def _watch(self, capture: Capture) -> None:
+        await capture.pump()
+        if capture.exceeded:
+            self.outcome.stop_reason("output")
+            self.lease.stop()
+
+    def _drain(self) -> None:
+        """Every writer is dead: what is in the pipes is all there will be."""
+        host, job = self.outcome.host, self.job
+        for name, capture in self.captures.items():
+            capture.drain()
+            setattr(self.outcome, name, capture.data())
+            setattr(host, f"{name}_bytes", capture.total)
+            setattr(host, f"{name}_exceeded", capture.exceeded)
+        if job.stdout != CAPTURE:
+            self.outcome.stdout = None
+
+    def _collect(self, reply: wire.FileReply, fds: list[int]) -> None:
+        files, uncollected = self.outcome.files, self.outcome.uncollected
+        name, parts = reply.name, reply.name.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            raise wire.WireError("a collected file with a name that leads away")
+        if name in files or name in uncollected:
+            return
+        if reply.reason is not None or not fds:
+            uncollected[name] = reply.reason or "no descriptor"
+            return
+        info = os.fstat(fds[0])
+        cap = self.job.limits.collect
+        if not stat.S_ISREG(info.st_mode):
+            uncollected[name] = "not a regular file"
+        elif cap is not None and self._collected + info.st_size > cap:
+            uncollected[name] = f"{info.st_size} bytes, more than limits.collect leaves"
+        else:
+            data = _read(fds[0], info.st_size)
+            self._collected += len(data)
+            files[name] = data
+
+
+def _read(fd: int, size: int) -> bytes:
+    chunks, at = [], 0
+    while at < size and (chunk := os.pread(fd, min(size - at, 1 << 20), at)):
+        chunks.append(chunk)
+        at += len(chunk)
+    return b"".join(chunks)
+
+
+async def run_job(
+    lease: Lease, job: Job, driver: Driver, parked: Limits, sent: Callable[[], None]
+) -> Outcome:
+    """Runs one job in one cell. When it raises, nothing of the cell is left (bounded wait).
+
+    Args:
+        lease: The cell; it stays the caller's.
+        job: What to run.
+        driver: The cgroups of the cell.
+        parked: The limits the cell was made with.
+        sent: Called when the job is on its way.
+
+    Raises:
+        CellFailedError: The cell could not be made.
+        CellGoneError: The cell ended without a report.
+        wire.WireError: It reported nonsense.
+    """
+    return await _Run(lease, job).run(driver, parked, sent)

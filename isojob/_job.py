@@ -1,0 +1,366 @@
+"""What the caller asked for, checked before anything starts, and its message to the launcher."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from isojob.cgroups import Driver
+from isojob.errors import SandboxSetupError
+from isojob.limits import Limits
+from isojob.sandbox import Sandbox
+from isojob.wire import MessageType, Stdio, Tag, Writer
+
+__all__ = ["CAPTURE", "DEVNULL", "STDOUT", "Content", "HasFileno", "Job", "StdioArg", "StrOrBytesPath"]
+
+CAPTURE = subprocess.PIPE
+"""Collect the stream in the result (the value of `subprocess.PIPE`)."""
+DEVNULL = subprocess.DEVNULL
+"""An empty stdin, or output thrown away inside the sandbox."""
+STDOUT = subprocess.STDOUT
+"""For ``stderr=``: into the same stream as stdout."""
+
+StrOrBytesPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Content: TypeAlias = bytes | Path | tuple[bytes, int]
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor, such as an open file or a socket."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
+
+
+StdioArg: TypeAlias = int | HasFileno
+
+# One argument or variable with its NUL (MAX_ARG_STRLEN, execve(2)).
+_MAX_STRING = 131072
+_UNLIMITED = 2**64 - 1
+_RLIMITS = {
+    "file_size": 1,
+    "stack": 3,
+    "core": 4,
+    "open_files": 7,
+    "address_space": 9,
+}
+# A second line behind the cgroup: kernel objects that a process may hoard (getrlimit(2)).
+_FIXED_RLIMITS = ((8, 8 << 20), (11, 4096), (12, 819200), (13, 0), (14, 0))
+_NPROC, _CPU = 6, 0
+
+
+@dataclass(slots=True)
+class Job:
+    """One checked request."""
+
+    argv: tuple[bytes, ...]
+    limits: Limits
+    environment: dict[str, str]
+    cwd: str
+    input: bytes | None = None
+    stdin_fd: int | None = None
+    stdin_file: int | None = None
+    stdout: int = CAPTURE
+    stderr: int = CAPTURE
+    files: dict[str, Content] = field(default_factory=dict)
+    collect: tuple[str, ...] = ()
+
+    @classmethod
+    def make(
+        cls,
+        command: Sequence[StrOrBytesPath],
+        *,
+        sandbox: Sandbox,
+        limits: Limits,
+        input: bytes | None = None,
+        stdin: StdioArg = DEVNULL,
+        stdout: StdioArg = CAPTURE,
+        stderr: StdioArg = CAPTURE,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        files: Mapping[str, Content] | None = None,
+        collect: Sequence[str] = (),
+    ) -> Job:
+        """Checks everything that can be checked without the kernel.
+
+        Raises:
+            TypeError: An argument of the wrong type, such as a str for the command.
+            ValueError: An argument that makes no sense.
+            SandboxSetupError: An argument or variable longer than the kernel takes (E2BIG).
+        """
+        job = cls(
+            argv=_argv(command),
+            limits=limits,
+            environment=sandbox.environment(env),
+            cwd=sandbox.workdir if cwd is None else _cwd(cwd),
+            files=_files(files or {}, limits),
+            collect=_patterns(collect),
+        )
+        for name, value in job.environment.items():
+            _check_length(os.fsencode(f"{name}={value}"))
+        if input is not None:
+            if not _is(stdin, DEVNULL):
+                raise ValueError("give either input= or stdin=, not both")
+            if not isinstance(input, (bytes, bytearray, memoryview)):
+                raise TypeError(f"input must be bytes, not {type(input).__name__}: encode it first")
+            job.input = bytes(input)
+        else:
+            job._set_stdin(stdin)
+        job.stdout = _output(stdout, "stdout")
+        job.stderr = STDOUT if _is(stderr, STDOUT) else _output(stderr, "stderr")
+        return job
+
+    def _set_stdin(self, stdin: StdioArg) -> None:
+        if _is(stdin, DEVNULL):
+            return
+        fd = _fileno(stdin, "stdin")
+        mode, flags = _describe(fd, "stdin")
+        if stat.S_ISREG(mode):
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                raise ValueError("stdin: a regular file must be opened read-only")
+            # Never handed over: the job could open it again, for writing, by /proc/self/fd.
+            self.stdin_file = fd
+        elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                raise ValueError("stdin: this pipe can only be written to")
+            self.stdin_fd = fd
+        else:
+            raise ValueError(
+                f"stdin: {_kind(mode)} would let the job reach the host; give a pipe, a socket "
+                "or a regular file opened read-only"
+            )
+
+    def message(self, driver: Driver, parked: Limits, stdio: Stdio) -> Writer:
+        """The JOB message; contents of `files` that are paths are read here (blocking)."""
+        out = Writer(MessageType.JOB)
+        for argument in self.argv:
+            out.text(Tag.ARG, argument)
+        for name, value in self.environment.items():
+            out.text(Tag.ENV, f"{name}={value}")
+        out.text(Tag.CWD, self.cwd)
+        out.text(Tag.PATH, self.environment.get("PATH", ""))
+        out.put(Tag.STDIO, b"", stdio)
+        for index, value_bytes in driver.job(self.limits, parked):
+            out.put(Tag.LIMIT, value_bytes, index)
+        self._put_rlimits(out, driver)
+        if self.limits.wall_time is not None:
+            out.number(Tag.WALL, round(self.limits.wall_time * 1e9))
+        if self.limits.cpu_time is not None:
+            out.number(Tag.CPU, round(self.limits.cpu_time * 1e9), self._cpus())
+        for name, content in self.files.items():
+            mode, data = _content(content)
+            out.blob(Tag.PUT, name, data, mode)
+        return out
+
+    def _put_rlimits(self, out: Writer, driver: Driver) -> None:
+        def put(resource: int, soft: int, hard: int) -> None:
+            out.put(Tag.RLIMIT, struct.pack("<QQ", soft, hard), resource)
+
+        for name, resource in _RLIMITS.items():
+            value = getattr(self.limits, name)
+            value = _UNLIMITED if value is None else value
+            put(resource, value, value)
+        for resource, value in _FIXED_RLIMITS:
+            put(resource, value, value)
+        if driver.version == 0:
+            # Counted per user namespace since 5.14: the launcher, init and the job's processes.
+            if self.limits.processes is not None:
+                put(_NPROC, self.limits.processes + 1, self.limits.processes + 1)
+            if self.limits.memory is not None and self.limits.address_space is None:
+                put(_RLIMITS["address_space"], self.limits.memory, self.limits.memory)
+            if self.limits.cpu_time is not None:
+                seconds = max(1, -int(-self.limits.cpu_time // 1))
+                put(_CPU, seconds, seconds + 1)
+
+    def _cpus(self) -> int:
+        """How many CPUs the job may use at once; not its quota: two threads burn twice as fast."""
+        usable = os.sched_getaffinity(0)
+        if self.limits.cpuset is not None:
+            listed: set[int] = set()
+            for part in self.limits.cpuset.split(","):
+                first, _, last = part.partition("-")
+                listed.update(range(int(first), int(last or first) + 1))
+            usable &= listed
+        return max(1, min(len(usable), 65535))
+
+    def collect_message(self) -> bytes:
+        """The COLLECT message for init."""
+        out = Writer(MessageType.COLLECT)
+        out.text(Tag.CWD, self.cwd)
+        for pattern in self.collect:
+            out.text(Tag.PATTERN, pattern)
+        return out.message()
+
+
+def _is(value: object, constant: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == constant
+
+
+def _argv(command: Sequence[StrOrBytesPath]) -> tuple[bytes, ...]:
+    if isinstance(command, (str, bytes, bytearray, os.PathLike)) or not isinstance(
+        command, Sequence
+    ):
+        raise TypeError(
+            'command must be a sequence such as ["/bin/sh", "-c", "..."], '
+            f"not {type(command).__name__}"
+        )
+    argv = []
+    for argument in command:
+        if not isinstance(argument, (str, bytes, os.PathLike)):
+            raise TypeError(f"command holds {type(argument).__name__}: {argument!r:.80}")
+        raw = os.fsencode(argument)
+        if b"\0" in raw:
+            raise ValueError(f"command holds a NUL byte: {argument!r:.80}")
+        _check_length(raw)
+        argv.append(raw)
+    if not argv or not argv[0]:
+        raise ValueError("command is empty: name a program to run")
+    return tuple(argv)
+
+
+def _check_length(raw: bytes) -> None:
+    if len(raw) >= _MAX_STRING:
+        raise SandboxSetupError(
+            "execve",
+            errno.E2BIG,
+            f"one argument or variable has {len(raw)} bytes, at most {_MAX_STRING - 1}: use files= "
+            "or input=",
+        )
+
+
+def _cwd(path: str) -> str:
+    if not isinstance(path, str):
+        raise TypeError(f"cwd must be a str, not {type(path).__name__}")
+    if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        raise ValueError(f"cwd {path!r}: must be an absolute path inside the sandbox, without ..")
+    return path
+
+
+def _check_relative(name: object, what: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: names are str, not {type(name).__name__}")
+    parts = name.split("/")
+    if "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"{what} {name!r}: must be a relative path without '.', '..', NUL or empty parts"
+        )
+    if any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(name)) > 2048:
+        raise ValueError(f"{what} {name!r:.80}: too long")
+    return name
+
+
+def _files(files: Mapping[str, Content], limits: Limits) -> dict[str, Content]:
+    total = 0
+    for name, content in files.items():
+        _check_relative(name, "files")
+        if isinstance(content, tuple):
+            if (
+                len(content) != 2
+                or not isinstance(content[0], bytes)
+                or isinstance(content[1], bool)
+                or not isinstance(content[1], int)
+            ):
+                raise TypeError(f"files[{name!r}]: a tuple is (bytes, mode)")
+            if not 0 <= content[1] <= 0o777:
+                raise ValueError(f"files[{name!r}]: mode {content[1]:#o} is not within 0o777")
+            total += len(content[0])
+        elif isinstance(content, bytes):
+            total += len(content)
+        elif isinstance(content, Path):
+            info = content.stat()
+            if not stat.S_ISREG(info.st_mode):
+                raise ValueError(f"files[{name!r}]: {content} is {_kind(info.st_mode)}")
+            total += info.st_size
+        else:
+            raise TypeError(
+                f"files[{name!r}]: give bytes, a pathlib.Path or (bytes, mode), "
+                f"not {type(content).__name__}"
+            )
+    if limits.disk is not None and total > limits.disk:
+        raise ValueError(f"files: {total} bytes do not fit into limits.disk ({limits.disk})")
+    names = set(files)
+    for name in names:
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            if (above := "/".join(parts[:depth])) in names:
+                raise ValueError(f"files: {above!r} is both a file and a directory of {name!r}")
+    return dict(files)
+
+
+def _content(content: Content) -> tuple[int, bytes]:
+    if isinstance(content, tuple):
+        return content[1], content[0]
+    if isinstance(content, bytes):
+        return 0o644, content
+    with content.open("rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError(f"files: {content} is no regular file any more")
+        return stat.S_IMODE(info.st_mode) & 0o777, file.read()
+
+
+def _patterns(collect: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(collect, (str, bytes)):
+        raise TypeError(f"collect must be a sequence of names, such as [{collect!r}]")
+    patterns = tuple(_check_relative(pattern, "collect") for pattern in collect)
+    for pattern in patterns:
+        if "**" in pattern:
+            raise ValueError(f"collect {pattern!r}: ** is not supported, name the directories")
+    if len(patterns) > 256:
+        raise ValueError("collect: more than 256 patterns")
+    return patterns
+
+
+def _output(value: StdioArg, name: str) -> int:
+    if _is(value, CAPTURE) or _is(value, DEVNULL):
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    fd = _fileno(value, name)
+    mode, flags = _describe(fd, name)
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise ValueError(f"{name}: {_kind(mode)} would let the job reach the host")
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        raise ValueError(f"{name}: this file was opened read-only")
+    return fd
+
+
+def _fileno(value: object, name: str) -> int:
+    if isinstance(value, bool) or value is None:
+        raise TypeError(f"{name} is never inherited: give DEVNULL, CAPTURE or an open file")
+    if not isinstance(value, int):
+        method = getattr(value, "fileno", None)
+        if method is None:
+            raise TypeError(f"{name}: {type(value).__name__} has no fileno()")
+        value = method()
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: {value!r} is no descriptor (PIPE is for open_isolated)")
+    return value
+
+
+def _describe(fd: int, name: str) -> tuple[int, int]:
+    import fcntl
+
+    try:
+        mode = os.fstat(fd).st_mode
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    except OSError as error:
+        raise ValueError(f"{name}: descriptor {fd}: {error.strerror}") from error
+    if flags & os.O_PATH:
+        raise ValueError(f"{name}: a descriptor opened with O_PATH is no stream")
+    return mode, flags
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    if stat.S_ISCHR(mode):
+        return "a terminal or other character device"
+    if stat.S_ISBLK(mode):
+        return "a block device"
+    return "no regular file, pipe or socket"

@@ -1,0 +1,356 @@
+"""Pool: a zygote, a stock of parked cells, and admission."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio import CancelScope
+
+from isojob import wire
+from isojob._account import failure, make_evidence
+from isojob._admission import Slots
+from isojob._cell import CellFailedError, CellGoneError, Lease, Outcome, run_job
+from isojob._job import CAPTURE, DEVNULL, Content, Job, StdioArg, StrOrBytesPath
+from isojob._models import Model
+from isojob._zygote import CellSpec, Zygote
+from isojob.cgroups import Driver
+from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
+from isojob.host import failures, kernel
+from isojob.host.ids import DEFAULT_RANGE
+from isojob.host.posture import check_limits, find_driver, posture
+from isojob.host.rootfs import block_devices
+from isojob.limits import Limits
+from isojob.result import Posture, Result
+from isojob.sandbox import Sandbox
+from isojob.verdict import usage, verdict
+
+__all__ = ["Pool", "PoolStatistics"]
+
+PARKED = 8
+_ATTEMPTS = 2
+
+
+class PoolStatistics(Model):
+    """A snapshot of a pool.
+
+    Attributes:
+        max_jobs: Slots.
+        running: Jobs that have a slot.
+        waiting: Calls in the queue.
+        parked: Cells ready for a job.
+        zygotes: Zygotes started so far; more than one means that one died.
+    """
+
+    max_jobs: int
+    running: int
+    waiting: int
+    parked: int
+    zygotes: int
+
+
+class Pool:
+    """Runs jobs in cells that are made ahead of time from one template.
+
+    Use it as an async context manager. Methods may be called from any event loop (asyncio or trio)
+    of any thread while it is open. A process that forks does not share its pool with the child.
+
+    Args:
+        sandbox: What the jobs see; the template of all cells.
+        limits: Used where a call gives none. Cells are parked with these limits; a job that
+            differs in more than memory, processes, times and rlimits gets a cell made on demand.
+        max_jobs: Jobs at once; by default twice the CPUs, at least 4, as memory allows.
+        parked: Cells kept ready (some 0.6 MB each).
+        queue: Calls that may wait for a slot; None: any number.
+        uid_range: Host uids and gids to take a block from, as root.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox | None = None,
+        limits: Limits | None = None,
+        *,
+        max_jobs: int | None = None,
+        parked: int | None = None,
+        queue: int | None = None,
+        uid_range: range = DEFAULT_RANGE,
+    ) -> None:
+        if max_jobs is not None and max_jobs < 1:
+            raise ValueError("max_jobs must be at least 1")
+        if parked is not None and parked < 0:
+            raise ValueError("parked must not be negative")
+        self.sandbox = Sandbox() if sandbox is None else sandbox
+        self.limits = Limits() if limits is None else limits
+        self._max_jobs = max_jobs or default_max_jobs()
+        self._parked = PARKED if parked is None else parked
+        self._queue = queue
+        self._uid_range = uid_range
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._open = False
+        self._slots = Slots(self._max_jobs, self._queue)
+        self._zygote: Zygote | None = None
+        self._stock: deque[Lease] = deque()
+        self._active: set[Lease] = set()
+        self._spec: CellSpec | None = None
+        self._driver: Driver | None = None
+        self._posture: Posture | None = None
+        self._devices: tuple[str, ...] = ()
+        self._zygotes = 0
+
+    async def __aenter__(self) -> Self:
+        self.open_now()
+        try:
+            await anyio.to_thread.run_sync(self._ensure_zygote)
+        except BaseException:
+            self._open = False
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def open_now(self) -> None:
+        """Admits jobs; the zygote starts with the first."""
+        if self._open:
+            raise RuntimeError("the pool is open already")
+        self._reset()
+        self._open = True
+
+    async def aclose(self) -> None:
+        """Ends every job and cell and waits until nothing of them is left (bounded)."""
+        with CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    def close(self) -> None:
+        """As `aclose`, blocking. Calls still under way end with `PoolClosedError`."""
+        with self._lock:
+            self._open = False
+            zygote, self._zygote = self._zygote, None
+            stock, self._stock = self._stock, deque()
+        self._slots.close()
+        for lease in stock:
+            lease.close()
+        if zygote is not None:
+            zygote.close()
+
+    def forget(self) -> None:
+        """In a forked child: lets go of the parent's leases without touching its cells."""
+        zygote, stock, active = self._zygote, self._stock, self._active
+        was_open = self._open
+        self._reset()
+        for lease in (*stock, *active):
+            lease.close()
+        if zygote is not None:
+            zygote.let_go()
+        self._open = was_open
+
+    def _ensure_zygote(self) -> Zygote:
+        with self._lock:
+            if not self._open:
+                raise PoolClosedError
+            if self._zygote is not None and self._zygote.alive:
+                return self._zygote
+            if self._zygote is not None:
+                self._discard(self._zygote)
+            kernel.check()
+            driver = find_driver(self.sandbox.allow_missing)
+            devices = block_devices(self.sandbox)
+            check_limits(driver, self.limits, devices, self.sandbox.allow_missing)
+            zygote = Zygote(self.sandbox, driver, self._uid_range)
+            self._driver, self._devices = driver, devices
+            self._spec = CellSpec(driver, self.limits, devices)
+            self._posture = posture(self.sandbox, driver)
+            self._zygote = zygote
+            self._zygotes += 1
+            return zygote
+
+    def _discard(self, zygote: Zygote) -> None:
+        stock, self._stock = self._stock, deque()
+        for lease in stock:
+            lease.close()
+        self._zygote = None
+        zygote.close()
+
+    async def _take(self, limits: Limits) -> tuple[Lease, Limits]:
+        """A lease, from the stock or made now, and the limits its cell was made with."""
+        zygote = self._zygote
+        if not self._open:
+            raise PoolClosedError
+        if zygote is None or not zygote.alive:
+            zygote = await anyio.to_thread.run_sync(self._ensure_zygote)
+        spec = self._spec
+        assert spec is not None and self._driver is not None
+        if CellSpec.key_of(limits) == spec.key:
+            try:
+                return self._stock.popleft(), spec.limits
+            except IndexError:
+                pass
+        else:
+            check_limits(self._driver, limits, self._devices, self.sandbox.allow_missing)
+            spec = CellSpec(self._driver, limits, self._devices)
+        while True:
+            try:
+                return Lease(zygote.make(spec)), spec.limits
+            except BlockingIOError:
+                await anyio.sleep(0.001)
+
+    def _refill(self) -> None:
+        """After the job is on its way: its cell's successor is made while it runs."""
+        zygote, spec = self._zygote, self._spec
+        if zygote is None or spec is None or not self._open:
+            return
+        try:
+            while len(self._stock) < self._parked:
+                self._stock.append(Lease(zygote.make(spec)))
+        except (OSError, PoolBrokenError):
+            return  # the next job that finds the stock empty says why
+
+    async def run(
+        self,
+        command: Sequence[StrOrBytesPath],
+        *,
+        limits: Limits | None = None,
+        input: bytes | None = None,
+        stdin: StdioArg = DEVNULL,
+        stdout: StdioArg = CAPTURE,
+        stderr: StdioArg = CAPTURE,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        files: Mapping[str, Content] | None = None,
+        collect: Sequence[str] = (),
+        check: bool = False,
+    ) -> Result:
+        """Runs one job in a fresh cell; the arguments are those of `run_isolated`."""
+        job = Job.make(
+            command,
+            sandbox=self.sandbox,
+            limits=self.limits if limits is None else limits,
+            input=input,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            files=files,
+            collect=collect,
+        )
+        result = await self._run(job)
+        if check:
+            result.check_returncode()
+        return result
+
+    async def _run(self, job: Job) -> Result:
+        if not self._open:
+            raise PoolClosedError
+        asked = time.monotonic_ns()
+        slots = self._slots
+        await slots.acquire()
+        queued = time.monotonic_ns() - asked
+        try:
+            outcome = await self._attempt(job)
+        finally:
+            slots.release()
+        outcome.host.queue_ns = queued
+        return self._result(job, outcome)
+
+    async def _attempt(self, job: Job) -> Outcome:
+        for attempt in range(_ATTEMPTS):
+            lease, parked = await self._take(job.limits)
+            zygote = self._zygote
+            self._active.add(lease)
+            try:
+                assert self._driver is not None
+                # Not before the message is out; run_job sends without a pause.
+                outcome = await run_job(lease, job, self._driver, parked, self._refill)
+            except CellFailedError as error:
+                # A parked cell may have failed long ago, for a reason that has passed.
+                if attempt == _ATTEMPTS - 1:
+                    raise failures.to_exception(error.failure) from None
+            except (CellGoneError, wire.WireError) as error:
+                raise self._why_gone(zygote, error) from None
+            else:
+                return outcome
+            finally:
+                self._active.discard(lease)
+                lease.close()
+        raise AssertionError
+
+    def _why_gone(self, zygote: Zygote | None, error: Exception) -> IsojobError:
+        if not self._open:
+            return PoolClosedError("the pool was closed while the job ran")
+        if isinstance(error, wire.WireError):
+            return PoolBrokenError(f"the cell's init sent nonsense: {error}")
+        return PoolBrokenError() if zygote is None else zygote.diagnose()
+
+    def _result(self, job: Job, outcome: Outcome) -> Result:
+        assert outcome.raw is not None and self._driver is not None and self._posture is not None
+        path = job.environment.get("PATH", "")
+        if error := failure(outcome.raw, os.fsdecode(job.argv[0]), path):
+            raise error
+        evidence = make_evidence(outcome.raw, self._driver, outcome.host, job.limits)
+        return Result(
+            args=tuple(os.fsdecode(argument) for argument in job.argv),
+            status=verdict(evidence),
+            returncode=evidence.returncode,
+            stdout=outcome.stdout,
+            stderr=outcome.stderr,
+            stdout_truncated=evidence.stdout_exceeded,
+            stderr_truncated=evidence.stderr_exceeded,
+            usage=usage(evidence),
+            files=outcome.files,
+            uncollected=outcome.uncollected,
+            evidence=evidence,
+            posture=self._posture,
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether jobs run or wait."""
+        return self._slots.running > 0 or self._slots.waiting > 0
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot of slots, queue and stock."""
+        return PoolStatistics(
+            max_jobs=self._max_jobs,
+            running=self._slots.running,
+            waiting=self._slots.waiting,
+            parked=len(self._stock),
+            zygotes=self._zygotes,
+        )
+
+
+def default_max_jobs() -> int:
+    """Twice the CPUs, at least 4; but one for each 256 MiB of memory at most."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 4  # not Linux: no job will run
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    by_cpu = max(4, 2 * len(os.sched_getaffinity(0)))
+    return max(1, min(by_cpu, memory // (256 << 20)))
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,165 @@
+"""The host's ends of a job's pipes: bounded capture, patient feeding, never a byte decoded."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import anyio
+import sys
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["Capture", "Feed"]
+
+CHUNK = 1 << 18
+WIDE = 1 << 20
+
+
+def _pipe() -> tuple[int, int]:
+    return os.pipe2(os.O_CLOEXEC)
+
+
+def _widen(fd: int) -> None:
+    """Fewer wake-ups for a long stream; the per-user limit on pipe pages may refuse it."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, WIDE)
+
+
+class Capture:
+    """One output stream of a job, read by us.
+
+    Args:
+        cap: Bytes to keep; None: all.
+    """
+
+    __slots__ = ("_chunks", "_fd", "cap", "total", "write_end")
+
+    def __init__(self, cap: int | None) -> None:
+        self.cap = cap
+        self.total = 0
+        self._chunks: list[bytes] = []
+        self._fd, self.write_end = _pipe()
+        # Only our end: a job that writes faster than we read must block, not see EAGAIN.
+        os.set_blocking(self._fd, False)
+        # /dev/stdout opens the pipe anew, as another uid: let it write, not read.
+        with suppress(OSError):
+            os.fchmod(self.write_end, 0o222)
+
+    def sent(self) -> None:
+        """The launcher has its own copy of the write end by now."""
+        os.close(self.write_end)
+        self.write_end = -1
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more came than the cap allows."""
+        return self.cap is not None and self.total > self.cap
+
+    def drain(self, budget: int = 1 << 62) -> bool:
+        """Reads what is there, without waiting; true at end of file or beyond the cap."""
+        while budget > 0:
+            # One byte beyond the cap is enough to know.
+            room = CHUNK if self.cap is None else min(CHUNK, self.cap + 1 - self.total)
+            if room <= 0:
+                return True
+            try:
+                data = os.read(self._fd, room)
+            except BlockingIOError:
+                return False
+            if not data:
+                return True
+            self.total += len(data)
+            budget -= len(data)
+            self._chunks.append(data)
+        return False
+
+    async def pump(self) -> None:
+        """Reads until end of file or beyond the cap."""
+        _widen(self._fd)
+        while not self.drain(budget=4 * WIDE):
+            await anyio.wait_readable(self._fd)
+
+    def data(self) -> bytes:
+        """What was kept."""
+        whole = b"".join(self._chunks)
+        return whole if self.cap is None else whole[: self.cap]
+
+    def close(self) -> None:
+        """Closes both ends; idempotent."""
+        for fd in (self._fd, self.write_end):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self.write_end = -1
+
+
+class Feed:
+    """A job's stdin, written by us from bytes or from a regular file.
+
+    Args:
+        data: What to write, or None to read `file`.
+        file: Descriptor of a regular file; read from its current offset, never handed over.
+    """
+
+    __slots__ = ("_file", "_left", "_write", "read_end")
+
+    def __init__(self, data: bytes | None, file: int | None = None) -> None:
+        self._left = memoryview(data or b"")
+        self._file = file
+        self.read_end, self._write = _pipe()
+        os.set_blocking(self._write, False)
+
+    def sent(self) -> None:
+        """The launcher has its own copy of the read end by now."""
+        os.close(self.read_end)
+        self.read_end = -1
+
+    def start(self) -> bool:
+        """Writes what fits without waiting; true when all is written and the pipe closed."""
+        return self._step() if self._file is None else False
+
+    def _step(self) -> bool:
+        try:
+            while self._left:
+                self._left = self._left[os.write(self._write, self._left[:WIDE]) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            pass  # a job that reads no further is no error
+        self._close_write()
+        return True
+
+    async def pump(self) -> None:
+        """Writes the rest."""
+        if self._write >= 0:
+            _widen(self._write)
+        while self._write >= 0:
+            if not self._left and self._file is not None:
+                data = await anyio.to_thread.run_sync(os.read, self._file, WIDE)
+                self._left = memoryview(data)
+                if not data:
+                    self._close_write()
+                    return
+            try:
+                while self._left:
+                    self._left = self._left[os.write(self._write, self._left[:WIDE]) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._write)
+            except BrokenPipeError:
+                self._close_write()
+            else:
+                if self._file is None:
+                    self._close_write()
+
+    def _close_write(self) -> None:
+        if self._write >= 0:
+            os.close(self._write)
+            self._write = -1
+
+    def close(self) -> None:
+        """Closes both ends; idempotent."""
+        self._close_write()
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1

@@ -1,0 +1,352 @@
+"""The zygote process: started from a sealed memfd, asked for cells, ended and cleaned up after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import subprocess
+import threading
+import sys
+from contextlib import suppress
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from isojob import wire
+from isojob.cgroups import Driver, Subtree
+from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
+from isojob.host import failures, ids
+from isojob.host.rootfs import write_plan
+from isojob.limits import Limits
+from isojob.sandbox import Sandbox
+from isojob.wire import FilterFlag, MessageType, Tag, Writer
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["CellSpec", "Zygote", "privilege"]
+
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+SLOTS = 4096
+_ROOT, _SINGLE, _RANGES = 0, 1, 2
+
+
+def privilege() -> str:
+    """How cells get their ids: ``root``, ``user+ranges`` or ``user``."""
+    if os.geteuid() == 0:
+        return "root"
+    return "user+ranges" if ids.subordinate() else "user"
+
+
+def sealed_memfd(name: str, data: bytes) -> int:
+    """A file of our own that nobody can change any more (memfd_create(2))."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    # Since 6.3 a memfd for execution should say so; older kernels do not know the flag.
+    for extra in (0x0010, 0):
+        try:
+            fd = os.memfd_create(name, flags | extra)
+            break
+        except OSError as error:
+            if error.errno != errno.EINVAL or not extra:
+                raise
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+_executable: bytes | None = None
+
+
+def _program() -> bytes:
+    global _executable
+    if _executable is None:
+        source = files("isojob").joinpath("_libexec", "isojob-zygote")
+        try:
+            with as_file(source) as path:
+                _executable = Path(path).read_bytes()
+        except FileNotFoundError as error:
+            raise HostNotSupportedError(
+                "this installation of isojob has no isojob-zygote executable",
+                "reinstall isojob on Linux with a C compiler (pip install --force-reinstall isojob)",
+            ) from error
+    return _executable
+
+
+class CellSpec:
+    """What a cell is made with; cells of equal `key` can stand in for one another."""
+
+    __slots__ = ("key", "limits", "message")
+
+    def __init__(self, driver: Driver, limits: Limits, devices: tuple[str, ...]) -> None:
+        self.limits = limits
+        self.key = self.key_of(limits)
+        out = Writer(MessageType.MAKE)
+        mask, writes = driver.cell(limits, devices)
+        out.number(Tag.CG_MASK, mask)
+        for write in writes:
+            index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)
+            out.blob(Tag.CG_WRITE, write.file, write.value, index)
+        # tmpfs reads 0 as "no limit"; the memory limit still holds.
+        out.number(Tag.DISK, limits.disk or 0)
+        out.number(Tag.INODES, limits.inodes or 0)
+        self.message = out.message()
+
+    @staticmethod
+    def key_of(limits: Limits) -> tuple[object, ...]:
+        """The limits that a parked cell cannot change any more."""
+        return (
+            limits.disk,
+            limits.inodes,
+            limits.cpus,
+            limits.cpuset,
+            limits.io_read_bps,
+            limits.io_write_bps,
+            limits.io_read_iops,
+            limits.io_write_iops,
+        )
+
+
+class Zygote:
+    """One running zygote with its subtree of cgroups and its block of uids.
+
+    Not bound to an event loop or thread; `make` may be called from any.
+    """
+
+    def __init__(self, sandbox: Sandbox, driver: Driver, uid_range: range) -> None:
+        self.driver = driver
+        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege()]
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._subtree: Subtree | None = None
+        self._ids: ids.IdBlock | None = None
+        self._control: socket.socket | None = None
+        try:
+            self._start(sandbox, uid_range)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, sandbox: Sandbox, uid_range: range) -> None:
+        config = Writer(MessageType.CONFIG)
+        fds: list[int] = []
+        slots = SLOTS
+        base = 1
+        if self.mode == _ROOT:
+            self._ids = ids.claim(2 * slots, uid_range)
+            base = self._ids.first
+        elif self.mode == _RANGES:
+            subordinate = ids.subordinate()
+            assert subordinate is not None
+            slots = min(slots, subordinate.count // 2)
+        self._subtree = self.driver.create()
+        config.number(Tag.MODE, self.mode)
+        config.number(Tag.UID_BASE, base)
+        config.number(Tag.SLOTS, slots)
+        config.number(Tag.JOB_UID, sandbox.uid)
+        config.number(Tag.JOB_GID, sandbox.gid)
+        config.text(Tag.HOSTNAME, sandbox.hostname)
+        config.text(Tag.WORKDIR, sandbox.workdir)
+        compiled = sandbox.seccomp.compile()
+        if compiled.bpf:
+            flags = FilterFlag.EARLY if compiled.preload else FilterFlag(0)
+            flags |= FilterFlag.NOTIFY if compiled.notify else FilterFlag(0)
+            config.put(Tag.FILTER, compiled.bpf, flags)
+        write_cgroups(config, self.driver, self._subtree, fds)
+        write_plan(config, sandbox)
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            config.put(Tag.HOST_PIDFD)
+            fds.append(pidfd)
+            self._spawn(config, fds)
+        finally:
+            os.close(pidfd)
+        self._subtree.release()
+
+    def _spawn(self, config: Writer, fds: list[int]) -> None:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = control
+        control.settimeout(START_SECONDS)
+        body = sealed_memfd("isojob-config", config.body())
+        program = -1
+        try:
+            program = sealed_memfd("isojob-zygote", _program())
+            self._process = subprocess.Popen(
+                ["isojob-zygote", str(theirs.fileno())],
+                executable=f"/proc/self/fd/{program}",
+                pass_fds=(program, theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                # Ctrl-C at a terminal is for the host process, which then ends us in order.
+                start_new_session=True,
+            )
+            theirs.close()
+            socket.send_fds(control, [config.header(memfd=True)], [body, *fds])
+            self._await_ready(control)
+        except TimeoutError as error:
+            raise PoolBrokenError(f"the zygote was not ready after {START_SECONDS} s") from error
+        finally:
+            theirs.close()
+            os.close(body)
+            if program >= 0:
+                os.close(program)
+        control.setblocking(False)
+
+    def _await_ready(self, control: socket.socket) -> None:
+        while True:
+            try:
+                datagram = control.recv(wire.RECEIVE_SIZE)
+            except ConnectionResetError:
+                datagram = b""
+            if not datagram:
+                raise PoolBrokenError("the zygote died while it started")
+            message = wire.decode(datagram)
+            if message.kind is MessageType.READY:
+                return
+            if message.kind is MessageType.MAP:
+                self._map_ids()
+                control.send(Writer(MessageType.MAP).message())
+            else:
+                raise failures.to_exception(wire.parse_failure(message))
+
+    def _map_ids(self) -> None:
+        """newuidmap(1): our own id as 0, the subordinate ones from 1."""
+        subordinate = ids.subordinate()
+        assert subordinate is not None and self._process is not None
+        for program, own, first in (
+            ("newuidmap", os.getuid(), subordinate.uid),
+            ("newgidmap", os.getgid(), subordinate.gid),
+        ):
+            numbers = (self._process.pid, 0, own, 1, 1, first, subordinate.count)
+            done = subprocess.run(
+                [program, *map(str, numbers)], capture_output=True, check=False, timeout=10
+            )
+            if done.returncode != 0:
+                raise SandboxSetupError(
+                    program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()
+                )
+
+    def make(self, spec: CellSpec) -> socket.socket:
+        """Asks for a cell; its lease can be used at once, even before the cell exists.
+
+        Raises:
+            BlockingIOError: Too many requests are under way; try again in a moment.
+            PoolBrokenError: The zygote is dead.
+            OSError: No descriptor was free.
+        """
+        lease, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            lease.setblocking(False)
+            control = self._control
+            if control is None:
+                raise PoolBrokenError
+            try:
+                socket.send_fds(control, [spec.message], [theirs.fileno()])
+            except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
+                raise PoolBrokenError from error
+        except BaseException:
+            lease.close()
+            raise
+        finally:
+            theirs.close()
+        return lease
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs; a dead one is to be replaced."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Host pid of the process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends the zygote with all its cells, waits for it (bounded), removes what it could not.
+
+        Idempotent, from any thread.
+        """
+        with self._lock:
+            if self._control is not None:
+                # Not close alone: a forked child of ours may hold the socket open.
+                with suppress(OSError):
+                    self._control.shutdown(socket.SHUT_RDWR)
+                self._control.close()
+                self._control = None
+            if self._process is not None:
+                self._end_process(self._process)
+                self._process = None
+            if self._subtree is not None:
+                self._subtree.release()
+                self._subtree.remove()
+                self._subtree = None
+            if self._ids is not None:
+                self._ids.release()
+                self._ids = None
+
+    def let_go(self) -> None:
+        """In a forked child: closes the descriptors; the process is the parent's to end."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._ids is not None:
+            self._ids.release()
+            self._ids = None
+        if self._process is not None:
+            # Not our child: nothing to wait for, and no warning that it still runs.
+            self._process.returncode = 0
+            self._process = None
+
+    @staticmethod
+    def _end_process(process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def diagnose(self) -> IsojobError:
+        """Why a lease ended without a word: the zygote's last one, if it left one."""
+        if self._control is not None:
+            with suppress(OSError, wire.WireError):
+                readable, _, _ = select.select([self._control], [], [], 0)
+                if readable and (datagram := self._control.recv(wire.RECEIVE_SIZE)):
+                    return failures.to_exception(wire.parse_failure(wire.decode(datagram)))
+        if not self.alive:
+            return PoolBrokenError("the pool's zygote died")
+        return PoolBrokenError("the cell's init died: nothing true can be said about the job")
+
+
+def write_cgroups(out: Writer, driver: Driver, subtree: Subtree, fds: list[int]) -> None:
+    """Writes which cgroup files the cells use, in the order of the attached descriptors."""
+    names = driver.files
+    out.number(Tag.HIERARCHIES, len(subtree.bases))
+    fds.extend(subtree.bases)
+    for hierarchy, parent in enumerate(subtree.parents):
+        out.text(Tag.CG_BASE, subtree.name, hierarchy)
+        fds.append(parent)
+    for hierarchy, file in names.limits:
+        out.text(Tag.CG_LIMIT, file, hierarchy)
+    for hierarchy, file in names.evidence:
+        out.text(Tag.CG_EVIDENCE, file, hierarchy)
+    if names.cpu is not None:
+        hierarchy, file, usec = names.cpu
+        out.text(Tag.CG_CPU, file, hierarchy | (wire.CPU_USEC if usec else 0))
+    if names.kill is not None:
+        out.text(Tag.CG_KILL, names.kill[1], names.kill[0])
+    if names.oom is not None:
+        out.put(Tag.CG_OOM, b"", names.oom)
+    if names.into:
+        out.put(Tag.CG_INTO)

@@ -1,0 +1,267 @@
+"""What v2 and v1 have in common."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from isojob.limits import Limits
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["PREFIX", "CellFiles", "Counters", "Driver", "Subtree", "numbers"]
+
+PREFIX = "isojob-"
+LEAF = "isojob-host"
+"""v2: where the processes of a delegated cgroup go, so that its children may have controllers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A value for one file of a cell's cgroup."""
+
+    hierarchy: int
+    file: str
+    value: bytes
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CellFiles:
+    """Which files of a cell's cgroup init and launcher use; (hierarchy, name) each.
+
+    Attributes:
+        limits: Written by the launcher when a job differs from what its cell was made with.
+        evidence: Read by init at the end.
+        cpu: The CPU account, and whether it is a ``cpu.stat`` (else plain nanoseconds).
+        kill: v2's ``cgroup.kill``.
+        oom: v1's memory hierarchy, for an OOM eventfd.
+        into: Whether the launcher is born in hierarchy 0 (CLONE_INTO_CGROUP).
+    """
+
+    limits: tuple[tuple[int, str], ...] = ()
+    evidence: tuple[tuple[int, str], ...] = ()
+    cpu: tuple[int, str, bool] | None = None
+    kill: tuple[int, str] | None = None
+    oom: int | None = None
+    into: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """The evidence files, understood. None: the host cannot tell."""
+
+    memory_peak: int | None = None
+    memory_events: dict[str, int] | None = None
+    pids_peak: int | None = None
+    pids_events_max: int | None = None
+    cpu_stat: dict[str, int] | None = None
+    user_ns: int | None = None
+    system_ns: int | None = None
+    io: dict[str, dict[str, int]] | None = None
+    pressure: dict[str, dict[str, float]] | None = None
+
+
+def numbers(data: bytes) -> dict[str, int]:
+    """Reads the kernel's flat-keyed format, "KEY VALUE" lines (cgroup-v2.rst)."""
+    out: dict[str, int] = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        key, _, value = line.partition(" ")
+        with suppress(ValueError):
+            out[key] = int(value)
+    return out
+
+
+@dataclass(slots=True)
+class Subtree:
+    """The pool's own directory, one in each hierarchy, locked for as long as its zygote lives."""
+
+    directories: tuple[Path, ...]
+    parents: tuple[int, ...]
+    bases: tuple[int, ...]
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def name(self) -> str:
+        """The directory's name in every hierarchy."""
+        return self.directories[0].name
+
+    def release(self) -> None:
+        """Closes our descriptors; the zygote's copies keep the lock."""
+        self._stack.close()
+
+    def remove(self) -> None:
+        """Takes the directories away, if the zygote could not: idempotent."""
+        for directory in self.directories:
+            remove_tree(directory)
+
+
+def make_subtree(parents: Mapping[int, Path]) -> Subtree:
+    """Makes and locks a fresh directory below each parent.
+
+    The lock is taken on the first one. A sweeper may win the moment between mkdir and flock and
+    remove the still empty directory: then flock succeeds on a dead inode, the check sees it, and
+    another name is tried.
+
+    Raises:
+        OSError: mkdir, open or flock failed.
+    """
+    for _ in range(16):
+        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        stack = ExitStack()
+        try:
+            made, parent_fds, base_fds = [], [], []
+            for position, parent in enumerate(parents.values()):
+                parent_fd = _open_directory(parent, stack)
+                os.mkdir(name, 0o755, dir_fd=parent_fd)
+                directory = parent / name
+                stack.callback(_remove_unless_kept, directory, kept := _Kept())
+                base_fd = _open_directory(directory, stack)
+                if position == 0:
+                    fcntl.flock(base_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                made.append((directory, kept))
+                parent_fds.append(parent_fd)
+                base_fds.append(base_fd)
+            if not all(directory.exists() for directory, _ in made):
+                raise FileExistsError(errno.EEXIST, "swept away")
+        except (FileExistsError, FileNotFoundError, BlockingIOError):
+            stack.close()
+            continue
+        except BaseException:
+            stack.close()
+            raise
+        for _, kept in made:
+            kept.value = True
+        directories = tuple(directory for directory, _ in made)
+        return Subtree(directories, tuple(parent_fds), tuple(base_fds), stack)
+    raise OSError(errno.EEXIST, "no cgroup directory of one's own could be made")
+
+
+@dataclass(slots=True)
+class _Kept:
+    value: bool = False
+
+
+def _remove_unless_kept(directory: Path, kept: _Kept) -> None:
+    if not kept.value:
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def _open_directory(path: Path, stack: ExitStack) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def sweep(parent: Path, kill: Callable[[Path], None], locked_in: Path | None = None) -> None:
+    """Removes what pools left whose zygotes are dead: those whose lock nobody holds.
+
+    Args:
+        parent: Where the pools' directories are.
+        kill: Ends every process in one cgroup (not below it).
+        locked_in: The parent in the hierarchy that carries the locks, if it is another.
+    """
+    with suppress(OSError):
+        for entry in os.scandir(parent):
+            if not entry.name.startswith(PREFIX) or entry.name == LEAF:
+                continue
+            lock = Path(locked_in or parent) / entry.name
+            try:
+                fd = os.open(lock, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                fd = -1
+            except OSError:
+                continue
+            try:
+                if fd >= 0:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(Path(entry.path), kill)
+            except OSError:
+                continue
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+
+def remove_tree(directory: Path, kill: Callable[[Path], None] | None = None) -> None:
+    """Removes a pool's directory and the cells in it; bounded, and silent where it cannot."""
+    deadline = time.monotonic() + 2
+    while True:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(directory):
+                if entry.is_dir(follow_symlinks=False):
+                    if kill is not None:
+                        kill(Path(entry.path))
+                    with suppress(OSError):
+                        os.rmdir(entry.path)
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+        else:
+            return
+
+
+def kill_processes(directory: Path) -> None:
+    """Ends the processes of one cgroup: ``cgroup.kill`` (5.14), or one by one on v1."""
+    import signal  # only a sweep that finds something needs it
+
+    try:
+        (directory / "cgroup.kill").write_text("1")
+    except OSError:
+        with suppress(OSError):
+            for line in (directory / "cgroup.procs").read_text().split():
+                with suppress(OSError):
+                    os.kill(int(line), signal.SIGKILL)
+
+
+class Driver(ABC):
+    """One kind of cgroups, as found on this host.
+
+    Attributes:
+        version: 2, 1, or 0 where the caller accepted to have none.
+        missing: Protections that these cgroups cannot give (names of `Sandbox.allow_missing`),
+            each with its cure.
+    """
+
+    version: int = 0
+    missing: Mapping[str, str]
+    files: CellFiles
+
+    @abstractmethod
+    def create(self) -> Subtree:
+        """Sweeps what dead pools left, then makes a new subtree.
+
+        Raises:
+            HostNotSupportedError: The caller's cgroup cannot be divided.
+        """
+
+    @abstractmethod
+    def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
+        """What a cell of these limits is made with: hierarchies (bit mask) and values."""
+
+    @abstractmethod
+    def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
+        """What the launcher writes, in order, for a job in a cell parked with other limits.
+
+        Returns:
+            Pairs of an index into `files.limits` and a value.
+        """
+
+    @abstractmethod
+    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
+        """Reads the raw evidence files, by their index into `files.evidence`."""

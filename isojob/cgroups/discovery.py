@@ -1,0 +1,137 @@
+"""Which cgroups this process is in: /proc/self/cgroup and /proc/self/mountinfo (cgroups(7))."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from isojob.cgroups.base import CellFiles, Counters, Driver, Subtree, Write
+from isojob.cgroups.v1 import V1
+from isojob.cgroups.v2 import V2
+from isojob.errors import HostNotSupportedError
+from isojob.limits import Limits
+
+__all__ = ["NoCgroups", "find", "locate"]
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Our own cgroup in one hierarchy."""
+
+    controllers: tuple[str, ...]
+    directory: Path
+
+
+def locate(cgroup: str, mountinfo: str) -> tuple[Path | None, dict[str, Path]]:
+    """Finds our own cgroups.
+
+    Args:
+        cgroup: Text of /proc/self/cgroup.
+        mountinfo: Text of /proc/self/mountinfo.
+
+    Returns:
+        Our directory in the unified hierarchy, and by controller in those of v1; only what is
+        mounted where we can see our own cgroup: a mount of another part of the tree is no use.
+    """
+    unified: Path | None = None
+    legacy: dict[str, Path] = {}
+    mounts = [_mount(line) for line in mountinfo.splitlines()]
+    for line in cgroup.splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        for kind, root, point, options in mounts:
+            if kind == "cgroup2" and number == "0":
+                unified = unified or _below(path, root, point)
+            elif kind == "cgroup" and number != "0":
+                for name in names.split(","):
+                    if name in options and (found := _below(path, root, point)):
+                        legacy.setdefault(name, found)
+    return unified, legacy
+
+
+def _mount(line: str) -> tuple[str, str, Path, tuple[str, ...]]:
+    before, _, after = line.partition(" - ")
+    words, kind = before.split(), after.split()
+    if len(words) < 5 or len(kind) < 3:
+        return "", "", Path(), ()
+    return kind[0], _unescape(words[3]), Path(_unescape(words[4])), tuple(kind[2].split(","))
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def _below(path: str, root: str, point: Path) -> Path | None:
+    """`path` is relative to our cgroup namespace; `root` is what the mount shows of the tree."""
+    if root != "/" and path != root and not path.startswith(root + "/"):
+        return None
+    if ".." in path.split("/"):
+        return None
+    inside = path[len(root) :] if root != "/" else path
+    directory = point / inside.lstrip("/")
+    return directory if directory.is_dir() else None
+
+
+class NoCgroups(Driver):
+    """What is left when the caller accepts to have no cgroup: rlimits and namespaces."""
+
+    version = 0
+    files = CellFiles()
+
+    def __init__(self, reason: str, cure: str) -> None:
+        self.reason = reason
+        self.missing = dict.fromkeys(
+            (
+                "cgroup",
+                "memory_limit",
+                "swap_limit",
+                "process_limit",
+                "cpu_accounting",
+                "cpus",
+                "cpuset",
+                "io_limit",
+            ),
+            cure,
+        )
+
+    def create(self) -> Subtree:
+        return Subtree((), (), ())
+
+    def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
+        return 0, ()
+
+    def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
+        return ()
+
+    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
+        return Counters()
+
+
+def find() -> Driver:
+    """The best cgroups of this host: v2 if it has the controllers, else v1.
+
+    Raises:
+        HostNotSupportedError: Neither is usable.
+    """
+    try:
+        own = Path("/proc/self/cgroup").read_text()
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError as error:
+        raise HostNotSupportedError("/proc cannot be read", "mount proc on /proc") from error
+    unified, legacy = locate(own, mounts)
+    if unified is not None:
+        driver = V2(unified)
+        # Hybrid hosts mount v2 without controllers, for systemd alone.
+        if {"memory", "pids"} <= driver.controllers or not legacy:
+            return driver
+    if "memory" in legacy or "pids" in legacy:
+        return V1(legacy)
+    raise HostNotSupportedError(
+        "no cgroup of this process is visible",
+        "mount cgroup2 on /sys/fs/cgroup; in a container run it with its own cgroup namespace "
+        "and a writable /sys/fs/cgroup (docs/hosts.md)",
+    )

@@ -1,0 +1,232 @@
+"""cgroup v1 (Documentation/admin-guide/cgroup-v1/): the legacy branch.
+
+Every controller may be a hierarchy of its own. A cell always has memory, pids and cpuacct; cpu,
+cpuset and blkio are made only for a job whose limits ask for them, since each directory costs some
+100 microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from isojob.cgroups.base import (
+    CellFiles,
+    Counters,
+    Driver,
+    Subtree,
+    Write,
+    kill_processes,
+    make_subtree,
+    numbers,
+    sweep,
+)
+from isojob.errors import HostNotSupportedError
+from isojob.limits import Limits
+
+__all__ = ["V1"]
+
+PERIOD = 100_000
+_UNLIMITED = b"-1"
+_ALWAYS = ("memory", "pids", "cpuacct")
+_PROTECTIONS = {
+    "memory": "memory_limit",
+    "pids": "process_limit",
+    "cpuacct": "cpu_accounting",
+    "cpu": "cpus",
+    "cpuset": "cpuset",
+    "blkio": "io_limit",
+}
+_EVIDENCE = (
+    ("memory", "memory.oom_control"),
+    ("memory", "memory.failcnt"),
+    ("memory", "memory.max_usage_in_bytes"),
+    ("pids", "pids.events"),
+    ("pids", "pids.peak"),
+    ("cpuacct", "cpuacct.usage_user"),
+    ("cpuacct", "cpuacct.usage_sys"),
+    ("cpu", "cpu.stat"),
+    ("blkio", "blkio.throttle.io_service_bytes"),
+    ("blkio", "blkio.throttle.io_serviced"),
+)
+
+
+class V1(Driver):
+    """Controllers at `own`: controller name to our own cgroup's directory there."""
+
+    version = 1
+
+    def __init__(self, own: Mapping[str, Path]) -> None:
+        self.own = {name: own[name] for name in _PROTECTIONS if name in own}
+        # Co-mounted controllers (cpu,cpuacct) share a directory: one hierarchy.
+        self.hierarchies: list[Path] = []
+        self.index: dict[str, int] = {}
+        for name, path in self.own.items():
+            real = path.resolve()
+            if real not in self.hierarchies:
+                self.hierarchies.append(real)
+            self.index[name] = self.hierarchies.index(real)
+        self.missing = {
+            protection: f"mount the {name} controller of cgroup v1, or boot with cgroup v2"
+            for name, protection in _PROTECTIONS.items()
+            if name not in self.own
+        }
+        self.swap = False
+        if "memory" in self.own:
+            self.swap = (self.own["memory"] / "memory.memsw.limit_in_bytes").exists()
+            if not self.swap and _host_has_swap():
+                self.missing["swap_limit"] = "boot with swapaccount=1, or turn swap off"
+        memory, pids = self.index.get("memory"), self.index.get("pids")
+        limits: list[tuple[int, str]] = []
+        if memory is not None:
+            limits.append((memory, "memory.limit_in_bytes"))
+            if self.swap:
+                limits.append((memory, "memory.memsw.limit_in_bytes"))
+        if pids is not None:
+            limits.append((pids, "pids.max"))
+        self.evidence = tuple(
+            (name, file) for name, file in _EVIDENCE if name in self.index
+        )
+        cpu = self.index.get("cpuacct")
+        self.files = CellFiles(
+            limits=tuple(limits),
+            evidence=tuple((self.index[name], file) for name, file in self.evidence),
+            cpu=None if cpu is None else (cpu, "cpuacct.usage", False),
+            oom=memory,
+        )
+
+    def create(self) -> Subtree:
+        first = self.hierarchies[0]
+        for path in reversed(self.hierarchies):
+            sweep(path, kill_processes, first)
+        try:
+            subtree = make_subtree(dict(enumerate(self.hierarchies)))
+            self._fill_cpuset(subtree)
+        except OSError as error:
+            raise HostNotSupportedError(
+                f"no cgroup can be made in {error.filename or self.hierarchies[0]} "
+                f"({error.strerror})",
+                "run as root, have the v1 directories chowned to this user, or boot with cgroup v2",
+            ) from error
+        return subtree
+
+    def _fill_cpuset(self, subtree: Subtree) -> None:
+        """A new v1 cpuset is empty and takes no task: ours gets its parent's, cells get ours."""
+        if "cpuset" in self.own:
+            directory = subtree.directories[self.index["cpuset"]]
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                (directory / file).write_text((self.own["cpuset"] / file).read_text())
+            (directory / "cgroup.clone_children").write_text("1")
+
+    def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
+        writes: list[Write] = []
+        used = {name for name in _ALWAYS if name in self.index}
+
+        def put(controller: str, file: str, value: bytes, *, optional: bool = False) -> None:
+            used.add(controller)
+            writes.append(Write(self.index[controller], file, value, optional))
+
+        if "memory" in self.index:
+            memory = _number(limits.memory)
+            put("memory", "memory.limit_in_bytes", memory)
+            if self.swap:
+                put("memory", "memory.memsw.limit_in_bytes", memory)
+            put("memory", "memory.swappiness", b"0", optional=True)
+        if "pids" in self.index:
+            value = b"max" if limits.processes is None else str(limits.processes).encode()
+            put("pids", "pids.max", value)
+        if limits.cpus is not None and "cpu" in self.index:
+            put("cpu", "cpu.cfs_period_us", str(PERIOD).encode())
+            put("cpu", "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * PERIOD))).encode())
+        if limits.cpuset is not None and "cpuset" in self.index:
+            put("cpuset", "cpuset.cpus", limits.cpuset.encode())
+        rates = {
+            "read_bps": limits.io_read_bps,
+            "write_bps": limits.io_write_bps,
+            "read_iops": limits.io_read_iops,
+            "write_iops": limits.io_write_iops,
+        }
+        for name, rate in rates.items():
+            if rate is not None and "blkio" in self.index:
+                for device in devices:
+                    file = f"blkio.throttle.{name}_device"
+                    put("blkio", file, f"{device} {rate}".encode())
+        mask = 0
+        for name in used:
+            mask |= 1 << self.index[name]
+        return mask, tuple(writes)
+
+    def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
+        names = [file for _, file in self.files.limits]
+        writes: list[tuple[int, bytes]] = []
+        if limits.memory != parked.memory and "memory.limit_in_bytes" in names:
+            order = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+            # memory may never exceed memory+swap: raise the outer limit first.
+            if limits.memory is None or (
+                parked.memory is not None and limits.memory > parked.memory
+            ):
+                order.reverse()
+            writes += [
+                (names.index(name), _number(limits.memory)) for name in order if name in names
+            ]
+        if limits.processes != parked.processes and "pids.max" in names:
+            value = b"max" if limits.processes is None else str(limits.processes).encode()
+            writes.append((names.index("pids.max"), value))
+        return tuple(writes)
+
+    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
+        raw = {self.evidence[index][1]: data for index, data in evidence.items()}
+        out = Counters()
+        if "memory.oom_control" in raw:
+            out.memory_events = {
+                "oom_kill": numbers(raw["memory.oom_control"]).get("oom_kill", 0),
+                "failcnt": _integer(raw.get("memory.failcnt")) or 0,
+            }
+        out.memory_peak = _integer(raw.get("memory.max_usage_in_bytes"))
+        if "pids.events" in raw:
+            out.pids_events_max = numbers(raw["pids.events"]).get("max")
+        out.pids_peak = _integer(raw.get("pids.peak"))
+        out.user_ns = _integer(raw.get("cpuacct.usage_user"))
+        out.system_ns = _integer(raw.get("cpuacct.usage_sys"))
+        if "cpu.stat" in raw:
+            out.cpu_stat = numbers(raw["cpu.stat"])
+            if "throttled_time" in out.cpu_stat:
+                out.cpu_stat["throttled_usec"] = out.cpu_stat["throttled_time"] // 1000
+        if "blkio.throttle.io_service_bytes" in raw:
+            out.io = _blkio(
+                raw["blkio.throttle.io_service_bytes"],
+                raw.get("blkio.throttle.io_serviced", b""),
+            )
+        return out
+
+
+def _number(value: int | None) -> bytes:
+    return _UNLIMITED if value is None else str(value).encode()
+
+
+def _integer(data: bytes | None) -> int | None:
+    try:
+        return None if data is None else int(data)
+    except ValueError:
+        return None
+
+
+def _blkio(bytes_served: bytes, operations: bytes) -> dict[str, dict[str, int]]:
+    """ "8:0 Read 4096" lines; the line "Total N" at the end is of no device."""
+    out: dict[str, dict[str, int]] = {}
+    for data, suffix in ((bytes_served, "bytes"), (operations, "ios")):
+        for line in data.decode("ascii", "replace").splitlines():
+            words = line.split()
+            if len(words) == 3 and words[1] in ("Read", "Write"):
+                with suppress(ValueError):
+                    key = f"{words[1][0].lower()}{suffix}"
+                    out.setdefault(words[0], {})[key] = int(words[2])
+    return out
+
+
+def _host_has_swap() -> bool:
+    try:
+        return len(Path("/proc/swaps").read_text().splitlines()) > 1
+    except OSError:
+        return True

@@ -1,0 +1,224 @@
+"""cgroup v2 (Documentation/admin-guide/cgroup-v2.rst)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from isojob.cgroups.base import (
+    LEAF,
+    CellFiles,
+    Counters,
+    Driver,
+    Subtree,
+    Write,
+    kill_processes,
+    make_subtree,
+    numbers,
+    sweep,
+)
+from isojob.errors import HostNotSupportedError
+from isojob.limits import Limits
+
+__all__ = ["V2"]
+
+PERIOD = 100_000
+_EVIDENCE = (
+    "memory.events",
+    "memory.peak",
+    "pids.events",
+    "pids.peak",
+    "cpu.stat",
+    "io.stat",
+    "cpu.pressure",
+    "memory.pressure",
+    "io.pressure",
+)
+_NEEDED = {"memory_limit": "memory", "process_limit": "pids", "cpus": "cpu"}
+_WANTED = {"cpuset": "cpuset", "io_limit": "io"}
+
+
+def _maximum(value: int | None) -> bytes:
+    return b"max" if value is None else str(value).encode()
+
+
+class V2(Driver):
+    """The unified hierarchy, delegated to us at `own` (our own cgroup's directory)."""
+
+    version = 2
+
+    def __init__(self, own: Path) -> None:
+        # A pool that moved the caller's processes into the leaf before: its parent is the base.
+        self.base = own.parent if own.name == LEAF else own
+        self.own = own
+        available = set(self._read("cgroup.controllers").split())
+        self.controllers = {*_NEEDED.values(), *_WANTED.values()} & available
+        self.missing = {
+            name: f"delegate the {controller} controller (systemd: Delegate=yes)"
+            for name, controller in {**_NEEDED, **_WANTED}.items()
+            if controller not in available
+        }
+        limits = (("memory.max", "memory"), ("pids.max", "pids"))
+        self.files = CellFiles(
+            limits=tuple((0, name) for name, controller in limits if controller in available),
+            evidence=tuple((0, name) for name in _EVIDENCE),
+            cpu=(0, "cpu.stat", True),
+            kill=(0, "cgroup.kill"),
+            into=True,
+        )
+
+    def _read(self, name: str) -> str:
+        return (self.base / name).read_text()
+
+    def create(self) -> Subtree:
+        try:
+            self._enable()
+            sweep(self.base, kill_processes)
+            subtree = make_subtree({0: self.base})
+            names = " ".join(f"+{name}" for name in sorted(self.controllers))
+            (subtree.directories[0] / "cgroup.subtree_control").write_text(names)
+        except OSError as error:
+            raise HostNotSupportedError(
+                f"cgroup {self.base} is not delegated to this process "
+                f"({error.strerror}: {error.filename})",
+                "run it in a delegated cgroup: systemd-run --scope -p Delegate=yes (with --user "
+                "as an ordinary user), Delegate=yes in its unit, or see docs/hosts.md",
+            ) from error
+        return subtree
+
+    def _enable(self) -> None:
+        """Turns the controllers on for our children.
+
+        A cgroup with controllers for its children may hold no processes itself (no internal
+        processes; the root is exempt): all of them move to a leaf first, and any that is born
+        meanwhile makes the kernel say EBUSY, so it is tried again.
+        """
+        enabled = set(self._read("cgroup.subtree_control").split())
+        wanted = "".join(f" +{name}" for name in sorted(self.controllers - enabled)).strip()
+        if not wanted and not self._needs_leaf():
+            self._check_writable()
+            return
+        for attempt in range(20):
+            try:
+                if self._needs_leaf():
+                    self._move_to_leaf()
+                if wanted:
+                    (self.base / "cgroup.subtree_control").write_text(wanted)
+            except OSError as error:
+                if error.errno != errno.EBUSY or attempt == 19:
+                    raise
+            else:
+                return
+
+    def _check_writable(self) -> None:
+        if not os.access(self.base, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.base))
+
+    def _needs_leaf(self) -> bool:
+        is_root = not (self.base / "cgroup.type").exists()
+        return not is_root and bool(self._read("cgroup.procs").split())
+
+    def _move_to_leaf(self) -> None:
+        leaf = self.base / LEAF
+        with suppress(FileExistsError):
+            leaf.mkdir()
+        for pid in self._read("cgroup.procs").split():
+            # Gone meanwhile, or a kernel thread of the root (EINVAL): not ours to move.
+            with suppress(ProcessLookupError):
+                (leaf / "cgroup.procs").write_text(pid)
+
+    def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
+        writes = []
+        if "memory" in self.controllers:
+            writes += [
+                Write(0, "memory.max", _maximum(limits.memory)),
+                # Absent without swap support, and then there is no swap.
+                Write(0, "memory.swap.max", b"0", optional=True),
+                Write(0, "memory.oom.group", b"1"),
+            ]
+        if "pids" in self.controllers:
+            writes.append(Write(0, "pids.max", _maximum(limits.processes)))
+        if limits.cpus is not None:
+            quota = max(1000, round(limits.cpus * PERIOD))
+            writes.append(Write(0, "cpu.max", f"{quota} {PERIOD}".encode()))
+        if limits.cpuset is not None:
+            writes.append(Write(0, "cpuset.cpus", limits.cpuset.encode()))
+        rates = {
+            "rbps": limits.io_read_bps,
+            "wbps": limits.io_write_bps,
+            "riops": limits.io_read_iops,
+            "wiops": limits.io_write_iops,
+        }
+        rule = " ".join(f"{name}={value}" for name, value in rates.items() if value is not None)
+        if rule:
+            writes += [Write(0, "io.max", f"{device} {rule}".encode()) for device in devices]
+        return 1, tuple(writes)
+
+    def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
+        writes = []
+        for index, (_, name) in enumerate(self.files.limits):
+            attribute = "memory" if name == "memory.max" else "processes"
+            value = getattr(limits, attribute)
+            if value != getattr(parked, attribute):
+                writes.append((index, _maximum(value)))
+        return tuple(writes)
+
+    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
+        raw = {_EVIDENCE[index]: data for index, data in evidence.items()}
+        out = Counters()
+        if "memory.events" in raw:
+            out.memory_events = numbers(raw["memory.events"])
+        if "memory.peak" in raw:
+            out.memory_peak = _integer(raw["memory.peak"])
+        if "pids.peak" in raw:
+            out.pids_peak = _integer(raw["pids.peak"])
+        if "pids.events" in raw:
+            out.pids_events_max = numbers(raw["pids.events"]).get("max")
+        if "cpu.stat" in raw:
+            out.cpu_stat = numbers(raw["cpu.stat"])
+            out.user_ns = out.cpu_stat.get("user_usec", 0) * 1000
+            out.system_ns = out.cpu_stat.get("system_usec", 0) * 1000
+        if "io.stat" in raw:
+            out.io = _io(raw["io.stat"])
+        pressure = {
+            name: _pressure(raw[f"{name}.pressure"])
+            for name in ("cpu", "memory", "io")
+            if f"{name}.pressure" in raw
+        }
+        out.pressure = pressure or None
+        return out
+
+
+def _integer(data: bytes) -> int | None:
+    try:
+        return int(data)
+    except ValueError:
+        return None
+
+
+def _io(data: bytes) -> dict[str, dict[str, int]]:
+    """Nested keyed: "8:0 rbytes=1 wbytes=2 ..."."""
+    out = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        device, *pairs = line.split()
+        counts: dict[str, int] = {}
+        for pair in pairs:
+            key, _, value = pair.partition("=")
+            with suppress(ValueError):
+                counts[key] = int(value)
+        out[device] = counts
+    return out
+
+
+def _pressure(data: bytes) -> dict[str, float]:
+    """ "some avg10=0.00 ... total=N" in microseconds (accounting/psi.rst)."""
+    out = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        kind, _, rest = line.partition(" ")
+        total = rest.rpartition("total=")[2]
+        with suppress(ValueError):
+            out[f"{kind}_total"] = int(total) / 1_000_000
+    return out

@@ -1,0 +1,1 @@
+"""What this host is and can do: kernel, ids, the root's plan, failures with their cure."""

@@ -1,0 +1,66 @@
+"""A failed stage of the set-up, with what an operator can do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from isojob.errors import HostNotSupportedError, IsojobError, SandboxSetupError
+from isojob.wire import Failure
+
+__all__ = ["to_exception"]
+
+_CONTAINER = (
+    "in a container give it its own seccomp profile that allows clone, unshare and mount, and an "
+    "unmasked /proc (docker run --security-opt seccomp=unconfined --security-opt "
+    "systempaths=unconfined; Kubernetes: procMount: Unmasked); see docs/hosts.md"
+)
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return (Path("/proc/sys") / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _user_namespaces() -> str:
+    if _sysctl("user/max_user_namespaces") == "0":
+        return "sysctl user.max_user_namespaces=15000"
+    if os.geteuid() != 0 and _sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "sysctl kernel.unprivileged_userns_clone=1"
+    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "load an AppArmor profile with `userns,` for this program, or sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    return _CONTAINER
+
+
+def to_exception(failure: Failure) -> IsojobError:
+    """The exception for a stage that failed in zygote or init."""
+    stage, number = failure.stage, failure.errno
+    denied = number in (errno.EPERM, errno.EACCES)
+    if stage in ("user namespace", "uid_map") or (
+        stage == "clone" and number in (errno.EPERM, errno.ENOSPC)
+    ):
+        return HostNotSupportedError(
+            f"user namespaces cannot be made ({stage}: {os.strerror(number)})", _user_namespaces()
+        )
+    if stage in ("mount /proc", "proc of the template") and denied:
+        return HostNotSupportedError(
+            f"a cell cannot mount its own /proc ({os.strerror(number)}): the outer one is covered "
+            "in part",
+            _CONTAINER,
+        )
+    if stage in ("make mounts private", "mount root tmpfs", "pivot_root", "mount namespace") and (
+        denied
+    ):
+        return HostNotSupportedError(f"{stage}: {os.strerror(number)}", _CONTAINER)
+    if number == errno.ENOSYS:
+        return HostNotSupportedError(
+            f"{stage}: the kernel, or a seccomp filter around us, lacks the system call",
+            f"upgrade to Linux 5.14, or {_CONTAINER}",
+        )
+    return SandboxSetupError(stage, number)

@@ -1,0 +1,103 @@
+"""Which protections hold here: what is missing is refused unless the caller allowed it by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+
+from isojob._zygote import privilege
+from isojob.cgroups import Driver, find
+from isojob.cgroups.discovery import NoCgroups
+from isojob.errors import HostNotSupportedError
+from isojob.limits import Limits
+from isojob.result import Posture
+from isojob.sandbox import Sandbox
+
+__all__ = ["check_limits", "find_driver", "posture"]
+
+NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
+# Without these every job is less than it says; the others matter to jobs that ask for them.
+_ALWAYS = ("cgroup", "memory_limit", "swap_limit", "process_limit", "cpu_accounting")
+_LIMITS = {
+    "cpus": ("cpus",),
+    "cpuset": ("cpuset",),
+    "io_limit": ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops"),
+}
+
+
+def find_driver(allowed: Set[str]) -> Driver:
+    """The host's cgroups.
+
+    Raises:
+        HostNotSupportedError: A protection is missing that `allowed` does not name.
+    """
+    try:
+        driver = find()
+    except HostNotSupportedError as error:
+        driver = NoCgroups(error.missing, error.cure)
+    if driver.version and "cgroup" in allowed and not _usable(driver):
+        driver = NoCgroups("its own cgroup is not delegated to it", "delegate a cgroup")
+    for name in _ALWAYS:
+        if name in driver.missing and name not in allowed and "cgroup" not in allowed:
+            reason = driver.reason if isinstance(driver, NoCgroups) else "its cgroups lack it"
+            raise HostNotSupportedError(
+                f"this host cannot give {name}: {reason}",
+                f"{driver.missing[name]}; or accept it: Sandbox(allow_missing={{{name!r}}})",
+            )
+    return driver
+
+
+def _usable(driver: Driver) -> bool:
+    try:
+        subtree = driver.create()
+    except HostNotSupportedError:
+        return False
+    subtree.release()
+    subtree.remove()
+    return True
+
+
+def check_limits(
+    driver: Driver, limits: Limits, devices: tuple[str, ...], allowed: Set[str]
+) -> None:
+    """Refuses limits that these cgroups cannot enforce.
+
+    Raises:
+        HostNotSupportedError: Names the protection and its cure.
+    """
+    for name, attributes in _LIMITS.items():
+        if all(getattr(limits, attribute) is None for attribute in attributes) or name in allowed:
+            continue
+        if name in driver.missing:
+            raise HostNotSupportedError(
+                f"limits.{attributes[0]}: this host cannot give {name}",
+                f"{driver.missing[name]}; or accept it: Sandbox(allow_missing={{{name!r}}})",
+            )
+        if name == "io_limit" and not devices:
+            raise HostNotSupportedError(
+                "disk I/O limits: no block device is behind the bound directories",
+                "bind a directory of a local disk, or accept it: "
+                "Sandbox(allow_missing={'io_limit'})",
+            )
+
+
+def posture(sandbox: Sandbox, driver: Driver) -> Posture:
+    """What holds for every job of a pool."""
+    who = privilege()
+    notes = []
+    if who == "user":
+        notes.append("one host uid: every cell runs as the caller's own")
+        if len(os.getgroups()) > 1:
+            notes.append("the caller's supplementary groups cannot be dropped with a single id")
+    missing = [name for name in driver.missing if name in sandbox.allow_missing]
+    if "cgroup" in driver.missing:
+        missing = list(driver.missing)
+    return Posture(
+        cgroup="none" if driver.version == 0 else "v2" if driver.version == 2 else "v1",
+        privilege="root" if who == "root" else "user" if who == "user" else "user+ranges",
+        kernel=os.uname().release,
+        namespaces=NAMESPACES,
+        seccomp=sandbox.seccomp.name,
+        missing=tuple(missing),
+        notes=tuple(notes),
+    )

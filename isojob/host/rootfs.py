@@ -1,0 +1,208 @@
+"""The plan of a cell's root: what the zygote puts on an empty tmpfs, in order."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from isojob.errors import SandboxSetupError
+from isojob.sandbox import Mount, Sandbox
+from isojob.wire import BindFlag, Tag, Writer
+
+__all__ = ["MASKS", "write_plan", "block_devices"]
+
+_TOOLCHAIN = (
+    "usr",
+    "bin",
+    "sbin",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "nix/store",
+    "gnu/store",
+)
+# What programs of the toolchain read below /etc and what holds nothing of this host's users.
+_ETC_BINDS = ("alternatives", "ssl/certs", "ssl/openssl.cnf", "fonts", "ld.so.conf.d")
+_ETC_PREFIXES = ("java-",)
+_ETC_COPIES = ("ld.so.cache", "ld.so.conf", "mime.types", "protocols", "services")
+_NODES = ("null", "zero", "full", "random", "urandom", "tty")
+_LINKS = (
+    ("dev/fd", "/proc/self/fd"),
+    ("dev/stdin", "/proc/self/fd/0"),
+    ("dev/stdout", "/proc/self/fd/1"),
+    ("dev/stderr", "/proc/self/fd/2"),
+    ("etc/mtab", "/proc/self/mounts"),
+)
+
+MASKS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+)
+"""Parts of /proc that tell about the host, hidden in every cell; all of it is read-only."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bind:
+    target: str
+    source: Path
+    flags: BindFlag = BindFlag(0)
+
+
+def write_plan(out: Writer, sandbox: Sandbox) -> None:
+    """Writes the root's operations for the zygote.
+
+    Raises:
+        SandboxSetupError: A bind source is missing or not readable by the caller.
+    """
+    for directory in ("dev", "dev/shm", "etc"):
+        out.text(Tag.ROOT_DIR, directory, 0o755)
+    out.text(Tag.ROOT_DIR, "dev/.empty", 0o555)  # masks directories of /proc
+    out.text(Tag.ROOT_DIR, "tmp", 0o1777)
+    for node in _NODES:
+        out.text(Tag.ROOT_NODE, node)
+    if sandbox.root.kind == "host":
+        _host_root(out, sandbox)
+    else:
+        assert sandbox.root.path is not None
+        _directory_root(out, Path(sandbox.root.path), sandbox)
+    for name, target in _LINKS:
+        out.pair(Tag.ROOT_LINK, name, target)
+    out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
+    for number, mount in enumerate(sandbox.mounts):
+        _mount(out, mount, number, (sandbox.workdir, "/box", "/tmp"))  # noqa: S108 - inside
+    for mask in MASKS:
+        out.text(Tag.MASK, mask)
+
+
+def _host_root(out: Writer, sandbox: Sandbox) -> None:
+    for name in _TOOLCHAIN:
+        _entry(out, Path("/") / name, name)
+    for name, content in _etc(sandbox).items():
+        out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
+    for name in _ETC_COPIES:
+        path = Path("/etc") / name
+        if path.is_file():
+            out.blob(Tag.ROOT_FILE, f"etc/{name}", path.read_bytes(), 0o644)
+    try:
+        listed = sorted(os.listdir("/etc"))
+    except OSError:
+        listed = []
+    more = [name for name in listed if name.startswith(_ETC_PREFIXES)]
+    for name in (*_ETC_BINDS, *more):
+        path = Path("/etc") / name
+        if path.exists():
+            out.pair(Tag.ROOT_BIND, f"etc/{name}", str(path), BindFlag.OPTIONAL)
+
+
+def _directory_root(out: Writer, root: Path, sandbox: Sandbox) -> None:
+    """Every entry at the top by itself: /proc, /dev, /tmp and the working directory are ours."""
+    _check_source(root)
+    ours = {"proc", "dev", "tmp", "sys", sandbox.workdir.strip("/").split("/")[0]}
+    for name in sorted(os.listdir(root)):
+        if name not in ours:
+            _entry(out, root / name, name)
+    if not (root / "etc").exists():
+        for name, content in _etc(sandbox).items():
+            out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
+
+
+def _entry(out: Writer, path: Path, target: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if stat.S_ISLNK(mode):
+        out.pair(Tag.ROOT_LINK, target, os.readlink(path))
+    elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+        out.pair(Tag.ROOT_BIND, target, str(path))
+
+
+def _etc(sandbox: Sandbox) -> dict[str, bytes]:
+    """A synthetic /etc: nobody of this host is in it."""
+    home = sandbox.workdir
+    files = {
+        "passwd": (
+            "root:x:0:0:root:/:/usr/sbin/nologin\n"
+            f"job:x:{sandbox.uid}:{sandbox.gid}:job:{home}:/bin/sh\n"
+            "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+        ),
+        "group": f"root:x:0:\njob:x:{sandbox.gid}:\nnogroup:x:65534:\n",
+        "hosts": f"127.0.0.1 localhost {sandbox.hostname}\n::1 localhost\n",
+        "hostname": f"{sandbox.hostname}\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+        "resolv.conf": "",
+        "shells": "/bin/sh\n",
+    }
+    return {name: text.encode() for name, text in files.items()}
+
+
+def _mount(out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> None:
+    """Targets below what each cell mounts afresh are bound there again, from a place of ours."""
+    inside = any(mount.target.startswith(f"{place}/") for place in fresh)
+    if mount.type == "bind":
+        assert mount.source is not None
+        source = Path(mount.source)
+        _check_source(source)
+        flags = BindFlag(0) if mount.read_only else BindFlag.WRITABLE
+        place = f"/dev/.mounts/{number}" if inside else mount.target
+        out.pair(Tag.ROOT_BIND, place, str(source.resolve()), flags)
+        if inside:
+            out.pair(Tag.CELL_BIND, mount.target, place)
+    else:
+        if not inside:
+            out.text(Tag.ROOT_DIR, mount.target, 0o755)
+        options = f"mode=1777,size={mount.size},nr_inodes={mount.inodes}"
+        out.pair(Tag.CELL_TMPFS, mount.target, options)
+
+
+def _check_source(path: Path) -> None:
+    """The zygote opens it with our credentials; this only makes the message better."""
+    try:
+        directory = stat.S_ISDIR(path.stat().st_mode)
+        wanted = os.R_OK | (os.X_OK if directory else 0)
+        if not os.access(path, wanted):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as error:
+        raise SandboxSetupError("bind source", error.errno or 0, str(path)) from error
+
+
+def block_devices(sandbox: Sandbox) -> tuple[str, ...]:
+    """The whole disks ("8:0") behind the bound directories, which disk I/O limits apply to.
+
+    A partition has no limits of its own: /sys/dev/block/M:m/partition tells, its parent is the disk.
+    """
+    sources = [Path("/usr")] if sandbox.root.kind == "host" else []
+    if sandbox.root.path is not None:
+        sources.append(Path(sandbox.root.path))
+    sources += [Path(mount.source) for mount in sandbox.mounts if mount.source is not None]
+    return tuple(dict.fromkeys(_disks(sources)))
+
+
+def _disks(sources: list[Path]) -> Iterator[str]:
+    for source in sources:
+        try:
+            device = source.stat().st_dev
+        except OSError:
+            continue
+        node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        if not node.exists():
+            continue  # tmpfs, overlay, network: no block device to limit
+        real = node.resolve()
+        if (real / "partition").exists():
+            real = real.parent
+        yield (real / "dev").read_text().strip()

@@ -1,0 +1,161 @@
+/* Files the caller wants back. Run by init when every process of the job is dead, so nothing races;
+ * still no name is trusted: opened below the directory without following a link, non-blocking, and
+ * only regular files leave, as descriptors. CAP_DAC_READ_SEARCH reads what the job made mode 000. */
+#include <dirent.h>
+#include <fnmatch.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+
+#include "zygote.h"
+
+#define RESOLVE (RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
+#define MAX_DEPTH 32
+#define MAX_LOOKED_AT 200000
+
+struct search {
+    int lease;
+    uint64_t left, looked_at;
+    char name[4096]; /* relative name so far */
+};
+
+static void send_file(struct search *s, const char *reason, int fd)
+{
+    char buffer[sizeof(s->name) + 256];
+    struct writer w;
+    wire_begin(&w, buffer, sizeof(buffer), MSG_FILE);
+    wire_put_string(&w, TAG_NAME, 0, s->name);
+    if (reason)
+        wire_put_string(&w, TAG_REASON, 0, reason);
+    wire_send(s->lease, &w, fd, 0);
+}
+
+static const char *kind(mode_t mode)
+{
+    return S_ISDIR(mode)    ? "a directory"
+           : S_ISLNK(mode)  ? "a symbolic link"
+           : S_ISFIFO(mode) ? "a FIFO"
+           : S_ISSOCK(mode) ? "a socket"
+                            : "not a regular file";
+}
+
+static void offer(struct search *s, int dir, const char *leaf, bool exact)
+{
+    struct stat st;
+    if (fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (exact)
+            send_file(s, errno == ENOENT ? "not found" : strerror(errno), -1);
+        return;
+    }
+    if (!exact && S_ISDIR(st.st_mode))
+        return;
+    if (s->left == 0) {
+        send_file(s, "too many files", -1);
+        return;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        send_file(s, kind(st.st_mode), -1);
+        return;
+    }
+    cleanup_close int fd = sys_openat2(
+        dir, leaf, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY | O_CLOEXEC, 0, RESOLVE);
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        send_file(s, fd < 0 ? strerror(errno) : kind(st.st_mode), -1);
+        return;
+    }
+    s->left--;
+    send_file(s, NULL, fd);
+}
+
+static void search(struct search *s, int dir, const char *pattern, size_t used, int depth,
+                   bool exact);
+
+/* One name that fits the first component: the file itself, or the way on. */
+static void descend(struct search *s, int dir, const char *leaf, const char *rest, size_t used,
+                    int depth, bool exact)
+{
+    size_t len = strlen(leaf);
+    if (used + len + 2 > sizeof(s->name))
+        return;
+    memcpy(s->name + used, leaf, len + 1);
+    if (!rest) {
+        offer(s, dir, leaf, exact);
+        return;
+    }
+    cleanup_close int next =
+        sys_openat2(dir, leaf, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0, RESOLVE);
+    if (next < 0) {
+        if (exact) {
+            struct stat st;
+            bool there = fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) == 0;
+            const char *reason = there && S_ISLNK(st.st_mode) ? "behind a symbolic link"
+                                                              : "not found";
+            snprintf(s->name + used + len, sizeof(s->name) - used - len, "/%s", rest);
+            send_file(s, reason, -1);
+        }
+        return;
+    }
+    s->name[used + len] = '/';
+    search(s, next, rest, used + len + 1, depth + 1, exact);
+}
+
+static void search(struct search *s, int dir, const char *pattern, size_t used, int depth,
+                   bool exact)
+{
+    char component[256];
+    size_t len = strcspn(pattern, "/");
+    const char *rest = pattern[len] ? pattern + len + 1 : NULL;
+    if (len == 0 || len >= sizeof(component) || depth > MAX_DEPTH)
+        return;
+    memcpy(component, pattern, len);
+    component[len] = 0;
+    if (!strpbrk(component, "*?[")) {
+        descend(s, dir, component, rest, used, depth, exact);
+        return;
+    }
+    cleanup_close int again = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *entries = again < 0 ? NULL : fdopendir(again);
+    if (!entries)
+        return;
+    again = -1; /* closedir owns it */
+    struct dirent *e;
+    while ((e = readdir(entries)) && s->looked_at++ < MAX_LOOKED_AT)
+        if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
+            fnmatch(component, e->d_name, FNM_PERIOD) == 0)
+            descend(s, dir, e->d_name, rest, used, depth, false);
+    closedir(entries);
+}
+
+void collect_files(const struct cell *cell)
+{
+    static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
+    static struct search s;
+    struct header h;
+    struct reader r;
+    struct field f;
+    int fds[WIRE_MAX_FDS];
+    unsigned nfds;
+    /* A host that never reads must not keep the cell for ever. */
+    struct timeval patience = {.tv_sec = 30};
+    int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, MSG_DONTWAIT);
+    if (n <= 0 || h.type != MSG_COLLECT || nfds > 0)
+        return;
+    setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    s = (struct search){.lease = cell->lease, .left = 1024};
+    cleanup_close int dir = -1;
+    while (wire_next(&r, &f) > 0) {
+        const char *text = f.tag == TAG_CWD || f.tag == TAG_PATTERN ? wire_string(&f) : NULL;
+        if (f.tag == TAG_COLLECT_MAX)
+            wire_u64(&f, &s.left);
+        else if (f.tag == TAG_CWD && text)
+            dir = sys_openat2(AT_FDCWD, text, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0,
+                              RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
+        else if (f.tag == TAG_PATTERN && text && dir >= 0)
+            search(&s, dir, text, 0, 0, !strpbrk(text, "*?["));
+        else if (f.tag == TAG_PATTERN && text) {
+            snprintf(s.name, sizeof(s.name), "%s", text);
+            send_file(&s, "the working directory is gone", -1);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+/* The host's one long message: checked once, kept mapped, never parsed again. */
+#include "zygote.h"
+
+int fail(struct failure *f, const char *stage)
+{
+    return fail_at(f, stage, NULL);
+}
+
+int fail_at(struct failure *f, const char *stage, const char *subject)
+{
+    f->error = errno ? errno : EINVAL;
+    size_t n = strnlen(stage, sizeof(f->stage) - 1);
+    memcpy(f->stage, stage, n);
+    if (subject && n + 2 < sizeof(f->stage)) {
+        f->stage[n++] = ' ';
+        /* The tail of a long path says more than its head. */
+        size_t room = sizeof(f->stage) - 1 - n, len = strlen(subject);
+        if (len > room)
+            subject += len - room;
+        len = strlen(subject);
+        memcpy(f->stage + n, subject, len);
+        n += len;
+    }
+    f->stage[n] = 0;
+    return -1;
+}
+
+static bool take_number(const struct field *f, uint32_t *out)
+{
+    uint64_t v;
+    if (!wire_u64(f, &v) || v > UINT32_MAX)
+        return false;
+    *out = (uint32_t)v;
+    return true;
+}
+
+static bool take_fd(const int *fds, unsigned nfds, unsigned *next, int *out)
+{
+    if (*next >= nfds)
+        return false;
+    *out = fds[(*next)++];
+    return true;
+}
+
+static bool add_cg_file(struct cg_file *list, unsigned *n, const struct field *f)
+{
+    const char *name = wire_string(f);
+    if (!name || *n >= MAX_CG_FILES || f->index >= MAX_HIERARCHIES || strchr(name, '/'))
+        return false;
+    list[(*n)++] = (struct cg_file){.hier = f->index, .name = name};
+    return true;
+}
+
+static bool take_filter(struct config *c, const struct field *f)
+{
+    if (f->length == 0 || f->length % sizeof(struct sock_filter) ||
+        f->length / sizeof(struct sock_filter) > BPF_MAXINSNS)
+        return false;
+    c->filter.len = (unsigned short)(f->length / sizeof(struct sock_filter));
+    /* The fields of a message are not aligned; the kernel copies from here. */
+    c->filter.filter = malloc(f->length);
+    if (!c->filter.filter)
+        return false;
+    memcpy(c->filter.filter, f->data, f->length);
+    c->filter_early = f->index & FILTER_EARLY;
+    c->filter_notify = f->index & FILTER_NOTIFY;
+    return true;
+}
+
+static bool take_field(struct config *c, const struct field *f, const int *fds, unsigned nfds,
+                       unsigned *next)
+{
+    uint32_t n;
+    unsigned one = 0;
+    switch (f->tag) {
+    case TAG_MODE:
+        if (!take_number(f, &n) || n > IDS_RANGES)
+            return false;
+        c->mode = (enum id_mode)n;
+        return true;
+    case TAG_UID_BASE:
+        return take_number(f, &c->uid_base);
+    case TAG_SLOTS:
+        return take_number(f, &c->slots);
+    case TAG_JOB_UID:
+        return take_number(f, &c->job_uid) && c->job_uid > 0;
+    case TAG_JOB_GID:
+        return take_number(f, &c->job_gid) && c->job_gid > 0;
+    case TAG_HOSTNAME:
+        return (c->hostname = wire_string(f)) != NULL;
+    case TAG_WORKDIR:
+        return (c->workdir = wire_string(f)) != NULL && c->workdir[0] == '/';
+    case TAG_FILTER:
+        return take_filter(c, f);
+    case TAG_HIERARCHIES:
+        if (!take_number(f, &n) || n > MAX_HIERARCHIES || c->nhier)
+            return false;
+        for (; c->nhier < n; c->nhier++)
+            if (!take_fd(fds, nfds, next, &c->hier[c->nhier]))
+                return false;
+        return true;
+    case TAG_CG_LIMIT:
+        return add_cg_file(c->limits, &c->nlimits, f);
+    case TAG_CG_EVIDENCE:
+        return add_cg_file(c->evidence, &c->nevidence, f);
+    case TAG_CG_CPU:
+        c->has_cpu = true;
+        c->cpu_is_usec = f->index & 0x100;
+        struct field cpu = *f;
+        cpu.index &= 0xff;
+        return add_cg_file(&c->cpu, &one, &cpu);
+    case TAG_CG_KILL:
+        c->has_kill = true;
+        return add_cg_file(&c->kill, &one, f);
+    case TAG_CG_OOM:
+        c->oom_hier = f->index;
+        return f->index < MAX_HIERARCHIES;
+    case TAG_CG_INTO:
+        c->into = true;
+        return true;
+    case TAG_CG_BASE:
+        return f->index < MAX_HIERARCHIES && (c->base_name[f->index] = wire_string(f)) != NULL &&
+               take_fd(fds, nfds, next, &c->base_parent[f->index]);
+    case TAG_HOST_PIDFD:
+        return take_fd(fds, nfds, next, &c->host);
+    case TAG_ROOT_DIR:
+    case TAG_ROOT_LINK:
+    case TAG_ROOT_FILE:
+    case TAG_ROOT_BIND:
+    case TAG_ROOT_NODE:
+        if (c->nroot_ops >= MAX_ROOT_OPS)
+            return false;
+        c->root_ops[c->nroot_ops++] = *f;
+        return true;
+    case TAG_MASK:
+        return c->nmasks < MAX_MASKS && (c->masks[c->nmasks++] = wire_string(f)) != NULL;
+    case TAG_CELL_TMPFS:
+    case TAG_CELL_BIND: {
+        if (c->nmounts >= MAX_CELL_MOUNTS)
+            return false;
+        struct cell_mount *m = &c->mounts[c->nmounts++];
+        return wire_pair(f, &m->path, f->tag == TAG_CELL_BIND ? &m->source : &m->options);
+    }
+    default:
+        return false;
+    }
+}
+
+int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nfds,
+                 struct failure *fl)
+{
+    struct field f;
+    unsigned next = 1; /* fds[0] is the body */
+    int more;
+    *c = (struct config){.host = -1, .oom_hier = -1};
+    while ((more = wire_next(r, &f)) > 0)
+        if (!take_field(c, &f, fds, nfds, &next)) {
+            errno = EBADMSG;
+            return fail(fl, "configuration");
+        }
+    if (more < 0 || !c->hostname || !c->workdir || !c->job_uid || !c->job_gid || !c->slots ||
+        c->host < 0 || (c->into && !c->nhier)) {
+        errno = EBADMSG;
+        return fail(fl, "configuration");
+    }
+    return 0;
+}

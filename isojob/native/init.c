@@ -1,0 +1,352 @@
+/* pid 1 of a cell. Makes it, forks the launcher, then waits for the first of: the job's end, a timer,
+ * an OOM, a forbidden call, the host shutting the lease. It kills as a set, reads the kernel's
+ * accounts, sends them and exits; the kernel then ends whatever the pid namespace still holds.
+ *
+ * The lease is polled without POLLIN: the job's message does not wake init. A normal run wakes it
+ * once. Nothing here waits for the host, and nothing the job can hold speaks to it. */
+#include <linux/capability.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+
+#include "zygote.h"
+
+enum cause { CAUSE_NONE, CAUSE_WALL, CAUSE_CPU, CAUSE_OOM, CAUSE_SECCOMP, CAUSE_STOP };
+
+struct account {
+    enum cause cause;
+    bool ended, empty; /* the main process; all of them */
+    int32_t exit[2];   /* si_code, si_status of the main process */
+    int32_t call[2];   /* arch, nr of a forbidden call */
+    int64_t end_ns, utime_us, stime_us, max_rss, nvcsw, nivcsw;
+};
+
+void close_all_but(const int *keep, unsigned n)
+{
+    unsigned from = 3;
+    for (;;) {
+        unsigned next = ~0U;
+        for (unsigned i = 0; i < n; i++)
+            if (keep[i] >= (int)from && (unsigned)keep[i] < next)
+                next = (unsigned)keep[i];
+        if (next == ~0U)
+            break;
+        sys_close_range(from, next - 1);
+        from = next + 1;
+    }
+    sys_close_range(from, ~0U);
+}
+
+static int become_init(struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    uint32_t uid = c->mode == IDS_SINGLE ? c->job_uid : 0;
+    uint32_t gid = c->mode == IDS_SINGLE ? c->job_gid : 0;
+    int channel[2];
+    sigset_t chld;
+    if (cgroup_open(cell, f) < 0)
+        return -1;
+    sigemptyset(&chld);
+    sigaddset(&chld, SIGCHLD);
+    cell->signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
+    cell->wall = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    cell->cpu = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (cell->signals < 0 || cell->wall < 0 || cell->cpu < 0 ||
+        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0)
+        return fail(f, "init's descriptors");
+    if (drop_bounding_set() < 0)
+        return fail(f, "bounding set");
+    /* Before our own change of uid: CLONE_INTO_CGROUP is judged by the caller's credentials. */
+    struct clone_args args = {.exit_signal = SIGCHLD};
+    if (c->into) {
+        args.flags = CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)cell->dir[0];
+    }
+    cell->job = sys_clone3(&args);
+    if (cell->job == 0) {
+        cell->channel = channel[1];
+        job_main(cell);
+    }
+    close(channel[1]);
+    cell->channel = channel[0];
+    if (cell->job < 0)
+        return fail(f, c->into ? "clone into cgroup" : "clone launcher");
+    if (setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
+        return fail(f, "init's setresuid");
+    if (inside_build(cell, f) < 0)
+        return -1;
+    if (unshare(CLONE_NEWCGROUP) < 0)
+        return fail(f, "cgroup namespace");
+    /* One capability beyond the job's (none) makes init's scheduling and affinity untouchable by a
+     * job of the same uid; reading is for collect.c. */
+    if (set_capabilities(1ULL << CAP_KILL | 1ULL << CAP_DAC_READ_SEARCH) < 0)
+        return fail(f, "init's capabilities");
+    if (prctl(PR_SET_DUMPABLE, 0) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return fail(f, "init's dumpable flag");
+    return 0;
+}
+
+/* A byte of the launcher, with the listener of its filter if it has one. */
+static int receive_listener(struct cell *cell)
+{
+    char byte;
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.space,
+                         .msg_controllen = sizeof(control.space)};
+    if (recvmsg(cell->channel, &msg, MSG_CMSG_CLOEXEC) != 1)
+        return -1;
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    if (c && c->cmsg_type == SCM_RIGHTS)
+        memcpy(&cell->listener, CMSG_DATA(c), sizeof(int));
+    return 0;
+}
+
+static void reap(struct cell *cell, struct account *a)
+{
+    struct signalfd_siginfo info;
+    while (read(cell->signals, &info, sizeof(info)) > 0)
+        ;
+    for (;;) {
+        siginfo_t si = {0};
+        struct rusage ru;
+        /* Exits only: the trace stops of a PTRACE_TRACEME job are no end. __WALL: siblings made by
+         * CLONE_PARENT with another exit signal. */
+        if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0) {
+            a->empty = errno == ECHILD;
+            return;
+        }
+        if (si.si_pid == 0)
+            return;
+        if (wait4(si.si_pid, NULL, __WALL, &ru) < 0)
+            continue;
+        a->utime_us += (int64_t)ru.ru_utime.tv_sec * 1000000 + ru.ru_utime.tv_usec;
+        a->stime_us += (int64_t)ru.ru_stime.tv_sec * 1000000 + ru.ru_stime.tv_usec;
+        a->nvcsw += ru.ru_nvcsw;
+        a->nivcsw += ru.ru_nivcsw;
+        if (ru.ru_maxrss > a->max_rss)
+            a->max_rss = ru.ru_maxrss;
+        if (si.si_pid == cell->job) {
+            a->ended = true;
+            a->end_ns = now_ns();
+            a->exit[0] = si.si_code;
+            a->exit[1] = si.si_status;
+        }
+    }
+}
+
+/* As a set, and again until no child is left: everything in the namespace descends from us. */
+static void kill_all(struct cell *cell, struct account *a)
+{
+    struct pollfd p = {.fd = cell->signals, .events = POLLIN};
+    while (!a->empty) {
+        if (cell->kill_fd >= 0)
+            (void)!pwrite(cell->kill_fd, "1", 1, 0);
+        kill(-1, SIGKILL);
+        reap(cell, a);
+        if (!a->empty)
+            poll(&p, 1, 20);
+    }
+}
+
+static void send_result(const struct cell *cell, const struct account *a)
+{
+    static char buffer[24576], text[4096];
+    const struct shared *s = cell->shared;
+    struct writer w;
+    uint32_t state = __atomic_load_n(&s->state, __ATOMIC_ACQUIRE);
+    int64_t usage[] = {a->utime_us, a->stime_us, a->max_rss, a->nvcsw, a->nivcsw};
+    wire_begin(&w, buffer, sizeof(buffer), MSG_RESULT);
+    wire_put_u64(&w, TAG_STATE, state);
+    wire_put(&w, TAG_EXIT, 0, a->exit, sizeof(a->exit));
+    wire_put_u64(&w, TAG_CAUSE, a->cause);
+    wire_put(&w, TAG_RUSAGE, 0, usage, sizeof(usage));
+    if (a->cause == CAUSE_SECCOMP)
+        wire_put(&w, TAG_SYSCALL, 0, a->call, sizeof(a->call));
+    if (state == JOB_FAILED) {
+        int32_t error = s->failure.error;
+        wire_put_string(&w, TAG_STAGE, 0, s->failure.stage);
+        wire_put(&w, TAG_ERRNO, 0, &error, sizeof(error));
+    }
+    int64_t cpu = cgroup_cpu_ns(cell);
+    if (cpu >= 0)
+        wire_put_u64(&w, TAG_CPU_END, (uint64_t)cpu);
+    for (unsigned i = 0; i < cell->config->nevidence; i++) {
+        ssize_t n = cell->evidence_fd[i] < 0 ? -1 : read_at(cell->evidence_fd[i], text, sizeof(text));
+        if (n >= 0)
+            wire_put(&w, TAG_EVIDENCE, (uint16_t)i, text, (size_t)n);
+    }
+    int64_t times[] = {s->start_ns, a->end_ns, now_ns(), s->cpu_base_ns};
+    wire_put(&w, TAG_TIMES, 0, times, sizeof(times));
+    wire_send(cell->lease, &w, -1, 0);
+}
+
+_Noreturn static void finish(struct cell *cell, struct account *a, enum cause cause)
+{
+    a->cause = cause;
+    kill_all(cell, a);
+    collect_files(cell);
+    send_result(cell, a);
+    /* Without it the host, woken on this CPU, waits behind our exit: 85 us instead of 8. */
+    sched_yield();
+    _exit(0);
+}
+
+static void check_cpu(struct cell *cell, struct account *a)
+{
+    const struct shared *s = cell->shared;
+    uint64_t expired;
+    if (read(cell->cpu, &expired, sizeof(expired)) < 0)
+        return;
+    int64_t used = cgroup_cpu_ns(cell);
+    int64_t left = s->cpu_ns - (used - s->cpu_base_ns);
+    if (used >= 0 && left <= 0)
+        finish(cell, a, CAUSE_CPU);
+    /* At worst all CPUs burn at once. Never less than half a millisecond: the account is brought up
+     * to date by ticks and switches, not continuously. */
+    int64_t wait = left / s->ncpus;
+    if (wait < 500000)
+        wait = 500000;
+    struct itimerspec t = {.it_value = {.tv_sec = wait / 1000000000, .tv_nsec = wait % 1000000000}};
+    timerfd_settime(cell->cpu, 0, &t, NULL);
+}
+
+/* v1 tells of an OOM in our cgroup or in any above it, just before it picks a victim. It is ours
+ * when one of our processes was killed: v1 has no group kill, so the rest is ended here. */
+static void check_oom(struct cell *cell, struct account *a)
+{
+    uint64_t events;
+    struct timespec moment = {.tv_nsec = 500000};
+    if (read(cell->oom, &events, sizeof(events)) < 0)
+        return;
+    const struct cg_file control = {(unsigned)cell->config->oom_hier, "memory.oom_control"};
+    for (int i = 0; i < 20; i++) {
+        char text[256];
+        for (unsigned k = 0; k < cell->config->nevidence; k++) {
+            if (strcmp(cell->config->evidence[k].name, control.name))
+                continue;
+            ssize_t n = read_at(cell->evidence_fd[k], text, sizeof(text) - 1);
+            text[n > 0 ? n : 0] = 0;
+            const char *kills = strstr(text, "oom_kill ");
+            if (kills && strtoul(kills + 9, NULL, 10) > 0)
+                finish(cell, a, CAUSE_OOM);
+        }
+        nanosleep(&moment, NULL);
+    }
+}
+
+static void check_listener(struct cell *cell, struct account *a)
+{
+    static union {
+        struct seccomp_notif notification;
+        char room[1024]; /* the kernel may know a longer one */
+    } n;
+    memset(&n, 0, sizeof(n));
+    if (ioctl(cell->listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
+        return;
+    a->call[0] = (int32_t)n.notification.data.arch;
+    a->call[1] = n.notification.data.nr;
+    finish(cell, a, CAUSE_SECCOMP);
+}
+
+_Noreturn static void loop(struct cell *cell)
+{
+    struct account a = {0};
+    enum { LEASE, ALIVE, SIGNALS, WALL, CPU, OOM, LISTENER, CHANNEL, N };
+    struct pollfd p[N] = {
+        [LEASE] = {.fd = cell->lease, .events = POLLRDHUP},
+        [ALIVE] = {.fd = cell->alive},
+        [SIGNALS] = {.fd = cell->signals, .events = POLLIN},
+        [WALL] = {.fd = cell->wall, .events = POLLIN},
+        [CPU] = {.fd = cell->cpu, .events = POLLIN},
+        [OOM] = {.fd = cell->oom, .events = POLLIN},
+        [LISTENER] = {.fd = cell->listener, .events = POLLIN},
+        [CHANNEL] = {.fd = cell->channel, .events = POLLIN},
+    };
+    for (;;) {
+        if (poll(p, N, -1) < 0)
+            continue;
+        uint32_t state = __atomic_load_n(&cell->shared->state, __ATOMIC_ACQUIRE);
+        /* The job's own end first: what comes with it came too late. */
+        if (p[SIGNALS].revents) {
+            reap(cell, &a);
+            if (a.ended)
+                finish(cell, &a, CAUSE_NONE);
+        }
+        if (p[LEASE].revents & (POLLHUP | POLLERR))
+            _exit(0); /* nobody listens any more; our end is the end of all */
+        if (p[LEASE].revents) {
+            if (state <= JOB_PARKED)
+                _exit(0);
+            finish(cell, &a, CAUSE_STOP);
+        }
+        if (p[ALIVE].revents) {
+            if (state <= JOB_PARKED)
+                _exit(0);
+            p[ALIVE].fd = -1;
+        }
+        if (p[CHANNEL].revents) {
+            if ((p[CHANNEL].revents & POLLIN) && receive_listener(cell) == 0)
+                p[LISTENER].fd = cell->listener;
+            p[CHANNEL].fd = -1;
+        }
+        if (p[LISTENER].revents & POLLIN)
+            check_listener(cell, &a);
+        else if (p[LISTENER].revents)
+            p[LISTENER].fd = -1; /* no process uses the filter any more */
+        if (p[WALL].revents)
+            finish(cell, &a, CAUSE_WALL);
+        if (p[OOM].revents)
+            check_oom(cell, &a);
+        if (p[CPU].revents)
+            check_cpu(cell, &a);
+    }
+}
+
+_Noreturn void init_main(struct cell *cell)
+{
+    struct failure f = {0};
+    int keep[MAX_HIERARCHIES + 3] = {cell->lease, cell->alive, cell->go};
+    char byte;
+    memcpy(keep + 3, cell->dir, sizeof(cell->dir));
+    close_all_but(keep, ARRAY_LEN(keep));
+    if (read(cell->go, &byte, 1) != 1)
+        _exit(1);
+    close_fd(&cell->go);
+    if (become_init(cell, &f) < 0) {
+        report_error(cell->lease, &f);
+        _exit(1);
+    }
+    for (unsigned i = 0; i < MAX_HIERARCHIES; i++) {
+        close_fd(&cell->dir[i]);
+        close_fd(&cell->attach_fd[i]);
+    }
+    for (unsigned i = 0; i < cell->config->nlimits; i++)
+        close_fd(&cell->limit_fd[i]);
+    if (receive_listener(cell) < 0) {
+        struct shared *s = cell->shared;
+        if (s->state == JOB_FAILED)
+            f = s->failure;
+        else
+            fail(&f, "launcher");
+        report_error(cell->lease, &f);
+        _exit(1);
+    }
+    (void)!write(cell->channel, "g", 1);
+    if (cell->config->filter_early || !cell->config->filter_notify)
+        close_fd(&cell->channel);
+    loop(cell);
+}

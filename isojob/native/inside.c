@@ -1,0 +1,129 @@
+/* What init mounts and switches off in its own namespaces, before the job exists. The job's launcher
+ * waits meanwhile. Everything here is on a copy of the template that only this cell sees. */
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+#include "zygote.h"
+
+#define SAFE (MS_NOSUID | MS_NODEV)
+
+/* hidepid=2: init, of another uid or not dumpable, is ENOENT to the job. Read-only as a whole: no
+ * sysctl, sysrq-trigger, oom_score_adj or uid_map can be opened for writing, whoever owns it. */
+static int mount_proc(const struct cell *cell, struct failure *f)
+{
+    char self[16] = "";
+    const struct config *c = cell->config;
+    if (mount("proc", "/proc", "proc", SAFE | MS_NOEXEC, "hidepid=2") < 0)
+        return fail(f, "mount /proc");
+    /* Were the outer proc to show through, /proc/self would not be pid 1. */
+    if (readlink("/proc/self", self, sizeof(self) - 1) < 0 || strcmp(self, "1")) {
+        errno = EXDEV;
+        return fail(f, "check /proc");
+    }
+    cleanup_close int fd = open("/proc/sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write_all(fd, "0", 1) < 0)
+        return fail(f, "max_user_namespaces");
+    close_fd(&fd); /* a writer makes the read-only remount EBUSY */
+    for (unsigned i = 0; i < c->nmasks; i++) {
+        struct stat st;
+        if (lstat(c->masks[i], &st) < 0)
+            continue;
+        const char *nothing = S_ISDIR(st.st_mode) ? "/dev/.empty" : "/dev/null";
+        if (mount(nothing, c->masks[i], NULL, MS_BIND, NULL) < 0)
+            return fail_at(f, "mask", c->masks[i]);
+    }
+    if (mount(NULL, "/proc", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | SAFE | MS_NOEXEC, NULL) < 0)
+        return fail(f, "read-only /proc");
+    return 0;
+}
+
+static int make_dir(const struct config *c, const char *name, mode_t mode)
+{
+    if (mkdir(name, mode) < 0)
+        return -1;
+    return chown(name, c->job_uid, c->job_gid);
+}
+
+/* Below the cell's own tmpfs the target has to be made; nothing there is anybody else's yet. */
+static int mount_one(const struct cell_mount *m)
+{
+    char leaf[256];
+    struct stat st = {.st_mode = S_IFDIR};
+    cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    cleanup_close int dir = root < 0 ? -1 : open_parent(root, m->path, leaf, sizeof(leaf));
+    if (dir < 0 || (m->source && stat(m->source, &st) < 0))
+        return -1;
+    if (faccessat(dir, leaf, F_OK, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (S_ISDIR(st.st_mode) ? mkdirat(dir, leaf, 0755)
+                                : mknodat(dir, leaf, S_IFREG | 0644, 0))
+            return -1;
+    }
+    if (m->source)
+        return mount(m->source, m->path, NULL, MS_BIND | MS_REC, NULL);
+    return mount("isojob", m->path, "tmpfs", SAFE, m->options);
+}
+
+/* One tmpfs carries the working directory, /tmp and /dev/shm: its size and inodes are totals. */
+static int mount_disk(const struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    char options[96];
+    snprintf(options, sizeof(options), "mode=755,size=%llu,nr_inodes=%llu",
+             (unsigned long long)cell->disk, (unsigned long long)cell->inodes);
+    if (mount("isojob", c->workdir, "tmpfs", SAFE, options) < 0)
+        return fail_at(f, "mount", c->workdir);
+    if (chdir(c->workdir) < 0 || make_dir(c, "box", 0755) < 0 || make_dir(c, "tmp", 01777) < 0 ||
+        make_dir(c, "shm", 01777) < 0)
+        return fail(f, "mkdir in the working directory");
+    if (mount("tmp", "/tmp", NULL, MS_BIND, NULL) < 0)
+        return fail(f, "mount /tmp");
+    if (mount("shm", "/dev/shm", NULL, MS_BIND, NULL) < 0)
+        return fail(f, "mount /dev/shm");
+    if (mount("box", c->workdir, NULL, MS_BIND, NULL) < 0)
+        return fail_at(f, "bind", c->workdir);
+    if (chdir("/") < 0)
+        return fail(f, "chdir /");
+    for (unsigned i = 0; i < c->nmounts; i++)
+        if (mount_one(&c->mounts[i]) < 0)
+            return fail_at(f, "mount target", c->mounts[i].path);
+    return 0;
+}
+
+int inside_build(const struct cell *cell, struct failure *f)
+{
+    umask(0);
+    if (mount_proc(cell, f) < 0 || mount_disk(cell, f) < 0)
+        return -1;
+    umask(022);
+    if (sethostname(cell->config->hostname, strlen(cell->config->hostname)) < 0)
+        return fail(f, "sethostname");
+    return 0;
+}
+
+/* By init, for itself and for the launcher it forks: after the launcher's change of uid the calls
+ * would fail without a sign (CapBnd stays full, measured). The securebits are locked: no execve and
+ * no setuid ever hands out a capability again. */
+int drop_bounding_set(void)
+{
+    for (int cap = 0; cap <= 63; cap++)
+        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
+            if (errno == EINVAL)
+                break;
+            return -1;
+        }
+    return prctl(PR_SET_SECUREBITS, SECURE_ALL_BITS | SECURE_ALL_LOCKS, 0, 0, 0);
+}
+
+int set_capabilities(uint64_t caps)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {
+        {.effective = (uint32_t)caps, .permitted = (uint32_t)caps},
+        {.effective = (uint32_t)(caps >> 32), .permitted = (uint32_t)(caps >> 32)},
+    };
+    return (int)syscall(SYS_capset, &header, data);
+}

@@ -1,0 +1,411 @@
+/* The launcher, pid 2: our code until execve. Made harmless ahead of time (own cgroup, own uid, no
+ * capability, no_new_privs, filter), it parks in recvmsg on the lease. When the job comes it applies
+ * the job's own limits, writes its files, arms the timers it shares with init and turns into it. */
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+
+#include "zygote.h"
+
+static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
+static char thread_stack[16384] __attribute__((aligned(16)));
+
+_Noreturn static void give_up(struct cell *cell, const struct failure *f)
+{
+    cell->shared->failure = *f;
+    __atomic_store_n(&cell->shared->state, JOB_FAILED, __ATOMIC_RELEASE);
+    _exit(125);
+}
+
+static int load_filter(const struct config *c)
+{
+    unsigned flags = c->filter_notify ? SECCOMP_FILTER_FLAG_NEW_LISTENER : 0;
+    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &c->filter);
+}
+
+/* The listener of our filter goes to init, which records a forbidden call and kills. */
+static int send_byte(int sock, int fd)
+{
+    struct iovec iov = {.iov_base = "r", .iov_len = 1};
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (fd >= 0) {
+        msg.msg_control = control.space;
+        msg.msg_controllen = sizeof(control.space);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof(int));
+    }
+    return sendmsg(sock, &msg, MSG_NOSIGNAL) == 1 ? 0 : -1;
+}
+
+static void keep_only(const struct cell *cell)
+{
+    const struct config *c = cell->config;
+    int keep[MAX_CG_FILES + 8];
+    unsigned n = 0;
+    keep[n++] = cell->lease;
+    keep[n++] = cell->channel;
+    keep[n++] = cell->wall;
+    keep[n++] = cell->cpu;
+    keep[n++] = cell->cpu_fd;
+    for (unsigned i = 0; i < c->nlimits; i++)
+        keep[n++] = cell->limit_fd[i];
+    close_all_but(keep, n);
+}
+
+static int become_harmless(struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    if (setsid() < 0)
+        return fail(f, "setsid");
+    if (cgroup_attach(cell, f) < 0)
+        return -1;
+    /* Only now: a write to cgroup.procs from a new cgroup namespace is ENOENT (v2). */
+    if (unshare(CLONE_NEWCGROUP) < 0)
+        return fail(f, "cgroup namespace");
+    keep_only(cell);
+    if (c->mode != IDS_SINGLE) {
+        if (setresgid(c->job_gid, c->job_gid, c->job_gid) < 0)
+            return fail(f, "setresgid");
+        if (setresuid(c->job_uid, c->job_uid, c->job_uid) < 0)
+            return fail(f, "setresuid");
+    }
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 || set_capabilities(0) < 0)
+        return fail(f, "drop capabilities");
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return fail(f, "no_new_privs");
+    return 0;
+}
+
+static void park(struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    int listener = -1;
+    char byte;
+    if (c->filter_early && c->filter.len && (listener = load_filter(c)) < 0) {
+        fail(f, "seccomp");
+        give_up(cell, f);
+    }
+    /* init answers when the mounts stand. */
+    if (send_byte(cell->channel, c->filter_early && c->filter_notify ? listener : -1) < 0 ||
+        read(cell->channel, &byte, 1) != 1)
+        _exit(125);
+    if (c->filter_early && c->filter_notify)
+        close(listener);
+    if (c->filter_early || !c->filter_notify)
+        close_fd(&cell->channel);
+}
+
+struct job {
+    char **argv, **envp;
+    const char *path, *cwd;
+    unsigned stdio;
+};
+
+static int take_limit(const struct cell *cell, const struct field *fl, struct failure *f)
+{
+    const struct config *c = cell->config;
+    if (fl->index >= c->nlimits) {
+        errno = EBADMSG;
+        return fail(f, "limit");
+    }
+    int fd = cell->limit_fd[fl->index];
+    errno = ENOENT;
+    return fd < 0 || write(fd, fl->data, fl->length) < 0
+               ? fail_at(f, "limit", c->limits[fl->index].name)
+               : 0;
+}
+
+static int count(struct reader r, size_t *args, size_t *envs)
+{
+    struct field f;
+    int more;
+    *args = *envs = 0;
+    while ((more = wire_next(&r, &f)) > 0) {
+        *args += f.tag == TAG_ARG;
+        *envs += f.tag == TAG_ENV;
+    }
+    return more;
+}
+
+/* First pass: everything but the files and rlimits, which depend on it. */
+static int parse(struct cell *cell, struct job *job, struct reader r, struct failure *f)
+{
+    struct field fl;
+    size_t args, envs, a = 0, e = 0;
+    uint64_t v;
+    errno = EBADMSG;
+    if (count(r, &args, &envs) < 0 || args == 0)
+        return fail(f, "job message");
+    *job = (struct job){.argv = calloc(args + 1, sizeof(char *)),
+                        .envp = calloc(envs + 1, sizeof(char *)),
+                        .cwd = cell->config->workdir,
+                        .path = ""};
+    if (!job->argv || !job->envp)
+        return fail(f, "memory");
+    while (wire_next(&r, &fl) > 0) {
+        const char *s = NULL;
+        switch (fl.tag) {
+        case TAG_ARG:
+            job->argv[a++] = (char *)(s = wire_string(&fl));
+            break;
+        case TAG_ENV:
+            job->envp[e++] = (char *)(s = wire_string(&fl));
+            break;
+        case TAG_CWD:
+            job->cwd = s = wire_string(&fl);
+            break;
+        case TAG_PATH:
+            job->path = s = wire_string(&fl);
+            break;
+        case TAG_STDIO:
+            job->stdio = fl.index;
+            s = "";
+            break;
+        case TAG_WALL:
+        case TAG_CPU:
+            if (!wire_u64(&fl, &v) || v > INT64_MAX)
+                break;
+            if (fl.tag == TAG_WALL)
+                cell->shared->wall_ns = (int64_t)v;
+            else {
+                cell->shared->cpu_ns = (int64_t)v;
+                cell->shared->ncpus = fl.index ? fl.index : 1;
+            }
+            s = "";
+            break;
+        case TAG_LIMIT:
+            if (take_limit(cell, &fl, f) < 0)
+                return -1;
+            s = "";
+            break;
+        case TAG_PUT:
+        case TAG_RLIMIT:
+            s = "";
+            break;
+        default:
+            break;
+        }
+        if (!s) {
+            errno = EBADMSG;
+            return fail(f, "job message");
+        }
+    }
+    return 0;
+}
+
+static int write_files(struct reader r, struct failure *f)
+{
+    struct field fl;
+    cleanup_close int here = -1;
+    while (wire_next(&r, &fl) > 0) {
+        const char *path;
+        const uint8_t *data;
+        size_t len;
+        if (fl.tag != TAG_PUT)
+            continue;
+        if (here < 0 && (here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
+            return fail(f, "files");
+        if (!wire_path_bytes(&fl, &path, &data, &len)) {
+            errno = EBADMSG;
+            return fail(f, "files");
+        }
+        if (put_file(here, path, data, len, fl.index & 0777) < 0)
+            return fail_at(f, "write file", path);
+    }
+    return 0;
+}
+
+static int set_rlimits(struct reader r, struct failure *f)
+{
+    struct field fl;
+    while (wire_next(&r, &fl) > 0) {
+        uint64_t pair[2];
+        struct rlimit limit;
+        if (fl.tag != TAG_RLIMIT)
+            continue;
+        if (fl.length != sizeof(pair)) {
+            errno = EBADMSG;
+            return fail(f, "rlimit");
+        }
+        memcpy(pair, fl.data, sizeof(pair));
+        limit = (struct rlimit){.rlim_cur = pair[0], .rlim_max = pair[1]};
+        if (setrlimit((__rlimit_resource_t)fl.index, &limit) == 0)
+            continue;
+        /* A hard limit of the caller lower than ours stays in force: it is only stricter. */
+        struct rlimit old;
+        if (errno != EPERM || getrlimit((__rlimit_resource_t)fl.index, &old) < 0)
+            return fail(f, "rlimit");
+        if (limit.rlim_cur > old.rlim_max)
+            limit.rlim_cur = old.rlim_max;
+        limit.rlim_max = old.rlim_max;
+        if (setrlimit((__rlimit_resource_t)fl.index, &limit) < 0)
+            return fail(f, "rlimit");
+    }
+    return 0;
+}
+
+static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsigned next,
+                     struct failure *f)
+{
+    int null = -1;
+    for (int target = 0; target < 3; target++) {
+        int from;
+        if (target == 2 && (job->stdio & STDIO_MERGE))
+            from = 1;
+        else if (job->stdio & (1u << target)) {
+            errno = EBADMSG;
+            if (next >= nfds)
+                return fail(f, "stdio");
+            from = fds[next++];
+        } else {
+            if (null < 0)
+                null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
+            from = null;
+        }
+        if (from < 0 || dup3(from, target, 0) < 0)
+            return fail(f, "stdio");
+    }
+    return 0;
+}
+
+static void arm(int fd, int64_t ns)
+{
+    struct itimerspec t = {.it_value = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000}};
+    if (ns > 0)
+        timerfd_settime(fd, 0, &t, NULL);
+}
+
+/* A filter that the launcher's own calls would not pass is loaded last, and its listener must still
+ * reach init: a thread born before, unfiltered, with our descriptors, sends it. It ends at execve. */
+static int send_listener(void *arg)
+{
+    struct cell *cell = arg;
+    int fd;
+    while ((fd = __atomic_load_n(&cell->shared->notify_fd, __ATOMIC_ACQUIRE)) == 0)
+        sched_yield();
+    __atomic_store_n(&cell->shared->notify_fd, send_byte(cell->channel, fd) == 0 ? -1 : -2,
+                     __ATOMIC_RELEASE);
+    syscall(SYS_exit, 0);
+    return 0;
+}
+
+static int load_late(struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    if (!c->filter_notify)
+        return load_filter(c) < 0 ? fail(f, "seccomp") : 0;
+    int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    if (clone(send_listener, thread_stack + sizeof(thread_stack), flags, cell) < 0)
+        return fail(f, "seccomp listener thread");
+    int fd = load_filter(c);
+    if (fd < 0)
+        return fail(f, "seccomp");
+    int32_t *slot = &cell->shared->notify_fd, state;
+    __atomic_store_n(slot, fd, __ATOMIC_RELEASE);
+    /* No call here: each may be forbidden by now. */
+    while ((state = __atomic_load_n(slot, __ATOMIC_ACQUIRE)) > 0)
+        __asm__ volatile("" ::: "memory");
+    errno = EPIPE;
+    return state == -1 ? 0 : fail(f, "seccomp listener");
+}
+
+_Noreturn static void execute(struct cell *cell, const struct job *job, struct failure *f)
+{
+    const char *name = job->argv[0];
+    int error = ENOENT;
+    char path[4096];
+    size_t name_len = strlen(name);
+    if (strchr(name, '/')) {
+        execve(name, job->argv, job->envp);
+        error = errno;
+    } else if (name_len > 0) {
+        for (const char *dir = job->path; *dir;) {
+            size_t len = strcspn(dir, ":");
+            if (len > 0 && len + name_len + 2 <= sizeof(path)) {
+                memcpy(path, dir, len);
+                path[len] = '/';
+                memcpy(path + len + 1, name, name_len + 1);
+                execve(path, job->argv, job->envp);
+                if (errno == EACCES)
+                    error = EACCES; /* as execvp: reported unless a later directory has it */
+                else if (errno != ENOENT && errno != ENOTDIR) {
+                    error = errno;
+                    break;
+                }
+            }
+            dir += len + (dir[len] == ':');
+        }
+    }
+    errno = error;
+    fail(f, "execve");
+    give_up(cell, f);
+}
+
+_Noreturn void job_main(struct cell *cell)
+{
+    struct failure f = {0};
+    struct header h;
+    struct reader r;
+    struct job job;
+    int fds[WIRE_MAX_FDS];
+    unsigned nfds, first = 0;
+    sigset_t none;
+    if (become_harmless(cell, &f) < 0)
+        give_up(cell, &f);
+    park(cell, &f);
+    __atomic_store_n(&cell->shared->state, JOB_PARKED, __ATOMIC_RELEASE);
+    int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
+    if (n == 0)
+        _exit(125); /* the host went away */
+    __atomic_store_n(&cell->shared->state, JOB_STARTED, __ATOMIC_RELEASE);
+    errno = n < 0 ? errno : EBADMSG;
+    if (n < 0 || h.type != MSG_JOB) {
+        fail(&f, "job message");
+        give_up(cell, &f);
+    }
+    if (h.flags & FLAG_MEMFD) {
+        if (wire_map(&h, fds[0], &r) < 0) {
+            fail(&f, "job message");
+            give_up(cell, &f);
+        }
+        first = 1;
+    }
+    if (parse(cell, &job, r, &f) < 0)
+        give_up(cell, &f);
+    if (chdir(job.cwd) < 0) {
+        fail_at(&f, "chdir", job.cwd);
+        give_up(cell, &f);
+    }
+    if (write_files(r, &f) < 0 || set_stdio(&job, fds, nfds, first, &f) < 0 ||
+        set_rlimits(r, &f) < 0)
+        give_up(cell, &f);
+    const struct config *c = cell->config;
+    struct shared *s = cell->shared;
+    int64_t base = cgroup_cpu_ns(cell);
+    s->cpu_base_ns = base < 0 ? 0 : base;
+    s->start_ns = now_ns();
+    arm(cell->wall, s->wall_ns);
+    if (base >= 0 && s->cpu_ns > 0)
+        arm(cell->cpu, s->cpu_ns / s->ncpus + 1);
+    /* The listener's way to init is close-on-exec; everything else goes now. */
+    int channel = cell->channel;
+    close_all_but(&channel, 1);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (!c->filter_early && c->filter.len && load_late(cell, &f) < 0)
+        give_up(cell, &f);
+    __atomic_store_n(&s->state, JOB_EXEC, __ATOMIC_RELEASE);
+    execute(cell, &job, &f);
+}

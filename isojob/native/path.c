@@ -1,0 +1,43 @@
+/* Paths that others named, walked one component at a time by descriptors: never through a link. */
+#include <sys/stat.h>
+
+#include "zygote.h"
+
+int open_parent(int root, const char *path, char *leaf, size_t size)
+{
+    cleanup_close int dir = fcntl(root, F_DUPFD_CLOEXEC, 3);
+    while (dir >= 0) {
+        while (*path == '/')
+            path++;
+        size_t len = strcspn(path, "/");
+        if (len == 0 || len >= size || (len == 2 && !memcmp(path, "..", 2)) ||
+            (len == 1 && *path == '.')) {
+            errno = EINVAL;
+            return -1;
+        }
+        memcpy(leaf, path, len);
+        leaf[len] = 0;
+        path += len;
+        if (path[strspn(path, "/")] == 0)
+            return steal_fd(&dir);
+        if (mkdirat(dir, leaf, 0755) < 0 && errno != EEXIST)
+            return -1;
+        int next = openat(dir, leaf, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        close_fd(&dir);
+        dir = next;
+    }
+    return -1;
+}
+
+int put_file(int root, const char *path, const void *data, size_t len, mode_t mode)
+{
+    char leaf[256];
+    cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
+    if (dir < 0)
+        return -1;
+    cleanup_close int fd =
+        openat(dir, leaf, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
+    if (fd < 0 || write_all(fd, data, len) < 0)
+        return -1;
+    return fchmod(fd, mode);
+}

@@ -1,0 +1,199 @@
+/* The tree every cell copies: built from nothing on a tmpfs, then the host's own root is let go.
+ *
+ * The trick with the order: the tmpfs is mounted over /proc of our private mount namespace and made
+ * the root by pivot_root; the host's root then hangs below /.host with its /proc uncovered again, so
+ * every bind source resolves as the caller would see it. Sources are resolved with
+ * RESOLVE_IN_ROOT|NO_MAGICLINKS in there; targets component by component without following links.
+ * Afterwards /.host is detached: nothing of it is reachable but what was bound. */
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "zygote.h"
+
+static const struct {
+    const char *name;
+    unsigned minor;
+    unsigned major;
+} nodes[] = {
+    {"null", 3, 1}, {"zero", 5, 1}, {"full", 7, 1}, {"random", 8, 1}, {"urandom", 9, 1}, {"tty", 0, 5},
+};
+
+static int put_dir(int root, const char *path, mode_t mode)
+{
+    char leaf[256];
+    cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
+    if (dir < 0)
+        return -1;
+    if (mkdirat(dir, leaf, mode) < 0)
+        return errno == EEXIST ? 0 : -1;
+    return fchmodat(dir, leaf, mode, 0);
+}
+
+static int put_link(int root, const char *path, const char *target)
+{
+    char leaf[256];
+    cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
+    return dir < 0 ? -1 : symlinkat(target, dir, leaf);
+}
+
+/* Grafts a detached mount at `path`, which is made as a directory or an empty file if it is not
+ * there. By descriptors only: no path is walked twice. */
+static int graft(int root, int tree, const char *path)
+{
+    char leaf[256];
+    struct stat st;
+    cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
+    if (dir < 0 || fstat(tree, &st) < 0)
+        return -1;
+    if (faccessat(dir, leaf, F_OK, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (S_ISDIR(st.st_mode)) {
+            if (mkdirat(dir, leaf, 0755) < 0)
+                return -1;
+        } else {
+            int fd = openat(dir, leaf, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+            if (fd < 0)
+                return -1;
+            close(fd);
+        }
+    }
+    cleanup_close int target = openat(dir, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    struct stat at;
+    if (target < 0 || fstat(target, &at) < 0)
+        return -1;
+    if (S_ISLNK(at.st_mode)) {
+        errno = ELOOP;
+        return -1;
+    }
+    return sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+}
+
+/* Only adding flags with AT_RECURSIVE works without knowing the (possibly locked) old ones, also in
+ * a user namespace; MS_REMOUNT would be EPERM there. */
+static int clone_tree(int host, const char *source, uint64_t attributes)
+{
+    cleanup_close int from =
+        sys_openat2(host, source, O_PATH | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (from < 0)
+        return -1;
+    cleanup_close int tree = sys_open_tree(
+        from, "", AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0)
+        return -1;
+    if (sys_mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, attributes) < 0)
+        return -1;
+    return steal_fd(&tree);
+}
+
+static int put_node(const struct config *c, int root, int host, const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(nodes); i++) {
+        if (strcmp(nodes[i].name, name))
+            continue;
+        char path[32], leaf[256];
+        snprintf(path, sizeof(path), "dev/%s", name);
+        if (c->mode == IDS_ROOT) {
+            cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
+            if (dir < 0)
+                return -1;
+            if (mknodat(dir, leaf, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)) == 0)
+                return fchmodat(dir, leaf, 0666, 0);
+            if (errno != EPERM)
+                return -1;
+        }
+        /* mknod is EPERM in a user namespace (and without CAP_MKNOD): bind the host's node. */
+        cleanup_close int tree = clone_tree(host, path, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+        return tree < 0 ? -1 : graft(root, tree, path);
+    }
+    errno = EINVAL;
+    return -1;
+}
+
+static int apply(const struct config *c, const struct field *op, int root, int host,
+                 struct failure *f)
+{
+    const char *path, *other;
+    const uint8_t *data;
+    size_t len;
+    errno = EBADMSG;
+    switch (op->tag) {
+    case TAG_ROOT_DIR:
+        path = wire_string(op);
+        return path && put_dir(root, path, op->index) == 0 ? 0 : fail_at(f, "mkdir", path);
+    case TAG_ROOT_LINK:
+        if (!wire_pair(op, &path, &other))
+            return fail(f, "configuration");
+        return put_link(root, path, other) == 0 ? 0 : fail_at(f, "symlink", path);
+    case TAG_ROOT_FILE:
+        if (!wire_path_bytes(op, &path, &data, &len))
+            return fail(f, "configuration");
+        return put_file(root, path, data, len, op->index) == 0 ? 0 : fail_at(f, "write", path);
+    case TAG_ROOT_NODE:
+        path = wire_string(op);
+        return path && put_node(c, root, host, path) == 0 ? 0 : fail_at(f, "device node", path);
+    case TAG_ROOT_BIND: {
+        if (!wire_pair(op, &path, &other))
+            return fail(f, "configuration");
+        uint64_t attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+        if (!(op->index & BIND_WRITABLE))
+            attributes |= MOUNT_ATTR_RDONLY;
+        cleanup_close int tree = clone_tree(host, other, attributes);
+        if (tree < 0)
+            return (op->index & BIND_OPTIONAL) && errno == ENOENT ? 0 : fail_at(f, "bind source", other);
+        return graft(root, tree, path) == 0 ? 0 : fail_at(f, "mount target", path);
+    }
+    default:
+        return fail(f, "configuration");
+    }
+}
+
+/* A cell may mount its own proc only while the template shows a full one (mount_too_revealing): a
+ * fresh instance where we may, for a container's proc is covered by masks; else the host's. */
+static int put_proc(int root, int host, struct failure *f)
+{
+    if (put_dir(root, "proc", 0555) < 0)
+        return fail(f, "mkdir proc");
+    if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) == 0)
+        return 0;
+    /* Not read-only: a cell's own could then not be mounted writable, and it has to be for a moment. */
+    cleanup_close int tree =
+        clone_tree(host, "proc", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    return tree < 0 || graft(root, tree, "proc") < 0 ? fail(f, "proc of the template") : 0;
+}
+
+int root_build(const struct config *c, struct failure *f)
+{
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return fail(f, "make mounts private");
+    if (mount("isojob", "/proc", "tmpfs", MS_NOSUID, "mode=755,size=16m,nr_inodes=4096") < 0)
+        return fail(f, "mount root tmpfs");
+    if (chdir("/proc") < 0 || mkdir(".host", 0700) < 0)
+        return fail(f, "mkdir .host");
+    if (sys_pivot_root(".", ".host") < 0)
+        return fail(f, "pivot_root");
+    if (chdir("/") < 0)
+        return fail(f, "chdir /");
+    cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    cleanup_close int host = open("/.host", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0 || host < 0)
+        return fail(f, "open root");
+    if (put_proc(root, host, f) < 0)
+        return -1;
+    for (unsigned i = 0; i < c->nroot_ops; i++)
+        if (apply(c, &c->root_ops[i], root, host, f) < 0)
+            return -1;
+    close_fd(&host);
+    if (umount2("/.host", MNT_DETACH) < 0)
+        return fail(f, "detach the host's root");
+    if (rmdir("/.host") < 0)
+        return fail(f, "rmdir .host");
+    if (sys_mount_setattr(root, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID) < 0)
+        return fail(f, "read-only root");
+    char cwd[16];
+    if (!getcwd(cwd, sizeof(cwd)) || strcmp(cwd, "/")) {
+        errno = EXDEV;
+        return fail(f, "root check");
+    }
+    return 0;
+}

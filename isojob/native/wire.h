@@ -1,0 +1,147 @@
+/* The wire: what host, zygote, init and launcher say to each other. isojob/wire.py is its twin.
+ *
+ * A message is a header and fields: tag, index, length, bytes. All integers little-endian, all sizes
+ * bounded, no pointers. Strings carry their NUL. Whoever reads checks; nobody trusts a length. */
+#ifndef ISOJOB_WIRE_H
+#define ISOJOB_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define WIRE_MAGIC 0x4a4f5349u /* "ISOJ" */
+#define WIRE_VERSION 1
+#define WIRE_INLINE_MAX 65536 /* larger bodies travel in a sealed memfd */
+#define WIRE_MAX_FDS 16
+
+enum message_type {
+    MSG_CONFIG = 1,  /* host -> zygote, once; body in a memfd */
+    MSG_MAKE = 2,    /* host -> zygote: one cell on the attached socket */
+    MSG_JOB = 3,     /* host -> launcher (J) */
+    MSG_COLLECT = 4, /* host -> init, read when the job is over */
+    MSG_RESULT = 5,  /* init -> host, last message of a cell */
+    MSG_FILE = 6,    /* init -> host, with a descriptor */
+    MSG_ERROR = 7,   /* zygote or init -> host: a stage failed */
+    MSG_READY = 8,   /* zygote -> host: the root stands */
+    MSG_MAP = 9,     /* zygote -> host: run newuidmap and newgidmap on me; and the answer */
+};
+
+enum { FLAG_MEMFD = 1 }; /* the body is in the first attached descriptor */
+
+enum tag {
+    /* CONFIG */
+    TAG_MODE = 1,
+    TAG_UID_BASE = 2,
+    TAG_SLOTS = 3,
+    TAG_JOB_UID = 4,
+    TAG_JOB_GID = 5,
+    TAG_HOSTNAME = 6,
+    TAG_FILTER = 7,       /* struct sock_filter[]; index: FILTER_* */
+    TAG_HIERARCHIES = 8,  /* how many cgroup directories follow as descriptors */
+    TAG_CG_LIMIT = 9,     /* index: hierarchy; file the launcher writes at job time */
+    TAG_CG_EVIDENCE = 10, /* index: hierarchy; file init reads at the end */
+    TAG_CG_CPU = 11,      /* index: 0 nanoseconds, 1 "usage_usec N"; hierarchy byte + file */
+    TAG_CG_KILL = 12,     /* file to write "1" to (v2) */
+    TAG_CG_OOM = 13,      /* index: memory hierarchy: register an OOM eventfd (v1) */
+    TAG_CG_INTO = 14,     /* J is born in hierarchy 0 (CLONE_INTO_CGROUP); else writes `tasks` */
+    TAG_CG_BASE = 15,     /* index: hierarchy; name; its parent follows as a descriptor */
+    TAG_ROOT_DIR = 16,    /* index: mode */
+    TAG_ROOT_LINK = 17,   /* path NUL target NUL */
+    TAG_ROOT_FILE = 18,   /* index: mode; path NUL content */
+    TAG_ROOT_BIND = 19,   /* index: BIND_*; path NUL source NUL */
+    TAG_ROOT_NODE = 20,   /* device node: name below /dev */
+    TAG_MASK = 21,        /* path below /proc hidden in each cell */
+    TAG_CELL_TMPFS = 22,  /* path NUL options NUL: mounted fresh in each cell */
+    TAG_HOST_PIDFD = 23,
+    TAG_WORKDIR = 24,
+    TAG_CELL_BIND = 25, /* path NUL template path NUL: bound again in each cell, below its tmpfs */
+    /* MAKE */
+    TAG_CG_MASK = 32,  /* bit n: make the cgroup in hierarchy n */
+    TAG_CG_WRITE = 33, /* index: hierarchy; file NUL content */
+    TAG_DISK = 34,
+    TAG_INODES = 35,
+    /* JOB */
+    TAG_ARG = 48,
+    TAG_ENV = 49,
+    TAG_CWD = 50,
+    TAG_STDIO = 51,  /* index: STDIO_* */
+    TAG_RLIMIT = 52, /* index: resource; soft, hard */
+    TAG_WALL = 53,
+    TAG_CPU = 54, /* index: CPUs the job may use at once */
+    TAG_LIMIT = 55, /* index: which TAG_CG_LIMIT; content */
+    TAG_PUT = 56,   /* index: mode; path NUL content */
+    TAG_PATH = 57,  /* where argv[0] without a slash is looked up */
+    /* COLLECT */
+    TAG_PATTERN = 64,
+    TAG_COLLECT_MAX = 65, /* files at most */
+    /* RESULT, FILE, ERROR */
+    TAG_STATE = 80,
+    TAG_EXIT = 81, /* si_code, si_status */
+    TAG_CAUSE = 82,
+    TAG_SYSCALL = 83, /* arch, nr */
+    TAG_TIMES = 84,   /* start, end, done, cpu base: int64 ns */
+    TAG_RUSAGE = 85,  /* utime us, stime us, maxrss KiB, nvcsw, nivcsw: int64 */
+    TAG_EVIDENCE = 86,
+    TAG_STAGE = 87,
+    TAG_ERRNO = 88,
+    TAG_NAME = 89,
+    TAG_REASON = 90,
+    TAG_CPU_END = 91,
+};
+
+enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
+enum { BIND_WRITABLE = 1, BIND_OPTIONAL = 2 };
+enum { STDIO_IN = 1, STDIO_OUT = 2, STDIO_ERR = 4, STDIO_MERGE = 8 };
+
+struct header {
+    uint32_t magic;
+    uint16_t version;
+    uint16_t type;
+    uint32_t length;
+    uint32_t flags;
+};
+
+struct field {
+    uint16_t tag;
+    uint16_t index;
+    uint32_t length;
+    const uint8_t *data;
+};
+
+struct reader {
+    const uint8_t *at;
+    const uint8_t *end;
+};
+
+struct writer {
+    uint8_t *buffer;
+    size_t size;
+    size_t used;
+    bool full;
+};
+
+/* 1: a field; 0: the end; -1: malformed. */
+int wire_next(struct reader *r, struct field *f);
+/* The field as a string (NUL-terminated, no NUL inside), or NULL. */
+const char *wire_string(const struct field *f);
+/* The field as two strings, or as a string and the bytes behind it. */
+bool wire_pair(const struct field *f, const char **first, const char **second);
+bool wire_path_bytes(const struct field *f, const char **path, const uint8_t **data, size_t *len);
+bool wire_u64(const struct field *f, uint64_t *value);
+
+void wire_begin(struct writer *w, void *buffer, size_t size, uint16_t type);
+void wire_put(struct writer *w, uint16_t tag, uint16_t index, const void *data, size_t len);
+void wire_put_string(struct writer *w, uint16_t tag, uint16_t index, const char *s);
+void wire_put_u64(struct writer *w, uint16_t tag, uint64_t value);
+
+/* One datagram out. fd < 0: none attached. */
+int wire_send(int sock, struct writer *w, int fd, int flags);
+/* One datagram in: the checked header, then the body as a reader over buffer. Returns the number of
+ * body bytes, 0 at end of file (errno 0), -1 with errno. Descriptors are close-on-exec; at most
+ * WIRE_MAX_FDS, a truncated message is EBADMSG and its descriptors are closed. */
+int wire_receive(int sock, void *buffer, size_t size, struct header *h, struct reader *r, int *fds,
+                 unsigned *nfds, int flags);
+/* Maps the memfd of a FLAG_MEMFD message and moves the reader there. */
+int wire_map(const struct header *h, int fd, struct reader *r);
+
+#endif

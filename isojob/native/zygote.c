@@ -1,0 +1,257 @@
+/* The zygote: one small process per pool, started from a sealed memfd with an empty environment. It
+ * makes cells when the host asks and takes away what is left of them; it never sees a job.
+ *
+ *   host --control--> MAKE + the cell's end of a socketpair
+ *
+ * It keeps a copy of that end until the cell's cgroups are removed: the host's end of file means that
+ * nothing of the cell is left. It ends when the host does (end of file on the control socket, or its
+ * pidfd, for a fork of the host may hold the socket open), and takes every cell with it. Should it be
+ * killed itself, a pipe whose write end only it has tells the parked cells to leave; running jobs may
+ * finish and report. */
+#include <grp.h>
+#include <sched.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "zygote.h"
+
+static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
+
+static int write_self(const char *path, const char *text)
+{
+    cleanup_close int fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd < 0 ? -1 : write_all(fd, text, strlen(text));
+}
+
+/* newuidmap and newgidmap are set-uid programs: the host runs them on us. */
+static int ask_for_maps(int control, struct failure *f)
+{
+    struct header h;
+    struct reader r;
+    struct writer w;
+    int fds[WIRE_MAX_FDS];
+    unsigned nfds;
+    wire_begin(&w, buffer, sizeof(buffer), MSG_MAP);
+    if (wire_send(control, &w, -1, 0) < 0 ||
+        wire_receive(control, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0) <= 0 ||
+        h.type != MSG_MAP)
+        return fail(f, "newuidmap");
+    return 0;
+}
+
+static int own_user_namespace(const struct config *c, int control, struct failure *f)
+{
+    char uids[48], gids[48];
+    snprintf(uids, sizeof(uids), "0 %u 1\n", getuid());
+    snprintf(gids, sizeof(gids), "0 %u 1\n", getgid());
+    if (unshare(CLONE_NEWUSER) < 0)
+        return fail(f, "user namespace");
+    if (c->mode == IDS_RANGES) {
+        if (ask_for_maps(control, f) < 0)
+            return -1;
+        if (setgroups(0, NULL) < 0)
+            return fail(f, "setgroups");
+    } else {
+        if (write_self("/proc/self/setgroups", "deny") < 0)
+            return fail(f, "setgroups deny");
+        /* Ubuntu's AppArmor restriction lets unshare pass and fails here. */
+        if (write_self("/proc/self/uid_map", uids) < 0)
+            return fail(f, "uid_map");
+        if (write_self("/proc/self/gid_map", gids) < 0)
+            return fail(f, "gid_map");
+    }
+    return setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0 ? fail(f, "setresuid") : 0;
+}
+
+static int set_up(struct zygote *z, struct failure *f)
+{
+    struct header h;
+    struct reader r;
+    int fds[WIRE_MAX_FDS], pipefd[2];
+    unsigned nfds;
+    sigset_t set;
+    if (wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0) <= 0)
+        return fail(f, "receive configuration");
+    if (h.type != MSG_CONFIG || nfds < 1 || wire_map(&h, fds[0], &r) < 0)
+        return fail(f, "configuration");
+    if (config_parse(&z->config, &r, fds, nfds, f) < 0)
+        return -1;
+    close(fds[0]);
+    z->slots = calloc(z->config.slots, sizeof(*z->slots));
+    if (!z->slots)
+        return fail(f, "memory");
+    z->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (z->proc < 0)
+        return fail(f, "open /proc");
+    if (z->config.mode == IDS_ROOT) {
+        if (setgroups(0, NULL) < 0)
+            return fail(f, "setgroups");
+    } else if (own_user_namespace(&z->config, z->control, f) < 0)
+        return -1;
+    if (unshare(CLONE_NEWNS) < 0)
+        return fail(f, "mount namespace");
+    umask(0);
+    if (root_build(&z->config, f) < 0)
+        return -1;
+    umask(022);
+    /* Rootless, a clone would inherit the flag and its maps could no longer be written (EACCES:
+     * /proc/PID belongs to global root then). Nobody but the user's own processes could trace us. */
+    if (z->config.mode == IDS_ROOT && prctl(PR_SET_DUMPABLE, 0) < 0)
+        return fail(f, "dumpable");
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    z->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (z->signals < 0 || pipe2(pipefd, O_CLOEXEC) < 0)
+        return fail(f, "signalfd");
+    z->alive_read = pipefd[0];
+    z->alive_write = pipefd[1];
+    return 0;
+}
+
+/* A cell's init is gone, and with it (pid namespace) every process of the cell. */
+static void retire(struct zygote *z, struct slot *s)
+{
+    if (!cell_remove(z, s)) {
+        z->removing++;
+        s->tries++;
+        return;
+    }
+    close(s->lease);
+    s->pid = 0;
+}
+
+static void reap(struct zygote *z)
+{
+    struct signalfd_siginfo info;
+    pid_t pid;
+    while (read(z->signals, &info, sizeof(info)) > 0)
+        ;
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+        for (uint32_t i = 0; i < z->config.slots; i++)
+            if (z->slots[i].pid == pid) {
+                z->live--;
+                z->slots[i].pid = -1;
+                retire(z, &z->slots[i]);
+                break;
+            }
+}
+
+/* EBUSY: css of a dead process still being released (v1). A few milliseconds later it is not. */
+static void retry_removals(struct zygote *z)
+{
+    z->removing = 0;
+    for (uint32_t i = 0; i < z->config.slots; i++)
+        if (z->slots[i].pid == -1)
+            retire(z, &z->slots[i]);
+}
+
+static void remove_base(const struct config *c)
+{
+    for (unsigned i = 0; i < c->nhier; i++)
+        if (c->base_name[i])
+            unlinkat(c->base_parent[i], c->base_name[i], AT_REMOVEDIR);
+}
+
+static void shut_down(struct zygote *z)
+{
+    struct pollfd p = {.fd = z->signals, .events = POLLIN};
+    int64_t deadline = now_ns() + 10 * (int64_t)1000000000;
+    for (uint32_t i = 0; i < z->config.slots; i++)
+        if (z->slots[i].pid > 0)
+            kill(z->slots[i].pid, SIGKILL);
+    while ((z->live || z->removing) && now_ns() < deadline) {
+        poll(&p, 1, 5);
+        reap(z);
+        retry_removals(z);
+    }
+    remove_base(&z->config);
+}
+
+static bool serve(struct zygote *z)
+{
+    struct header h;
+    struct reader r;
+    int fds[WIRE_MAX_FDS];
+    unsigned nfds;
+    for (int i = 0; i < 16; i++) { /* then look at the dead again */
+        int n = wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, MSG_DONTWAIT);
+        if (n == 0)
+            return false;
+        if (n < 0) {
+            if (errno == EAGAIN)
+                return true;
+            /* EMFILE loses the descriptor of that request: its host end reads end of file and the
+             * host asks again. Only a host that speaks another protocol is left. */
+            if (errno == EBADMSG)
+                continue;
+            return errno != ENOTCONN && errno != ECONNRESET;
+        }
+        unsigned used = 0;
+        if (h.type == MSG_MAKE && nfds > 0 && !(h.flags & FLAG_MEMFD)) {
+            cell_make(z, fds[0], &r);
+            used = 1;
+        }
+        for (unsigned k = used; k < nfds; k++)
+            close(fds[k]);
+    }
+    return true;
+}
+
+static void run(struct zygote *z)
+{
+    struct pollfd p[] = {
+        {.fd = z->control, .events = POLLIN},
+        {.fd = z->signals, .events = POLLIN},
+        {.fd = z->config.host, .events = POLLIN},
+    };
+    for (;;) {
+        int n = poll(p, ARRAY_LEN(p), z->removing ? 5 : -1);
+        if (n < 0 && errno != EINTR)
+            return;
+        if (n == 0 || z->removing)
+            retry_removals(z);
+        if (p[1].revents)
+            reap(z);
+        if (p[2].revents)
+            return;
+        if (p[0].revents && !serve(z))
+            return;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct zygote z = {.proc = -1, .signals = -1};
+    struct failure f = {0};
+    struct writer w;
+    struct rlimit limit;
+    sigset_t all;
+    if (argc != 2 || (z.control = atoi(argv[1])) < 3) {
+        static const char usage[] = "isojob-zygote is started by isojob, not by hand\n";
+        return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 1;
+    }
+    fcntl(z.control, F_SETFD, FD_CLOEXEC);
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    if (set_up(&z, &f) < 0) {
+        report_error(z.control, &f);
+        remove_base(&z.config);
+        return 1;
+    }
+    wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
+    wire_send(z.control, &w, -1, MSG_DONTWAIT);
+    run(&z);
+    shut_down(&z);
+    return 0;
+}

@@ -1,0 +1,156 @@
+/* What the files of the zygote share. Order of the story: zygote.c (the loop), config.c (what the
+ * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
+ * inside.c (what init mounts), job.c (the launcher, pid 2), cgroup.c, collect.c. */
+#ifndef ISOJOB_ZYGOTE_H
+#define ISOJOB_ZYGOTE_H
+
+#include <linux/filter.h>
+#include <sys/types.h>
+
+#include "util.h"
+#include "wire.h"
+
+#define MAX_HIERARCHIES 8
+#define MAX_CG_FILES 24
+#define MAX_MASKS 32
+#define MAX_ROOT_OPS 512
+#define MAX_CELL_MOUNTS 64
+
+enum id_mode {
+    IDS_ROOT = 0,   /* host root: 0 -> A, 1000 -> B, two host ids of its own for each cell */
+    IDS_SINGLE = 1, /* own user namespace with one id: the job runs as the caller's uid */
+    IDS_RANGES = 2, /* own user namespace with subordinate ids */
+};
+
+struct cg_file {
+    unsigned hier;
+    const char *name;
+};
+
+/* Mounted in each cell, in order: a fresh tmpfs, or a bind of something in the template. */
+struct cell_mount {
+    const char *path;
+    const char *options; /* of the tmpfs */
+    const char *source;  /* of the bind; NULL: a tmpfs */
+};
+
+struct config {
+    enum id_mode mode;
+    uint32_t uid_base, slots, job_uid, job_gid;
+    const char *hostname, *workdir;
+    struct sock_fprog filter;
+    bool filter_early, filter_notify;
+    unsigned nhier;
+    int hier[MAX_HIERARCHIES];
+    int base_parent[MAX_HIERARCHIES]; /* to remove the pool's own directory at the end */
+    const char *base_name[MAX_HIERARCHIES];
+    bool into;
+    int oom_hier; /* -1: no OOM eventfd */
+    struct cg_file limits[MAX_CG_FILES], evidence[MAX_CG_FILES], cpu, kill;
+    unsigned nlimits, nevidence;
+    bool has_cpu, cpu_is_usec, has_kill;
+    struct field root_ops[MAX_ROOT_OPS];
+    unsigned nroot_ops;
+    const char *masks[MAX_MASKS];
+    unsigned nmasks;
+    struct cell_mount mounts[MAX_CELL_MOUNTS];
+    unsigned nmounts;
+    int host; /* pidfd of the host process */
+};
+
+/* A step that failed: what, and why. Static or config-owned string. */
+struct failure {
+    char stage[96];
+    int error;
+};
+/* Records stage and errno; returns -1 so that callers can `return fail(...)`. */
+int fail(struct failure *f, const char *stage);
+int fail_at(struct failure *f, const char *stage, const char *subject);
+
+/* How far the launcher got; in the page it shares with init until execve unmaps it. */
+enum job_state {
+    JOB_SETUP = 0,   /* still becoming harmless */
+    JOB_PARKED = 1,  /* waits for its job */
+    JOB_STARTED = 2, /* has read it */
+    JOB_EXEC = 3,    /* everything done, execve entered */
+    JOB_FAILED = 4,  /* see failure */
+};
+
+struct shared {
+    uint32_t state;
+    struct failure failure;
+    int64_t start_ns, cpu_base_ns;
+    int64_t wall_ns, cpu_ns; /* 0: unlimited */
+    uint32_t ncpus;
+    int32_t notify_fd; /* job.c, late listener */
+};
+
+/* What one cell is made of, as init and the launcher see it. */
+struct cell {
+    const struct config *config;
+    int lease;     /* our end of the host's socket */
+    int alive;     /* read end of the zygote's pipe: HUP when it is gone */
+    int go;        /* zygote -> init: the maps are written */
+    int channel;   /* init <-> launcher, until the launcher parks */
+    int signals;   /* signalfd of init */
+    int wall, cpu; /* timerfds, armed by the launcher */
+    int oom;       /* eventfd (v1) */
+    int listener;  /* seccomp notifications */
+    int dir[MAX_HIERARCHIES]; /* this cell's cgroup directories, O_PATH; -1: none */
+    int limit_fd[MAX_CG_FILES], evidence_fd[MAX_CG_FILES];
+    int cpu_fd, kill_fd, attach_fd[MAX_HIERARCHIES];
+    uint64_t disk, inodes;
+    struct field writes[MAX_CG_FILES];
+    unsigned nwrites;
+    struct shared *shared;
+    pid_t job;
+};
+
+/* config.c */
+int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nfds,
+                 struct failure *f);
+/* path.c */
+/* A directory fd of the parent of `path` below `root`, parents made as needed; *leaf is the last
+ * component. A link, `.` or `..` on the way is refused. */
+int open_parent(int root, const char *path, char *leaf, size_t size);
+int put_file(int root, const char *path, const void *data, size_t len, mode_t mode);
+/* root.c */
+int root_build(const struct config *c, struct failure *f);
+/* cell.c */
+struct slot {
+    pid_t pid; /* 0: free */
+    int lease; /* the cell's end, kept until its cgroups are gone: end of file means all is gone */
+    uint32_t id;
+    uint32_t mask;
+    int tries;
+};
+struct zygote {
+    struct config config;
+    int control, signals, proc, alive_read, alive_write;
+    struct slot *slots;
+    uint32_t next_slot, next_id, live, removing;
+};
+void cell_make(struct zygote *z, int lease, struct reader *r);
+/* Removes the cgroups of a cell; false when the kernel still says EBUSY. */
+bool cell_remove(struct zygote *z, struct slot *s);
+void report_error(int sock, const struct failure *f);
+/* init.c */
+_Noreturn void init_main(struct cell *cell);
+void close_all_but(const int *keep, unsigned n);
+/* inside.c */
+int inside_build(const struct cell *cell, struct failure *f);
+int drop_bounding_set(void);
+int set_capabilities(uint64_t caps);
+/* job.c */
+_Noreturn void job_main(struct cell *cell);
+/* cgroup.c */
+int cgroup_open(struct cell *cell, struct failure *f);
+int cgroup_attach(const struct cell *cell, struct failure *f);
+int64_t cgroup_cpu_ns(const struct cell *cell); /* -1: unknown */
+/* Reads an evidence file whole; the length, or -1. */
+ssize_t read_at(int fd, char *buffer, size_t size);
+int write_all(int fd, const void *data, size_t len);
+/* collect.c */
+void collect_files(const struct cell *cell);
+
+#endif

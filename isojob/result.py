@@ -1,0 +1,136 @@
+"""What a job leaves behind."""
+
+from __future__ import annotations
+
+import signal as _signal
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from isojob._models import Evidence, Model, Name, Status, Usage
+from isojob.errors import JobFailedError
+from isojob.verdict import explain, signal_name
+
+__all__ = ["Evidence", "Posture", "Result", "Status", "Usage"]
+
+_MIB = 2**20
+
+
+class Posture(Model, frozen=True):
+    """Which protections held while the job ran.
+
+    Attributes:
+        cgroup: The kind of cgroups in force; ``none`` only if the caller allowed it.
+        privilege: Who set the cell up: ``root``, an ordinary ``user`` with one id, or one with
+            subordinate ids (``user+ranges``, subuid(5)).
+        kernel: Release of the kernel, as uname(2) tells it.
+        namespaces: The kinds of namespaces that were fresh (namespaces(7)).
+        seccomp: Name of the seccomp profile.
+        missing: Protections that did not hold; all of them were in `Sandbox.allow_missing`.
+        notes: What else an auditor would want to know.
+    """
+
+    cgroup: Literal["v2", "v1", "none"]
+    privilege: Literal["root", "user", "user+ranges"]
+    kernel: str
+    namespaces: tuple[str, ...]
+    seccomp: str
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Result(Model, frozen=True):
+    """How one job ended, what it wrote and what it used. Survives JSON and pickle.
+
+    `str()` of it is one line for a log. In JSON, bytes are base64 with the URL-safe alphabet, and
+    a byte of a name that is not UTF-8 is written as U+FFFD and two hexadecimal digits.
+
+    Attributes:
+        args: The command as it was asked for. Arguments given as bytes are decoded as
+            `os.fsdecode` does (UTF-8, surrogateescape); `os.fsencode` gives the bytes back.
+        status: How the job ended.
+        returncode: Exit status of the main process, or -N if signal N ended it. Under a limit it
+            is whatever the main process made of it: trust `status`.
+        stdout: What the job wrote, at most `Limits.output` bytes; None if it was not captured.
+        stderr: The same for stderr; None also if it was merged into stdout.
+        stdout_truncated: Whether the job wrote more than `stdout` holds.
+        stderr_truncated: The same for stderr.
+        usage: What the job used.
+        files: Collected files, by path relative to the working directory.
+        uncollected: Files that were asked for and not collected, with the reason.
+        evidence: The raw counters that `status` and `usage` were made from.
+        posture: Which protections held.
+    """
+
+    args: tuple[Name, ...]
+    status: Status
+    returncode: int
+    stdout: bytes | None = None
+    stderr: bytes | None = None
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    usage: Usage
+    files: dict[Name, bytes] = Field(default_factory=dict)
+    uncollected: dict[Name, str] = Field(default_factory=dict)
+    evidence: Evidence
+    posture: Posture
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job ended by itself with exit status 0, within all its limits."""
+        return self.status is Status.OK
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit status of the main process, or None if a signal ended it."""
+        return self.returncode if self.returncode >= 0 else None
+
+    @property
+    def signal(self) -> _signal.Signals | int | None:
+        """The signal that ended the main process, or None if it exited.
+
+        A plain int for a signal that this Python has no name for, such as a real-time one.
+        """
+        if self.returncode >= 0:
+            return None
+        try:
+            return _signal.Signals(-self.returncode)
+        except ValueError:
+            return -self.returncode
+
+    @property
+    def stdout_text(self) -> str:
+        """`stdout` as UTF-8, with U+FFFD for what is not; empty if it was not captured."""
+        return (self.stdout or b"").decode("utf-8", "replace")
+
+    @property
+    def stderr_text(self) -> str:
+        """`stderr` as UTF-8, with U+FFFD for what is not; empty if it was not captured."""
+        return (self.stderr or b"").decode("utf-8", "replace")
+
+    def check_returncode(self) -> None:
+        """Raises if the job was not `ok`; named as in `subprocess.CompletedProcess`.
+
+        Raises:
+            JobFailedError: The status is not ``ok``, even where the exit status is 0.
+        """
+        if not self.ok:
+            raise JobFailedError(self)
+
+    @override
+    def __str__(self) -> str:
+        code = self.exit_code
+        end = signal_name(-self.returncode) if code is None else f"exit {code}"
+        spent = []
+        if self.usage.cpu_time is not None:
+            spent.append(f"cpu {self.usage.cpu_time:.2f} s")
+        if self.usage.memory_peak is not None:
+            limit = self.evidence.memory_limit
+            of = "" if limit is None else f" of {limit / _MIB:.1f} MiB"
+            spent.append(f"peak {self.usage.memory_peak / _MIB:.1f} MiB{of}")
+        line = f"{self.status}: {end} after {self.usage.wall_time:.2f} s"
+        if spent:
+            line += f" ({', '.join(spent)})"
+        # "ok: exit 0" already says everything.
+        return line if self.ok else f"{line}: {explain(self.evidence, self.status)}"

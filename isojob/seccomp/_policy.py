@@ -1,0 +1,276 @@
+"""What a profile means on one machine: for each system call, answers in the order they count."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from isojob.errors import ProfileError
+from isojob.seccomp._arguments import argument_bits
+from isojob.seccomp._names import Unnumbered, number
+
+if TYPE_CHECKING:
+    from isojob.seccomp._architectures import Architecture
+    from isojob.seccomp._format import Comparison, Rule
+    from isojob.seccomp._profile import SeccompProfile
+
+__all__ = ["ALLOW", "ENOSYS", "USER_NOTIF", "Answer", "Condition", "Policy", "build_policy"]
+
+# SECCOMP_RET constants of linux/seccomp.h.
+ALLOW = 0x7FFF0000
+LOG = 0x7FFC0000
+USER_NOTIF = 0x7FC00000
+ERRNO = 0x00050000
+ENOSYS = ERRNO | errno.ENOSYS
+
+# All that ends a process ends the job, by init, which hears of the call and can name it: waitid(2)
+# does not tell a filter's SIGSYS from one that the job raised.
+_RETURNS = {
+    "SCMP_ACT_KILL": USER_NOTIF,
+    "SCMP_ACT_KILL_THREAD": USER_NOTIF,
+    "SCMP_ACT_KILL_PROCESS": USER_NOTIF,
+    "SCMP_ACT_TRAP": USER_NOTIF,
+    "SCMP_ACT_ERRNO": ERRNO,
+    "SCMP_ACT_LOG": LOG,
+    "SCMP_ACT_ALLOW": ALLOW,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison, with the width at which it is made.
+
+    Attributes:
+        index: Position of the argument.
+        bits: How many of its low bits are compared: 16, 32 or 64.
+        op: EQ, NE, LT, LE, GT, GE or MASKED_EQ.
+        value: What with; the mask of MASKED_EQ.
+        second: What the masked argument must be.
+    """
+
+    index: int
+    bits: int
+    op: str
+    value: int
+    second: int = 0
+
+    def holds(self, argument: int) -> bool:
+        """Whether an argument, already cut to its width, meets the condition."""
+        match self.op:
+            case "EQ":
+                return argument == self.value
+            case "NE":
+                return argument != self.value
+            case "LT":
+                return argument < self.value
+            case "LE":
+                return argument <= self.value
+            case "GT":
+                return argument > self.value
+            case "GE":
+                return argument >= self.value
+        return argument & self.value == self.second
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the filter returns if all conditions hold."""
+
+    value: int
+    conditions: tuple[Condition, ...] = ()
+
+
+def severity(value: int) -> int:
+    """How restrictive a return value is."""
+    return [ALLOW, LOG, ERRNO, USER_NOTIF].index(value if value & 0xFFFF == 0 else ERRNO)
+
+
+def _guard(index: int, value: int, error: int) -> Answer:
+    return Answer(ERRNO | error, (Condition(index, 32, "EQ", value),))
+
+
+# A job that changes the limits of process 1 takes the sandbox's init apart; no other protection of
+# the kernel stands before prlimit(2) where both have one uid.
+_INIT_GUARDS = {"prlimit64": (_guard(0, 1, errno.EPERM),)}
+
+_AF_ALG, _AF_VSOCK = 38, 40
+_FAMILIES = tuple(_guard(0, family, errno.EAFNOSUPPORT) for family in (_AF_ALG, _AF_VSOCK))
+# asm-generic/ioctls.h. TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226); TIOCSETD loads
+# line discipline modules, a row of kernel holes (CVE-2017-2636, CVE-2023-6546) that no job needs.
+_TERMINAL = tuple(_guard(1, request, errno.EPERM) for request in (0x5412, 0x541C, 0x5423))
+_GUARDS = {
+    **_INIT_GUARDS,
+    "socket": _FAMILIES,
+    "socketpair": _FAMILIES,
+    "ioctl": _TERMINAL,
+}
+
+
+@dataclass
+class Policy:
+    """A profile's meaning on one machine.
+
+    Attributes:
+        arch: The machine.
+        default: What is returned where nothing else is said.
+        unresolved: Names of allowed calls that are known nowhere.
+        top: The highest number that the profile names.
+    """
+
+    arch: Architecture
+    default: int
+    unresolved: tuple[str, ...] = ()
+    top: int = -1
+    _rules: dict[int, list[Answer]] = field(default_factory=dict)
+    _guards: dict[int, tuple[Answer, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._clone = _own_number("clone", self.arch)
+        self._clone3 = _own_number("clone3", self.arch)
+
+    def background(self, nr: int) -> int:
+        """What a call gets that no rule matches.
+
+        A number above the highest that the profile names is newer than the profile. Programs try
+        new calls and fall back on ENOSYS, but not on EPERM; runc does the same.
+        """
+        denies = severity(self.default) >= severity(ERRNO)
+        return ENOSYS if denies and nr > self.top else self.default
+
+    def numbers(self) -> list[int]:
+        """The calls for which more than `background` may count, in order."""
+        return sorted({*self._rules, *self._guards, self._clone3})
+
+    def answers(self, nr: int, *, guarded: bool = True) -> tuple[Answer, ...]:
+        """The answers to a call, in the order they count; the last has no condition.
+
+        Among rules the most restrictive counts first, and of equally restrictive ones that which
+        the profile has first. Guards come before all that does not end the job.
+
+        Args:
+            nr: The call.
+            guarded: With isojob's own guards.
+        """
+        rules = self._rules_of(nr)
+        deadly = [rule for rule in rules if rule.value == USER_NOTIF]
+        others = [rule for rule in rules if rule.value != USER_NOTIF]
+        if guarded:
+            others = [*self._guards.get(nr, ()), *others]
+        if nr == self._clone3 and not (
+            _lets_all(self._plain(self._clone)) and _lets_all(self._plain(nr))
+        ):
+            # Its flags lie in memory, where no filter sees them. Only ENOSYS makes C libraries
+            # fall back to clone(2), whose flags can be checked.
+            others = [Answer(ENOSYS)]
+        return _shorten([*deadly, *others, Answer(self.background(nr))])
+
+    def _rules_of(self, nr: int) -> list[Answer]:
+        return sorted(self._rules.get(nr, ()), key=lambda rule: -severity(rule.value))
+
+    def _plain(self, nr: int) -> tuple[Answer, ...]:
+        return _shorten([*self._rules_of(nr), Answer(self.background(nr))])
+
+    def always_allows(self, nr: int) -> bool:
+        """Whether a call is let through whatever its arguments, guards aside."""
+        return all(answer.value == ALLOW for answer in self.answers(nr, guarded=False))
+
+    def ever_allows(self, nr: int) -> bool:
+        """Whether a call is let through with some arguments."""
+        return any(answer.value in (ALLOW, LOG) for answer in self.answers(nr))
+
+
+def _lets_all(answers: tuple[Answer, ...]) -> bool:
+    return all(answer.value in (ALLOW, LOG) for answer in answers)
+
+
+def _shorten(answers: list[Answer]) -> tuple[Answer, ...]:
+    """Drops what can never count, or changes nothing."""
+    kept: list[Answer] = []
+    for answer in answers:
+        if answer not in kept:
+            kept.append(answer)
+        if not answer.conditions:
+            break
+    while len(kept) > 1 and kept[-2].value == kept[-1].value:
+        del kept[-2]
+    return tuple(kept)
+
+
+def _own_number(name: str, arch: Architecture) -> int:
+    """The number of a call that every supported architecture has."""
+    found = number(name, arch)
+    if isinstance(found, Unnumbered):
+        raise AssertionError(f"{name} has no number on {arch.name}")  # noqa: TRY004
+    return found
+
+
+def build_policy(
+    profile: SeccompProfile, arch: Architecture, kernel: tuple[int, int], *, guards: str = "all"
+) -> Policy:
+    """Works out what a profile means on a machine.
+
+    Args:
+        profile: The profile.
+        arch: The machine.
+        kernel: Its kernel's major and minor version.
+        guards: Which of isojob's own to add: ``all``, ``init`` (those that protect process 1) or
+            ``none``.
+
+    Raises:
+        ProfileError: A rule cannot be enforced.
+        HostNotSupportedError: libseccomp is missing.
+    """
+    added = {"all": _GUARDS, "init": _INIT_GUARDS, "none": {}}[guards]
+    rules: dict[int, list[Answer]] = {}
+    unresolved: dict[str, None] = {}
+    default = _return_value(profile.default_action, profile.default_errno)
+    for index, rule in enumerate(profile.rules):
+        if not rule.counts(arch, kernel):
+            continue
+        value = _return_value(rule.action, rule.errno_ret)
+        for name in rule.names:
+            found = number(name, arch)
+            where = f"seccomp profile {profile.name!r}: rule {index}: {name}"
+            if found is Unnumbered.UNKNOWN:
+                if severity(value) > severity(default):
+                    raise ProfileError(
+                        f"{where}: no such system call is known, and a rule that denies one "
+                        f"is not dropped"
+                    )
+                unresolved[name] = None
+            elif not isinstance(found, Unnumbered):
+                answer = Answer(value, _conditions(rule, name, where))
+                rules.setdefault(found, []).append(answer)
+    return Policy(
+        arch=arch,
+        default=default,
+        unresolved=tuple(unresolved),
+        top=max(rules, default=-1),
+        _rules=rules,
+        _guards={_own_number(name, arch): answers for name, answers in added.items()},
+    )
+
+
+def _return_value(action: str, error: int | None) -> int:
+    if action == "SCMP_ACT_ERRNO":
+        return ERRNO | (errno.EPERM if error is None else error)
+    return _RETURNS[action]
+
+
+def _conditions(rule: Rule, name: str, where: str) -> tuple[Condition, ...]:
+    return tuple(_condition(arg, argument_bits(name, arg.index), where) for arg in rule.args)
+
+
+def _condition(arg: Comparison, bits: int, where: str) -> Condition:
+    op = arg.op.removeprefix("SCMP_CMP_")
+    mask = (1 << bits) - 1
+    if op in ("LT", "LE", "GT", "GE") and arg.value > mask and arg.value >> (bits - 1) != (
+        (1 << (65 - bits)) - 1
+    ):
+        # Cut down, the number would mean another range; a sign-extended one stays what it was.
+        raise ProfileError(
+            f"{where}: argument {arg.index} has {bits} bits, and {arg.op} with {arg.value} "
+            f"cannot be made at that width"
+        )
+    return Condition(arg.index, bits, op, arg.value & mask, arg.value_two & mask)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# test-vm.sh root|user|systemd WHEEL [PYTEST-ARGUMENT...]: runs the integration tests on the cgroup
+# v2 kernel behind $TEST_VM: as root, as uid 1000 that owns its cgroup, or as uid 1000 in a unit
+# that systemd delegated. $TEST_VM is the beginning of a command line:
+#     $TEST_VM [-u UID] [--systemd] -e NAME=VALUE -- COMMAND...
+# The guest sees this machine's files, keeps no change to them, and is about 20 times slower;
+# tests find that number in ISOJOB_TEST_SLOWNESS.
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+(($# >= 2)) || die "usage: test-vm.sh root|user|systemd WHEEL [PYTEST-ARGUMENT...]"
+[[ -n ${TEST_VM:-} ]] || die "TEST_VM is not set"
+who=$1 wheel=$2
+shift 2
+(($#)) || set -- tests/integration
+
+case $who in
+root) options=() ;;
+user) options=(-u 1000) ;;
+systemd) options=(-u 1000 --systemd) ;;
+*) die "unknown user: $who" ;;
+esac
+
+# An interpreter below root's home is closed to uid 1000, so the system's comes first.
+python=$(scripts/pythons.sh | head -n 1 | cut -f 2)
+dir=$venv-vm
+scripts/environment.sh "$python" "$dir" "$wheel"
+
+export PATH=$dir/bin:$PATH VIRTUAL_ENV=$dir
+# shellcheck disable=SC2086  # a command with its options
+exec $TEST_VM "${options[@]}" \
+    -e PYTHONSAFEPATH=1 -e PYTHONDONTWRITEBYTECODE=1 -e ISOJOB_TEST_SLOWNESS=20 \
+    -- "$dir/bin/python" -m pytest -p no:cacheprovider "$@"
