@@ -99,8 +99,8 @@ class Graph:
 class _Layout:
     """Writes a graph backwards, so that the distance to a successor is known when it is needed.
 
-    A place is a node with what the accumulator holds on arrival: the same test reached with its
-    word already loaded needs no load.
+    A place is a node with what the accumulator holds on arrival: a test that is reached with its
+    word already loaded is entered behind the load.
     """
 
     def __init__(self, nodes: list[tuple[int, int, int, int, int, int]]) -> None:
@@ -109,49 +109,63 @@ class _Layout:
         self._at: dict[tuple[int, int], int] = {}
 
     def run(self, root: int) -> bytes:
-        # A stack of our own: a chain of rules may be longer than Python's recursion limit.
-        todo = [(self._place(root, _NOTHING), False)]
+        start = self._place(root, _NOTHING)
+        reached = {start}
+        # Stacks of our own: a chain of rules may be longer than Python's recursion limit.
+        todo = [start]
         while todo:
-            place, ready = todo.pop()
+            new = [place for place in self._successors(todo.pop()) if place not in reached]
+            reached.update(new)
+            todo += new
+        path = [(start, False)]
+        while path:
+            place, ready = path.pop()
             if place in self._at:
                 continue
-            yes, no = self._successors(place)
-            if ready or yes is None or no is None:
-                self._write(place, yes, no)
+            successors = self._successors(place)
+            if ready or not successors:
+                self._write(place, successors, reached)
             else:
-                todo += [(place, True), (yes, False), (no, False)]
+                path += [(place, True), *((successor, False) for successor in successors)]
             if len(self._code) > MAX_INSTRUCTIONS:
                 raise ValueError(f"more than {MAX_INSTRUCTIONS} instructions")
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in reversed(self._code))
 
     def _place(self, node: int, loaded: int) -> tuple[int, int]:
-        # What a return finds loaded does not matter.
-        return node, _NOTHING if self._nodes[node][0] == RET_K else loaded
+        # What is loaded matters only to a test of the same word.
+        return node, loaded if self._nodes[node][1] == loaded else _NOTHING
 
-    def _successors(self, place: tuple[int, int]) -> tuple[tuple[int, int] | None, ...]:
+    def _successors(self, place: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Where a place leads to: nowhere, or on yes and on no."""
         opcode, word, mask, _, yes, no = self._nodes[place[0]]
         if opcode == RET_K:
-            return None, None
+            return ()
         loaded = word if mask == WORD else _NOTHING
         return self._place(yes, loaded), self._place(no, loaded)
 
     def _write(
-        self, place: tuple[int, int], yes: tuple[int, int] | None, no: tuple[int, int] | None
+        self,
+        place: tuple[int, int],
+        successors: tuple[tuple[int, int], ...],
+        reached: set[tuple[int, int]],
     ) -> None:
         opcode, word, mask, constant, _, _ = self._nodes[place[0]]
-        if yes is None or no is None:
+        for successor in reversed(successors):
+            # The other successor may yet get a bridge, which moves this one by one.
+            if self._distance(successor) + 1 > MAX_JUMP:
+                self._bridge(successor)
+        if not successors:
             self._code.append((RET_K, 0, 0, constant))
-        else:
-            for successor in (no, yes):
-                # The other successor may yet get a bridge, which moves this one by one.
-                if self._distance(successor) + 1 > MAX_JUMP:
-                    self._bridge(successor)
-            self._code.append((opcode, self._distance(yes), self._distance(no), constant))
-            if mask != WORD:
-                self._code.append((AND_K, 0, 0, mask))
-            if word != place[1]:
-                self._code.append((LD_W_ABS, 0, 0, word))
-        self._at[place] = len(self._code) - 1
+            self._at[place] = len(self._code) - 1
+            return
+        yes, no = successors
+        self._code.append((opcode, self._distance(yes), self._distance(no), constant))
+        if mask != WORD:
+            self._code.append((AND_K, 0, 0, mask))
+        self._at[place[0], word] = len(self._code) - 1
+        if (place[0], _NOTHING) in reached:
+            self._code.append((LD_W_ABS, 0, 0, word))
+            self._at[place[0], _NOTHING] = len(self._code) - 1
 
     def _distance(self, place: tuple[int, int]) -> int:
         return len(self._code) - 1 - self._at[place]

@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from isojob.errors import HostNotSupportedError, ProfileError
 from isojob.seccomp._architectures import X32_BIT, Architecture, architecture
@@ -170,9 +170,8 @@ def _tree(graph: Graph, ranges: list[tuple[int, int]]) -> int:
 
 def _leaf(graph: Graph, answers: tuple[Answer, ...]) -> int:
     """The node that finds the answer to one call."""
-    known = _Informed(graph, answers)
     try:
-        return known.node(0, 0, frozenset())
+        return _Informed(graph, answers).node(0, 0, ())
     except _TooLargeError:
         pass
     node = graph.answer(answers[-1].value)
@@ -182,6 +181,10 @@ def _leaf(graph: Graph, answers: tuple[Answer, ...]) -> int:
         for condition in reversed(answer.conditions):
             node = _compare(graph, condition, node, miss)
     return node
+
+
+# In the order they were found out, so that the same profile gives the same filter everywhere.
+_Facts: TypeAlias = "tuple[tuple[Condition, bool], ...]"
 
 
 class _TooLargeError(Exception):
@@ -201,31 +204,33 @@ class _Informed:
     def __init__(self, graph: Graph, answers: tuple[Answer, ...]) -> None:
         self._graph = graph
         self._answers = answers
-        self._done: dict[tuple[int, int, frozenset[tuple[Condition, bool]]], int] = {}
+        self._steps = 0
 
-    def node(self, rule: int, place: int, known: frozenset[tuple[Condition, bool]]) -> int:
+    def node(self, rule: int, place: int, known: _Facts) -> int:
         """The node for a rule from one of its conditions on."""
         answer = self._answers[rule]
         if place == len(answer.conditions):
             return self._graph.answer(answer.value)
-        key = rule, place, known
-        if key not in self._done:
-            if len(self._done) >= self._BOUND:
-                raise _TooLargeError
-            self._done[key] = -1
-            condition = answer.conditions[place]
-            outcome = next(filter(None.__ne__, (_follows(condition, fact) for fact in known)), None)
-            yes = no = None
-            if outcome is not False:
-                yes = self.node(rule, place + 1, known | {(condition, True)})
-            if outcome is not True:
-                no = self.node(rule + 1, 0, known | {(condition, False)})
-            if yes is None or no is None:
-                found = no if yes is None else yes
-            else:
-                found = _compare(self._graph, condition, yes, no)
-            self._done[key] = found
-        return self._done[key]
+        self._steps += 1
+        if self._steps > self._BOUND:
+            raise _TooLargeError
+        condition = answer.conditions[place]
+        outcome = _known_outcome(condition, known)
+        if outcome is True:
+            return self.node(rule, place + 1, known)
+        no = self.node(rule + 1, 0, (*known, (condition, False)))
+        if outcome is False:
+            return no
+        yes = self.node(rule, place + 1, (*known, (condition, True)))
+        return _compare(self._graph, condition, yes, no)
+
+
+def _known_outcome(condition: Condition, known: _Facts) -> bool | None:
+    for fact in known:
+        outcome = _follows(condition, fact)
+        if outcome is not None:
+            return outcome
+    return None
 
 
 def _follows(condition: Condition, fact: tuple[Condition, bool]) -> bool | None:

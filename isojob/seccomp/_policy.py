@@ -186,12 +186,9 @@ def _lets_all(answers: tuple[Answer, ...]) -> bool:
 
 def _shorten(answers: list[Answer]) -> tuple[Answer, ...]:
     """Drops what can never count, or changes nothing."""
-    kept: list[Answer] = []
-    for answer in answers:
-        if answer not in kept:
-            kept.append(answer)
-        if not answer.conditions:
-            break
+    last = next(at for at, answer in enumerate(answers) if not answer.conditions)
+    *some, end = answers[: last + 1]
+    kept = [*dict.fromkeys(some), end]
     while len(kept) > 1 and kept[-2].value == kept[-1].value:
         del kept[-2]
     return tuple(kept)

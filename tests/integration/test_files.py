@@ -1,0 +1,130 @@
+"""files= and collect=."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isojob import Limits, Status, run_isolated
+
+
+async def test_files_in(tmp_path: Path) -> None:
+    """Bytes, paths, nested names and modes arrive in the working directory."""
+    (tmp_path / "tool").write_text("#!/bin/sh\necho tool\n")
+    (tmp_path / "tool").chmod(0o755)
+    result = await run_isolated(
+        ["sh", "-c", "cat a sub/dir/b; ./tool; ./script; stat -c %a a tool script"],
+        files={
+            "a": b"A",
+            "sub/dir/b": b"B\n",
+            "tool": tmp_path / "tool",
+            "script": (b"#!/bin/sh\necho script\n", 0o700),
+        },
+    )
+    assert result.stdout == b"AB\ntool\nscript\n644\n755\n700\n", result.stderr
+
+
+async def test_large_file_in() -> None:
+    """50 MB go in whole."""
+    data = bytes(range(256)) * (50 << 12)
+    result = await run_isolated(["sh", "-c", "wc -c < big; tail -c 3 big | od -An -tx1"], files={"big": data})
+    assert result.stdout == b"52428800\n fd fe ff\n"
+
+
+async def test_files_belong_to_the_job() -> None:
+    """The job may change and remove what it was given."""
+    result = await run_isolated(
+        ["sh", "-c", "echo more >> a && mv a b && rm b && rmdir d/e && rmdir d"],
+        files={"a": b"", "d/e/f": b""},
+        limits=Limits(),
+    )
+    assert result.exit_code == 1  # d/e is not empty: the rest worked
+    assert b"d/e" in (result.stderr or b"")
+
+
+async def test_collect() -> None:
+    """Names and patterns come back; what is missing is named."""
+    script = "mkdir -p out; echo 1 > a.txt; echo 2 > out/b.png; echo 3 > out/c.png; echo 4 > .hidden"
+    result = await run_isolated(
+        ["sh", "-c", script], collect=["a.txt", "out/*.png", "*.txt", "nope", "out/nope/x", "*"]
+    )
+    assert result.files == {"a.txt": b"1\n", "out/b.png": b"2\n", "out/c.png": b"3\n"}
+    assert result.uncollected == {"nope": "not found", "out/nope/x": "not found"}
+
+
+async def test_collect_is_safe() -> None:
+    """Links, FIFOs, directories, sockets and sparse giants are named, not followed or read."""
+    script = (
+        "ln -s /etc/passwd link; ln -s / rootlink; mkfifo fifo; mkdir dir; "
+        "truncate -s 8T sparse 2>/dev/null || truncate -s 60M sparse; "
+        "echo secret > closed; chmod 000 closed; ln -s dir dirlink; echo x > dir/x; "
+        "python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"sock\")'"
+    )
+    result = await run_isolated(
+        ["sh", "-c", script],
+        limits=Limits(collect="1MiB"),
+        collect=[
+            "link",
+            "rootlink/etc/passwd",
+            "fifo",
+            "dir",
+            "sparse",
+            "closed",
+            "dirlink/x",
+            "sock",
+            "dir/*",
+        ],
+    )
+    assert result.files == {"closed": b"secret\n", "dir/x": b"x\n"}
+    assert result.uncollected["link"] == "a symbolic link"
+    assert result.uncollected["rootlink/etc/passwd"] == "behind a symbolic link"
+    assert result.uncollected["dirlink/x"] == "behind a symbolic link"
+    assert result.uncollected["fifo"] == "a FIFO"
+    assert result.uncollected["dir"] == "a directory"
+    assert result.uncollected["sock"] == "a socket"
+    assert "limits.collect" in result.uncollected["sparse"]
+
+
+async def test_collect_after_a_limit() -> None:
+    """What a job wrote before it was ended can be looked at."""
+    result = await run_isolated(
+        ["sh", "-c", "echo partial > out; sleep 600"],
+        limits=Limits(wall_time=0.5),
+        collect=["out"],
+    )
+    assert result.status is Status.WALL_TIME_LIMIT
+    assert result.files == {"out": b"partial\n"}
+
+
+async def test_collect_total_is_capped() -> None:
+    """limits.collect is a total."""
+    result = await run_isolated(
+        ["sh", "-c", "for i in 1 2 3; do head -c 400 /dev/zero > $i; done"],
+        limits=Limits(collect=1000),
+        collect=["1", "2", "3"],
+    )
+    assert sorted(result.files) == ["1", "2"]
+    assert "limits.collect" in result.uncollected["3"]
+
+
+async def test_odd_names() -> None:
+    """Names are bytes to the kernel: undecodable ones come back as surrogates, and survive JSON."""
+    code = "import os; open(b'\\xff\\n', 'w').write('odd')"
+    result = await run_isolated(["python3", "-I", "-c", code], collect=["*"])
+    assert result.files == {"\udcff\n": b"odd"}
+    assert type(result).model_validate_json(result.model_dump_json()) == result
+
+
+async def test_many_files() -> None:
+    """More files than the bound: the first are collected, the rest named."""
+    script = "i=0; while [ $i -lt 1100 ]; do : > f$i; i=$((i+1)); done"
+    result = await run_isolated(["sh", "-c", script], collect=["*"])
+    assert len(result.files) == 1024
+    assert set(result.uncollected.values()) == {"too many files"}
+
+
+async def test_files_beyond_the_disk() -> None:
+    """Files that cannot fit are refused before anything starts."""
+    with pytest.raises(ValueError, match="limits.disk"):
+        await run_isolated(["true"], files={"a": b"x" * 100_000}, limits=Limits(disk="64KiB"))

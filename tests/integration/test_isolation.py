@@ -1,0 +1,402 @@
+"""What a job can see and touch, looked at from inside and from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import cgroup_version
+
+from isojob import Mount, Pool, Root, Sandbox, run_isolated
+from isojob.errors import SandboxSetupError
+from isojob.seccomp import SeccompProfile
+
+NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
+
+LOOK = """
+import json, os
+status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
+print(json.dumps({
+    "ns": {n: os.readlink("/proc/self/ns/" + n) for n in %r},
+    "status": status,
+    "fds": sorted(os.listdir("/proc/self/fd")),
+    "uid": os.getresuid(), "gid": os.getresgid(), "groups": os.getgroups(),
+    "pid": os.getpid(), "ppid": os.getppid(), "sid": os.getsid(0),
+    "uid_map": open("/proc/self/uid_map").read().split(),
+    "pids": sorted(p for p in os.listdir("/proc") if p.isdigit()),
+    "root": sorted(os.listdir("/")),
+    "hostname": os.uname().nodename,
+}))
+""" % (NAMESPACES,)
+
+
+async def look(python: str, **options: object) -> dict[str, object]:
+    """What a job sees of itself."""
+    result = await run_isolated([python, "-I", "-S", "-c", LOOK], **options)  # type: ignore[arg-type]
+    assert result.ok, (result, result.stderr)
+    seen: dict[str, object] = json.loads(result.stdout or b"")
+    return seen
+
+
+async def test_namespaces_are_fresh(python: str) -> None:
+    """All seven namespaces differ from the host's and from those of any other job."""
+    first, second = await look(python), await look(python)
+    ours = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
+    for name in NAMESPACES:
+        inodes = {ours[name], first["ns"][name], second["ns"][name]}  # type: ignore[index]
+        # The cgroup namespace may get a number that was just given back; never the host's.
+        assert ours[name] not in {first["ns"][name], second["ns"][name]}  # type: ignore[index]
+        assert len(inodes) >= 2
+
+
+async def test_concurrent_jobs_share_nothing(python: str) -> None:
+    """Two jobs at once: no namespace and, as root, no host uid in common."""
+    seen: list[dict[str, object]] = []
+    code = LOOK + "\nimport time; time.sleep(0.5)"
+
+    async def one() -> None:
+        result = await run_isolated([python, "-I", "-S", "-c", code])
+        seen.append(json.loads(result.stdout or b""))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one)
+        tasks.start_soon(one)
+    a, b = seen
+    for name in NAMESPACES:
+        assert a["ns"][name] != b["ns"][name]  # type: ignore[index]
+
+
+async def test_privileges(python: str, is_root: bool) -> None:
+    """No capability in any set, no_new_privs, a filter, own session, one uid, no groups."""
+    seen = await look(python)
+    status = seen["status"]
+    assert isinstance(status, dict)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert (seen["uid"], seen["gid"]) == ([1000] * 3, [1000] * 3)
+    assert set(seen["groups"]) <= {1000, 65534}  # type: ignore[call-overload]
+    assert (seen["pid"], seen["ppid"], seen["sid"]) == (2, 1, 2)
+    assert seen["fds"] == ["0", "1", "2", "3"]  # 3 is the listing itself
+    assert seen["pids"] == ["2"], "init is hidden"
+    assert seen["hostname"] == "isojob"
+
+
+async def test_host_root_is_never_mapped(python: str, is_root: bool) -> None:
+    """Inside, the map is seen in terms of the parent namespace: 0 of it is no target."""
+    seen = await look(python)
+    words = [int(word) for word in seen["uid_map"]]  # type: ignore[attr-defined]
+    targets = words[1::3]
+    if is_root:
+        assert len(targets) == 2
+        assert all(target >= 0x70000000 for target in targets)
+        assert 0 not in targets
+    else:
+        assert words[0] != 0 or len(targets) == 2, "a single id maps to the job's, never to 0"
+
+
+async def test_root_is_minimal(python: str) -> None:
+    """The root holds the toolchain and what isojob makes; no /sys, /run, /root, /home, /var."""
+    seen = await look(python)
+    expected = {"bin", "box", "dev", "etc", "lib", "lib32", "lib64", "libx32", "nix", "gnu"}
+    expected |= {"proc", "sbin", "tmp", "usr"}
+    assert set(seen["root"]) <= expected  # type: ignore[call-overload]
+
+
+WRITE_EVERYWHERE = """
+import os
+writable = []
+for top, dirs, files in os.walk("/", topdown=True):
+    if top.startswith(("/proc", "/box", "/tmp", "/dev/shm")):
+        dirs.clear(); continue
+    try:
+        with open(top + "/.isojob-probe", "w"): writable.append(top)
+    except OSError: pass
+    if top.count("/") > 2: dirs.clear()
+print(writable)
+"""
+
+
+async def test_nothing_but_the_box_is_writable(python: str) -> None:
+    """Everything outside of /box, /tmp and /dev/shm is read-only."""
+    result = await run_isolated([python, "-I", "-S", "-c", WRITE_EVERYWHERE])
+    assert result.stdout == b"[]\n", result
+
+
+async def test_mount_flags() -> None:
+    """Every mount is nosuid, every bind read-only and nodev, /proc read-only and hidepid."""
+    result = await run_isolated(["cat", "/proc/self/mountinfo"])
+    assert result.stdout is not None
+    seen = {}
+    for line in result.stdout.decode().splitlines():
+        words = line.split()
+        # The device nodes of an unprivileged cell are binds: they alone are not nodev.
+        seen[words[4]] = set(words[5].split(",")) | set(words[-1].split(","))
+    for target, flags in seen.items():
+        assert "nosuid" in flags, target
+        if not target.startswith("/dev") and target != "/":
+            assert "nodev" in flags, target
+        if target not in ("/box", "/tmp", "/dev/shm") and not target.startswith("/dev/"):
+            assert "ro" in flags, target
+    proc = [line for line in result.stdout.decode().splitlines() if line.split()[4] == "/proc"]
+    assert "hidepid=invisible" in proc[-1] or "hidepid=2" in proc[-1]
+
+
+async def test_nested_user_namespaces_are_off(python: str) -> None:
+    """unshare, clone and clone3 give no new user namespace, also without a seccomp filter."""
+    code = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.unshare(0x10000000), libc.unshare(0x10000000 | 0x20000), libc.unshare(0x20000))"
+    )
+    for sandbox in (Sandbox(), Sandbox(seccomp=SeccompProfile.unconfined())):
+        result = await run_isolated([python, "-I", "-S", "-c", code], sandbox=sandbox)
+        assert result.stdout == b"-1 -1 -1\n"
+
+
+async def test_proc_cannot_be_written(python: str) -> None:
+    """No file of /proc opens for writing, and the masked ones tell nothing."""
+    code = (
+        "import os\n"
+        "for p in ('/proc/sys/kernel/core_pattern', '/proc/sys/kernel/msgmax', '/proc/sysrq-trigger',"
+        " '/proc/self/oom_score_adj', '/proc/self/uid_map', '/proc/sys/user/max_user_namespaces'):\n"
+        "    try: os.close(os.open(p, os.O_WRONLY)); print('open', p)\n"
+        "    except OSError: pass\n"
+        "for p in ('/proc/keys', '/proc/kallsyms', '/proc/timer_list', '/proc/interrupts'):\n"
+        "    try: data = open(p).read()\n"
+        "    except OSError: data = ''\n"
+        "    if data: print('readable', p)"
+    )
+    result = await run_isolated([python, "-I", "-S", "-c", code])
+    assert (result.stdout, result.stderr) == (b"", b"")
+
+
+async def test_init_is_out_of_reach(python: str) -> None:
+    """The job cannot signal, trace, reschedule or limit pid 1, nor open its /proc."""
+    code = (
+        "import ctypes, os, resource, signal\n"
+        "for s in (signal.SIGKILL, signal.SIGSTOP):\n"
+        "    try: os.kill(1, s)\n"
+        "    except OSError: pass\n"
+        "def attempt(name, f):\n"
+        "    try: f(); print('did', name)\n"
+        "    except OSError: pass\n"
+        "attempt('environ', lambda: open('/proc/1/environ').read())\n"
+        "attempt('fd', lambda: os.listdir('/proc/1/fd'))\n"
+        "attempt('mem', lambda: open('/proc/1/mem', 'rb'))\n"
+        "attempt('prlimit', lambda: resource.prlimit(1, resource.RLIMIT_CPU, (1, 1)))\n"
+        "attempt('affinity', lambda: os.sched_setaffinity(1, {0}))\n"
+        "attempt('nice', lambda: os.setpriority(os.PRIO_PROCESS, 1, 19))\n"
+        "attempt('scheduler', lambda: os.sched_setscheduler(1, os.SCHED_BATCH, os.sched_param(0)))\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "if libc.ptrace(16, 1, 0, 0) == 0: print('did ptrace')\n"
+        "print('alive')"
+    )
+    for sandbox in (Sandbox(), Sandbox(seccomp=SeccompProfile.unconfined())):
+        result = await run_isolated([python, "-I", "-S", "-c", code], sandbox=sandbox)
+        assert result.stdout == b"alive\n", (sandbox.seccomp.name, result.stdout, result)
+
+
+async def test_network_is_empty(python: str) -> None:
+    """The host's loopback is another one; vsock is closed, with high bits set too."""
+    server = socket.create_server(("127.0.0.1", 0))
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0isojob-test-{os.getpid()}")
+    abstract.listen()
+    with server, abstract:
+        code = (
+            "import ctypes, socket, sys\n"
+            "def attempt(f):\n"
+            "    try: f(); print('reached')\n"
+            "    except OSError: pass\n"
+            f"attempt(lambda: socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2))\n"
+            f"attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0isojob-test-{os.getpid()}'))\n"
+            "libc = ctypes.CDLL(None)\n"
+            "libc.syscall.argtypes = [ctypes.c_long] * 4\n"
+            "for family in (38, 40, 38 | 1 << 32, 40 | 1 << 32):\n"
+            "    if libc.syscall(41, family, 1, 0) >= 0: print('family', family)"
+        )
+        result = await run_isolated([python, "-I", "-S", "-c", code])
+    assert (result.stdout, result.stderr) == (b"", b"")
+
+
+async def test_no_secret_of_the_host(python: str, tmp_path: Path) -> None:
+    """/etc is synthetic; the caller's files and environment are not there."""
+    (tmp_path / "secret").write_text("hunter2")
+    script = f"cat /etc/shadow {tmp_path}/secret /root/* /home/*/* 2>/dev/null; cat /etc/passwd"
+    result = await run_isolated(["sh", "-c", script])
+    assert result.stdout is not None
+    assert b"hunter2" not in result.stdout
+    assert [line.split(":")[0] for line in result.stdout.decode().splitlines()] == [
+        "root",
+        "job",
+        "nobody",
+    ]
+
+
+async def test_bind_mounts(python: str, tmp_path: Path) -> None:
+    """A bind shows a directory or a file, read-only unless asked otherwise, also below /box."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "data").write_text("42")
+    (tmp_path / "data").chmod(0o644)
+    (tmp_path / "out").mkdir(mode=0o777)
+    (tmp_path / "out").chmod(0o777)
+    sandbox = Sandbox(
+        mounts=(
+            Mount.bind(tmp_path, "/mnt/data"),
+            Mount.bind(tmp_path / "data", "/box/in/data"),
+            Mount.bind(tmp_path / "out", "/out", read_only=False),
+            Mount.tmpfs("/scratch", size="1MiB"),
+        )
+    )
+    script = (
+        "cat /mnt/data/data /box/in/data; echo no > /mnt/data/data; echo no > /box/in/data; "
+        "echo yes > /out/file; dd if=/dev/zero of=/scratch/x bs=1M count=2"
+    )
+    result = await run_isolated(["sh", "-c", script], sandbox=sandbox)
+    assert result.stdout == b"4242"
+    assert (result.stderr or b"").count(b"Read-only") == 2
+    assert b"No space left" in (result.stderr or b"")
+    assert (tmp_path / "data").read_text() == "42"
+    assert (tmp_path / "out" / "file").read_text() == "yes\n"
+
+
+async def test_bind_of_an_interpreter_below_a_closed_home(tmp_path: Path, is_root: bool) -> None:
+    """One Mount.bind brings in a tree whose parents only the caller may enter."""
+    home = tmp_path / "home"
+    prefix = home / "env" / "bin"
+    prefix.mkdir(parents=True)
+    (prefix / "tool").write_text("#!/bin/sh\necho from the tool\n")
+    (prefix / "tool").chmod(0o755)
+    home.chmod(0o700)
+    sandbox = Sandbox(mounts=(Mount.bind(home / "env", str(home / "env")),))
+    result = await run_isolated([str(prefix / "tool")], sandbox=sandbox)
+    assert result.stdout == b"from the tool\n"
+
+
+async def test_bad_mounts(tmp_path: Path) -> None:
+    """A missing source, an unreadable one, and a target through a link are refused by name."""
+    with pytest.raises(SandboxSetupError, match="gone"):
+        await run_isolated(["true"], sandbox=Sandbox(mounts=(Mount.bind(tmp_path / "gone", "/x"),)))
+    # /bin is a link in the root: nothing is mounted through it.
+    if os.path.islink("/bin"):
+        sandbox = Sandbox(mounts=(Mount.bind(tmp_path, "/bin/sub"),))
+        with pytest.raises(SandboxSetupError, match="mount target"):
+            await run_isolated(["true"], sandbox=sandbox)
+
+
+async def test_unreadable_bind_source(tmp_path: Path, is_root: bool) -> None:
+    """A source that the caller may not read is refused."""
+    if is_root:
+        return  # root reads everything; the check runs as uid 1000
+    (tmp_path / "closed").mkdir(mode=0o000)
+    sandbox = Sandbox(mounts=(Mount.bind(tmp_path / "closed", "/closed"),))
+    with pytest.raises(SandboxSetupError, match="closed"):
+        await run_isolated(["true"], sandbox=sandbox)
+
+
+async def test_root_directory(tmp_path: Path) -> None:
+    """Root.directory shows another tree, read-only, with isojob's /proc, /dev, /tmp and /box."""
+    tmp_path.chmod(0o755)
+    for name in ("usr", "bin", "lib", "lib64", "sbin"):
+        host = Path("/") / name
+        if host.is_symlink():
+            (tmp_path / name).symlink_to(os.readlink(host))
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "marker").write_text("mine")
+    sandbox = Sandbox(root=Root.directory(tmp_path), mounts=(Mount.bind("/usr", "/usr"),))
+    if not Path("/bin").is_symlink():
+        pytest.fail("this test needs a merged /usr")
+    result = await run_isolated(
+        ["sh", "-c", "cat /marker; touch /marker2 2>/dev/null || echo ro; ls /dev/null; pwd"],
+        sandbox=sandbox,
+    )
+    assert result.stdout == b"minero\n/dev/null\n/box\n", result.stderr
+    assert not (tmp_path / "marker2").exists()
+
+
+async def test_consecutive_jobs_share_nothing() -> None:
+    """Files, shared memory and SysV objects of one job are gone in the next."""
+    await run_isolated(["sh", "-c", "echo x > /box/a; echo x > /tmp/b; echo x > /dev/shm/c; ipcmk -M 4096"])
+    result = await run_isolated(["sh", "-c", "ls -A /box /tmp /dev/shm; ipcs -m | grep 0x; true"])
+    assert result.stdout is not None
+    assert sorted(result.stdout.split()) == [b"/box:", b"/dev/shm:", b"/tmp:"]
+
+
+async def test_cgroup_is_invisible(python: str) -> None:
+    """No cgroupfs in the root, and the job sees itself at the root of its own namespace."""
+    result = await run_isolated(["sh", "-c", "ls /sys/fs/cgroup; cat /proc/self/cgroup"])
+    assert result.stdout is not None
+    for line in result.stdout.decode().splitlines():
+        assert line.endswith(":/"), line
+
+
+async def test_cells_in_the_callers_cgroup(python: str) -> None:
+    """From outside: the job's processes are in a cgroup below the caller's own."""
+    async with Pool(parked=0) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, ["sleep", "1"])
+        await anyio.sleep(0.4)
+        found = [
+            line
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and (entry / "comm").read_text() == "sleep\n"
+            for line in (entry / "cgroup").read_text().splitlines()
+            if "isojob-" in line
+        ]
+        assert found
+        mine = Path("/proc/self/cgroup").read_text().splitlines()
+        if cgroup_version() == 2:
+            base = mine[0].partition("::")[2].removesuffix("/isojob-host")
+            assert found[0].partition("::")[2].startswith(f"{base}/isojob-{os.getpid()}-")
+        else:
+            memory = next(line for line in mine if ":memory:" in line).rpartition(":")[2]
+            line = next(line for line in found if ":memory:" in line).rpartition(":")[2]
+            assert line.startswith(f"{memory.rstrip('/')}/isojob-{os.getpid()}-")
+
+
+async def test_hostname_workdir_and_ids(python: str) -> None:
+    """Sandbox sets what the job sees."""
+    sandbox = Sandbox(hostname="grader", workdir="/work", uid=4242, gid=4343)
+    seen = await look(python, sandbox=sandbox)
+    assert (seen["hostname"], seen["uid"], seen["gid"]) == ("grader", [4242] * 3, [4343] * 3)
+    result = await run_isolated(["sh", "-c", "pwd; echo $HOME; touch x && ls"], sandbox=sandbox)
+    assert result.stdout == b"/work\n/work\nx\n"
+
+
+async def test_seccomp_violation_names_the_call(python: str) -> None:
+    """A KILL rule ends the job and names the system call; the program cannot hide or forge it."""
+    profile = SeccompProfile.compute()
+    code = "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)"
+    result = await run_isolated(
+        [python, "-I", "-S", "-c", code], sandbox=Sandbox(seccomp=profile)
+    )
+    assert (result.status, result.evidence.syscall) == ("seccomp_violation", "ptrace")
+    fine = await run_isolated([python, "-I", "-S", "-c", "print(1)"], sandbox=Sandbox(seccomp=profile))
+    assert fine.stdout == b"1\n"
+
+
+async def test_seccomp_late_filter(python: str, tmp_path: Path) -> None:
+    """A profile that the launcher itself would not pass is loaded last, its listener included."""
+    document = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [
+            {"names": ["setsid", "timerfd_settime"], "action": "SCMP_ACT_KILL_PROCESS"},
+            {"names": ["recvmsg", "sendmsg"], "action": "SCMP_ACT_ERRNO"},
+        ],
+    }
+    (tmp_path / "late.json").write_text(json.dumps(document))
+    profile = SeccompProfile.load(tmp_path / "late.json")
+    compiled = profile.compile()
+    assert compiled.notify
+    assert not compiled.preload
+    sandbox = Sandbox(seccomp=profile)
+    result = await run_isolated(["echo", "hi"], sandbox=sandbox)
+    assert result.stdout == b"hi\n"
+    code = "import os; os.setsid()"
+    result = await run_isolated(["sh", "-c", f"{python} -I -S -c '{code}'; true"], sandbox=sandbox)
+    assert (result.status, result.evidence.syscall) == ("seccomp_violation", "setsid")

@@ -1,0 +1,315 @@
+"""Cancellation, pools, threads, event loops, forks, and deaths at the wrong moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import SLOW
+
+import isojob
+from isojob import Limits, Pool, PoolBrokenError, PoolClosedError, QueueFullError, run_isolated
+from isojob import _run as run_module
+
+
+def named(name: str) -> list[int]:
+    """Host pids of processes with that name."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "comm").read_text() == f"{name}\n":
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def cells() -> set[str]:
+    """Cgroups of cells of this process that hold more than a parked launcher."""
+    found = set()
+    for top, directories, _ in os.walk("/sys/fs/cgroup"):
+        if f"isojob-{os.getpid()}-" in top:
+            found.update(os.path.join(top, name) for name in directories)
+    return found
+
+
+async def test_cancel_leaves_nothing() -> None:
+    """A cancelled call returns when the job's processes and cgroup are gone."""
+    async with Pool(parked=0) as pool:
+        with anyio.move_on_after(0.3 * SLOW) as scope:
+            await pool.run(["sh", "-c", "for i in 1 2 3 4; do sleep 7654 & done; sleep 7654"])
+        assert scope.cancelled_caught
+        assert not cells()
+        assert not [pid for pid in named("sleep") if b"7654" in _cmdline(pid)]
+        assert pool.statistics().running == 0
+        assert (await pool.run(["echo", "next"])).stdout == b"next\n"
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+async def test_cancel_at_any_time() -> None:
+    """Cancelled after a delay of every length, while streaming and collecting too."""
+    async with Pool() as pool:
+        for step in range(30):
+            with anyio.move_on_after(step * 0.001 * SLOW):
+                await pool.run(
+                    ["sh", "-c", "head -c 100000 /dev/zero; cat; sleep 600"],
+                    input=b"x" * 200_000,
+                    files={"a": b"b"},
+                    collect=["*"],
+                )
+        assert (await pool.run(["true"])).ok
+
+
+async def test_storm_of_cancels() -> None:
+    """Many calls cancelled at once."""
+    async with Pool(max_jobs=16) as pool:
+        with anyio.move_on_after(0.5 * SLOW):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(60):
+                    tasks.start_soon(pool.run, ["sleep", "600"])
+        assert pool.statistics().running == 0
+        assert pool.statistics().waiting == 0
+        assert (await pool.run(["true"])).ok
+
+
+async def test_many_at_once() -> None:
+    """More calls than slots all get their turn."""
+    results: list[bytes | None] = []
+
+    async def one(number: int) -> None:
+        result = await run_isolated(["echo", str(number)])
+        results.append(result.stdout)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(one, number)
+    assert sorted(results, key=str) == sorted([b"%d\n" % n for n in range(50)], key=str)
+
+
+async def test_bounded_queue() -> None:
+    """A full queue turns the next call away at once."""
+    async with Pool(max_jobs=1, queue=1) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, ["sleep", "600"])
+        await anyio.sleep(0.1)
+        tasks.start_soon(pool.run, ["sleep", "600"])
+        await anyio.sleep(0.1)
+        with pytest.raises(QueueFullError):
+            await pool.run(["true"])
+        tasks.cancel_scope.cancel()
+
+
+async def test_pool_is_closed() -> None:
+    """A pool works inside its block only; calls under way end with PoolClosedError."""
+    pool = Pool()
+    with pytest.raises(PoolClosedError):
+        await pool.run(["true"])
+    errors: list[type[BaseException]] = []
+
+    async def one() -> None:
+        try:
+            await pool.run(["sleep", "600"])
+        except isojob.IsojobError as error:
+            errors.append(type(error))
+
+    async with anyio.create_task_group() as tasks:
+        async with pool:
+            tasks.start_soon(one)
+            await anyio.sleep(0.3 * SLOW)
+    assert errors == [PoolClosedError]
+    with pytest.raises(PoolClosedError):
+        await pool.run(["true"])
+
+
+async def test_dead_zygote_is_replaced() -> None:
+    """kill -9 of the zygote: a running job may report, the next call gets a new zygote."""
+    async with Pool() as pool:
+        outcome: list[object] = []
+
+        async def one() -> None:
+            try:
+                outcome.append((await pool.run(["sh", "-c", "sleep 0.5; echo done"])).stdout)
+            except PoolBrokenError as error:
+                outcome.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one)
+            await anyio.sleep(0.2 * SLOW)
+            assert pool._zygote is not None
+            os.kill(pool._zygote.pid, signal.SIGKILL)
+        assert outcome == [b"done\n"]
+        assert (await pool.run(["echo", "again"])).stdout == b"again\n"
+        assert pool.statistics().zygotes == 2
+
+
+async def test_dead_init_is_an_error() -> None:
+    """kill -9 of a cell's init is never a verdict about the job."""
+    async with Pool(parked=0) as pool:
+
+        async def kill() -> None:
+            await anyio.sleep(0.3 * SLOW)
+            assert pool._zygote is not None
+            children = Path(f"/proc/{pool._zygote.pid}/task/{pool._zygote.pid}/children")
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kill)
+            with pytest.raises(PoolBrokenError):
+                await pool.run(["sleep", "600"])
+        assert (await pool.run(["true"])).ok
+
+
+async def test_stalled_loop_does_not_stretch_wall_time() -> None:
+    """The wall limit is enforced in the cell: a stalled event loop learns of it later."""
+    async with Pool() as pool, anyio.create_task_group() as tasks:
+        results = []
+
+        async def one() -> None:
+            results.append(await pool.run(["sleep", "600"], limits=Limits(wall_time=0.3)))
+
+        async def stall() -> None:
+            await anyio.sleep(0.1)
+            time.sleep(1.5)
+
+        tasks.start_soon(one)
+        tasks.start_soon(stall)
+    assert results[0].status == "wall_time_limit"
+    assert results[0].usage.wall_time < 1.2 * SLOW
+
+
+def test_threads_and_loops() -> None:
+    """Several event loops in several threads, asyncio and trio, share one pool."""
+    results: list[bytes | None] = []
+    errors: list[BaseException] = []
+
+    async def work() -> None:
+        for number in range(5):
+            result = await run_isolated(["echo", str(number)])
+            results.append(result.stdout)
+
+    def thread(backend: str) -> None:
+        try:
+            anyio.run(work, backend=backend)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=thread, args=(backend,)) for backend in ("asyncio", "trio") * 2
+    ]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert not errors
+    assert len(results) == 20
+    assert len(run_module._pools) == 1
+
+
+def test_plain_asyncio() -> None:
+    """asyncio.run, gather, cancel of a task: nothing of anyio shows."""
+
+    async def main() -> None:
+        results = await asyncio.gather(*(run_isolated(["echo", str(n)]) for n in range(5)))
+        assert [result.stdout for result in results] == [b"%d\n" % n for n in range(5)]
+        task = asyncio.create_task(run_isolated(["sleep", "600"]))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await run_isolated(["sleep", "600"])
+
+    asyncio.run(main())
+
+
+def test_forked_child_has_its_own_pool() -> None:
+    """A forked worker never uses the parent's leases; both go on, and end cleanly."""
+    program = """
+import os, sys, asyncio, isojob
+async def go(n):
+    return (await isojob.run_isolated(["echo", str(n)])).stdout
+assert asyncio.run(go(1)) == b"1\\n"
+parent = next(iter(isojob._run._pools.values()))._zygote.pid
+children = []
+for i in range(3):
+    pid = os.fork()
+    if pid == 0:
+        ok = asyncio.run(go(i)) == b"%d\\n" % i
+        mine = next(iter(isojob._run._pools.values()))._zygote.pid
+        ok = ok and mine != parent
+        isojob._run._close_pools()
+        os._exit(0 if ok else 1)
+    children.append(pid)
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
+assert asyncio.run(go(9)) == b"9\\n"
+assert next(iter(isojob._run._pools.values()))._zygote.pid == parent
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["return", "kill", "os._exit", "exception"])
+def test_end_of_the_host_process(how: str) -> None:
+    """However the host ends, zygote, cells and cgroups end with it."""
+    program = f"""
+import asyncio, os, signal, sys, isojob
+async def main():
+    task = asyncio.create_task(isojob.run_isolated(["sleep", "4321"]))
+    await asyncio.sleep({0.5 * SLOW})
+    zygote = next(iter(isojob._run._pools.values()))._zygote
+    print(zygote.pid, zygote._subtree.directories[0], flush=True)
+    how = {how!r}
+    if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+    if how == "os._exit": os._exit(0)
+    if how == "exception": raise RuntimeError
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    pid, directory = done.stdout.split()
+    end = time.monotonic() + 5 * SLOW
+    while time.monotonic() < end:
+        left = [p for p in named("sleep") if b"4321" in _cmdline(p)]
+        if not left and not Path(directory).exists() and not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"left: {left}, {directory} {Path(directory).exists()}, zygote {pid}")
+
+
+def test_leftovers_are_swept() -> None:
+    """cgroups of a host and a zygote that were both killed go away with the next start."""
+    program = f"""
+import asyncio, os, signal, isojob
+async def main():
+    task = asyncio.create_task(isojob.run_isolated(["sleep", "600"]))
+    await asyncio.sleep({0.5 * SLOW})
+    zygote = next(iter(isojob._run._pools.values()))._zygote
+    print(*zygote._subtree.directories, flush=True)
+    os.kill(zygote.pid, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    directories = [Path(word) for word in done.stdout.split()]
+    assert directories
+    time.sleep(0.2 * SLOW)
+    assert directories[0].exists(), "nothing was left: the test shows nothing"
+    assert isojob.run_isolated_sync(["true"]).ok
+    assert not any(directory.exists() for directory in directories)

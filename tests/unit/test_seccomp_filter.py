@@ -1,0 +1,464 @@
+"""Compiled filters against a plain reading of the profiles, call by call, and against libseccomp.
+
+The tests that take ``docker`` or ``podman`` read those projects' own profiles from the directory in
+ISOJOB_SHARED_DATA, or from shared/data beside the checkout; without it they skip.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import random
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isojob.errors import ProfileError
+from isojob.seccomp import SETUP_SYSCALLS, SeccompProfile, libseccomp_filter, syscall_name
+from isojob.seccomp._arguments import argument_bits
+from isojob.seccomp._profile import shipped_text
+from isojob.seccomp.evaluator import Call, Reference, check, describe, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = Path(os.environ.get("ISOJOB_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+I386, ARM = 0x40000003, 0x40000028
+KERNEL = (6, 1)
+ENOSYS = 0x50000 | errno.ENOSYS
+EPERM = 0x50000 | errno.EPERM
+ALLOW, LOG, NOTIFY = 0x7FFF0000, 0x7FFC0000, 0x7FC00000
+EXECVE = {"names": ["execve"], "action": "SCMP_ACT_ALLOW"}
+ARGUMENT = range(6)
+
+
+@cache
+def source(name: str) -> tuple[SeccompProfile, dict[str, Any]]:
+    if name in ("default", "compute"):
+        return getattr(SeccompProfile, name)(), json.loads(shipped_text(name))
+    path = DATA / f"{name}-default-seccomp.json"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return SeccompProfile.load(path), json.loads(path.read_bytes())
+
+
+@pytest.fixture(params=["default", "compute", "docker", "podman"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def profile(*rules: dict[str, Any], default: str = "SCMP_ACT_ERRNO", **more: Any) -> SeccompProfile:
+    return SeccompProfile.model_validate(
+        {"name": "test", "defaultAction": default, "syscalls": [EXECVE, *rules], **more}
+    )
+
+
+def rule(*names: str, action: str = "ALLOW", args: Any = (), **more: Any) -> dict[str, Any]:
+    keys = ("index", "op", "value", "valueTwo")
+    full = [dict(zip(keys, (a[0], f"SCMP_CMP_{a[1]}", *a[2:]), strict=False)) for a in args]
+    return {"names": list(names), "action": f"SCMP_ACT_{action}", "args": full, **more}
+
+
+@cache
+def number(name: str, arch: int = MACHINES["x86_64"]) -> int:
+    # 600 is no call anywhere: aarch64 has no chmod.
+    return next((nr for nr in range(600) if syscall_name(arch, nr) == name), 600)
+
+
+def answer(filter_: SeccompProfile, name: str, *args: int) -> int:
+    padded = (*args, *[0] * (6 - len(args)))
+    bpf = filter_.compile("x86_64", KERNEL).bpf
+    return run(bpf, Call(number(name), padded))  # type: ignore[arg-type]
+
+
+def samples(reference: Reference, nr: int, rng: random.Random) -> Iterator[tuple[int, ...]]:
+    """Arguments at, beside and far above every number that a profile or a guard compares with."""
+    yield (0,) * 6
+    yield (2**64 - 1,) * 6
+    yield tuple(rng.getrandbits(64) for _ in ARGUMENT)
+    name = syscall_name(reference.arch, nr)
+    guards = {"ioctl": [(1, n) for n in (0x5412, 0x541C, 0x5423)], "prlimit64": [(0, 1)]}
+    guards["socket"] = guards["socketpair"] = [(0, 38), (0, 40)]
+    points: dict[int, set[int]] = {index: {0, 1, 2**31, 2**32 - 1, 2**63} for index in ARGUMENT}
+    for index, value in [*reference.constants(name), *guards.get(name, [])]:
+        near = {value, value - 1, value + 1, value ^ 0x80000}
+        points[index] |= {n % 2**64 for n in near} | {(n + (1 << 32)) % 2**64 for n in near}
+    compared = [index for index in ARGUMENT if len(points[index]) > 5]
+    for index in compared:
+        for value in sorted(points[index]):
+            args = [0] * 6
+            args[index] = value
+            yield tuple(args)
+    for _ in range(150 * len(compared)):
+        yield tuple(
+            rng.choice(sorted(points[index])) + rng.choice([0, 0, 1 << 32]) & 2**64 - 1
+            for index in ARGUMENT
+        )
+
+
+@pytest.mark.parametrize("arch", list(MACHINES))
+def test_every_call_as_the_profile_says(name: str, arch: str) -> None:
+    """For each number to 600 and arguments around all constants, filter and profile agree."""
+    filter_, document = source(name)
+    bpf = filter_.compile(arch, KERNEL).bpf
+    reference = Reference(document, arch=MACHINES[arch], kernel=KERNEL)
+    rng = random.Random(1)
+    for nr in [*range(601), 1000, 2**30 - 1, 2**31, 2**32 - 1]:
+        for args in samples(reference, nr, rng):
+            call = Call(nr, args, MACHINES[arch])  # type: ignore[arg-type]
+            expected = reference.answer(call)
+            assert run(bpf, call) == expected, (syscall_name(call.arch, nr), call)
+
+
+@pytest.mark.parametrize("name", ["default", "compute", "unconfined"])
+def test_other_abis_are_closed(name: str) -> None:
+    """Every number under i386 and x32, and under an architecture nobody knows, is ENOSYS."""
+    bpf = getattr(SeccompProfile, name)().compile("x86_64").bpf
+    for nr in range(601):
+        assert run(bpf, Call(nr, arch=I386)) == ENOSYS
+        assert run(bpf, Call(nr | 0x40000000)) == ENOSYS
+        assert run(bpf, Call(nr, arch=0xDEADBEEF)) == ENOSYS
+    bpf = getattr(SeccompProfile, name)().compile("aarch64").bpf
+    assert {run(bpf, Call(nr, arch=ARM)) for nr in range(601)} == {ENOSYS}
+
+
+def test_size_and_validity(name: str) -> None:
+    """The kernel's own checks pass, and filters stay small, since every job pays for loading."""
+    filter_, _ = source(name)
+    assert check(filter_.compile("x86_64").bpf) < 130
+    assert check(filter_.compile("aarch64").bpf) < 130
+
+
+def test_same_filter_every_time(name: str) -> None:
+    """Compiling anew gives the same bytes."""
+    filter_, _ = source(name)
+    copy = SeccompProfile.model_validate(filter_.model_dump() | {"name": "copy"})
+    assert copy.compile("x86_64", KERNEL).bpf == filter_.compile("x86_64", KERNEL).bpf
+
+
+def test_libseccomp_agrees(name: str) -> None:
+    """libseccomp's filter answers each number alike, where it can and isojob adds nothing."""
+    filter_, document = source(name)
+    ours, theirs = filter_.compile("x86_64").bpf, libseccomp_filter(filter_, "x86_64")
+    check(theirs)
+    reference = Reference(document)
+    guarded = {number(name) for name in reference.guards}
+    rng = random.Random(2)
+    killed = {0x80000000: NOTIFY}
+    for nr in range(reference.highest + 1):
+        if nr in guarded:
+            continue
+        for args in samples(reference, nr, rng):
+            call = Call(nr, tuple(value % 2**32 for value in args))  # type: ignore[arg-type]
+            theirs_says = run(theirs, call)
+            assert run(ours, call) == killed.get(theirs_says, theirs_says), call
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (rule("lseek", args=[(1, "GE", 5), (1, "LE", 9)]),),
+        (rule("read"), rule("read", action="ERRNO", args=[(2, "EQ", 5)], errnoRet=22)),
+    ],
+)
+def test_second_opinion_knows_its_limits(rules: tuple[dict[str, Any], ...]) -> None:
+    """What libseccomp cannot express or would decide otherwise, it is not asked."""
+    with pytest.raises(ProfileError, match="libseccomp"):
+        libseccomp_filter(profile(*rules), "x86_64")
+
+
+COMPARED = ["EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ"]
+NAMES = [
+    *("read", "lseek", "socket", "socketpair", "ioctl", "prlimit64", "clone", "clone3", "openat"),
+    *("personality", "mmap", "chmod", "kill", "mseal", "listns"),
+]
+VALUES = [0, 1, 2, 38, 40, 0x5412, 0x1FFFF, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1]
+
+
+@st.composite
+def comparisons(draw: st.DrawFn, name: str) -> tuple[Any, ...]:
+    index = draw(st.integers(0, 5))
+    op = draw(st.sampled_from(COMPARED))
+    value = draw(st.sampled_from(VALUES) | st.integers(0, 2**64 - 1))
+    if op in ("LT", "LE", "GT", "GE"):
+        # Larger numbers are refused, which has a test of its own.
+        value %= 2 ** argument_bits(name, index)
+    return index, op, value, draw(st.sampled_from(VALUES))
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> dict[str, Any]:
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3))
+    action = draw(st.sampled_from(["ALLOW", "ALLOW", "ERRNO", "LOG", "KILL", "TRAP"]))
+    more: dict[str, Any] = {}
+    if action == "ERRNO":
+        more["errnoRet"] = draw(st.sampled_from([0, 1, 22, 38, 4095]))
+    args = draw(st.lists(comparisons(names[0]), max_size=3))
+    # Other calls of the rule may have narrower arguments.
+    if any(a[1] in ("LT", "LE", "GT", "GE") for a in args):
+        names = names[:1]
+    return rule(*names, action=action, args=args, **more)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    chosen=st.lists(rules(), max_size=6),
+    default=st.sampled_from(["ERRNO", "ALLOW", "LOG", "KILL_PROCESS"]),
+    arch=st.sampled_from(sorted(MACHINES)),
+    seed=st.integers(0, 2**32),
+)
+def test_any_profile(chosen: list[dict[str, Any]], default: str, arch: str, seed: int) -> None:
+    """Whatever a profile consists of, its filter is valid and says what the profile says."""
+    document = {"defaultAction": f"SCMP_ACT_{default}", "syscalls": [EXECVE, *chosen]}
+    compiled = SeccompProfile.model_validate({"name": "any", **document}).compile(arch, KERNEL)
+    check(compiled.bpf)
+    reference = Reference(document, arch=MACHINES[arch], kernel=KERNEL)
+    rng = random.Random(seed)
+    pool = sorted({(v + d) % 2**64 for v in VALUES for d in (-1, 0, 1)})
+    for each in chosen:
+        pool += [a[key] for a in each["args"] for key in ("value", "valueTwo")]
+    returned = set()
+    for nr in [*{number(n, MACHINES[arch]) for n in [*NAMES, "execve"]}, 1, 471, 2**30]:
+        for _ in range(12):
+            args = [rng.choice(pool) for _ in ARGUMENT]
+            call = Call(nr, tuple(args), MACHINES[arch])  # type: ignore[arg-type]
+            found = run(compiled.bpf, call)
+            returned.add(found)
+            assert found == reference.answer(call), call
+    assert compiled.notify or NOTIFY not in returned
+
+
+def test_and_inside_or_between() -> None:
+    """All conditions of a rule must hold, of several rules one is enough (CVE-2017-18367)."""
+    both = profile(rule("kill", args=[(0, "EQ", 5), (1, "EQ", 9)]))
+    assert answer(both, "kill", 5, 9) == ALLOW
+    assert answer(both, "kill", 5, 8) == answer(both, "kill", 4, 9) == EPERM
+    either = profile(rule("kill", args=[(0, "EQ", 5)]), rule("kill", args=[(1, "EQ", 9)]))
+    assert answer(either, "kill", 5, 8) == answer(either, "kill", 4, 9) == ALLOW
+    assert answer(either, "kill", 4, 8) == EPERM
+    between = profile(rule("kill", args=[(1, "GE", 5), (1, "LT", 9), (1, "NE", 7)]))
+    allowed = [signal for signal in range(12) if answer(between, "kill", 0, signal) == ALLOW]
+    assert allowed == [5, 6, 8]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_restrictive_rules_win(order: tuple[int, ...]) -> None:
+    """Where rules overlap, the most restrictive one counts, wherever the profile has it."""
+    overlapping = [
+        rule("kill"),
+        rule("kill", action="LOG", args=[(1, "GE", 1)]),
+        rule("kill", action="ERRNO", args=[(1, "GE", 2)], errnoRet=22),
+        rule("kill", action="KILL", args=[(1, "GE", 3)]),
+    ]
+    mixed = profile(*(overlapping[i] for i in order))
+    answers = [answer(mixed, "kill", 0, signal) for signal in range(4)]
+    assert answers == [ALLOW, LOG, 0x50000 | 22, NOTIFY]
+
+
+def test_first_of_equals_wins() -> None:
+    """Of two matching rules that return errors, the profile's first one counts."""
+    two = [
+        rule("kill", action="ERRNO", args=[(0, "EQ", 5)], errnoRet=22),
+        rule("kill", action="ERRNO", errnoRet=5),
+    ]
+    assert answer(profile(*two), "kill", 5) == 0x50000 | 22
+    assert answer(profile(*reversed(two)), "kill", 5) == 0x50000 | 5
+
+
+@pytest.mark.parametrize("op", ["EQ", "NE"])
+def test_int_arguments_by_their_low_half(op: str) -> None:
+    """Bits that the kernel does not read make no difference; those of a pointer or offset do."""
+    action = "ALLOW" if op == "EQ" else "ERRNO"
+    hit = ALLOW if op == "EQ" else EPERM
+    default = "SCMP_ACT_ERRNO" if op == "EQ" else "SCMP_ACT_ALLOW"
+
+    def made(name: str, index: int, value: int) -> SeccompProfile:
+        # NE says it the other way round: denied unless equal, asked with what is not equal.
+        wanted = value if op == "EQ" else value + 1
+        return profile(rule(name, action=action, args=[(index, op, wanted)]), default=default)
+
+    for high in (0, 1 << 32, 2**64 - 2**32):
+        assert answer(made("kill", 0, 5), "kill", 5 | high) == hit
+        assert answer(made("chmod", 1, 0o755), "chmod", 0, 0o755 | 1 << 16 | high) == hit
+    assert answer(made("lseek", 1, 5), "lseek", 0, 5) == hit
+    if op == "EQ":
+        assert answer(made("lseek", 1, 5), "lseek", 0, 5 | 1 << 32) == EPERM
+
+
+def test_profile_values_are_cut_like_arguments() -> None:
+    """A profile that writes -1 in 64 bits means the -1 that an int argument can be."""
+    minus_one = profile(rule("kill", args=[(0, "EQ", 2**64 - 1)]))
+    assert answer(minus_one, "kill", 2**32 - 1) == ALLOW
+    assert answer(minus_one, "kill", 2**64 - 1) == ALLOW
+
+
+def test_masked_equality() -> None:
+    """value is the mask and valueTwo what is wanted, at 64 bits across both halves."""
+    wide = profile(rule("lseek", args=[(1, "MASKED_EQ", 0xF0000000F0, 0x5000000050)]))
+    assert answer(wide, "lseek", 0, 0x5F0000005F) == ALLOW
+    assert answer(wide, "lseek", 0, 0x5F0000004F) == EPERM
+    assert answer(wide, "lseek", 0, 0x4F0000005F) == EPERM
+    never = profile(rule("lseek", args=[(1, "MASKED_EQ", 0xF0, 0x100)]))
+    assert answer(never, "lseek", 0, 0x100) == EPERM
+
+
+@pytest.mark.parametrize(
+    ("clone", "clone3", "expected"),
+    [
+        (rule("clone"), rule("clone3"), ALLOW),
+        (rule("clone", args=[(0, "MASKED_EQ", 0x7E020000, 0)]), rule("clone3"), ENOSYS),
+        (rule("clone"), rule("clone3", args=[(1, "EQ", 88)]), ENOSYS),
+        (rule("clone"), rule("read"), ENOSYS),
+        (rule("clone"), rule("clone3", action="ERRNO", errnoRet=1), ENOSYS),
+        (rule("clone"), rule("clone3", action="KILL"), NOTIFY),
+    ],
+)
+def test_clone3(clone: dict[str, Any], clone3: dict[str, Any], expected: int) -> None:
+    """clone3 hides its flags from filters: ENOSYS, unless it and clone are allowed without ifs."""
+    late = rule("mseal")
+    assert answer(profile(clone, clone3, late), "clone3", 0, 88) == expected
+
+
+def test_clone3_with_an_open_default() -> None:
+    """Where the default allows, one rule about clone's flags is enough to close clone3."""
+    assert answer(profile(default="SCMP_ACT_ALLOW"), "clone3") == ALLOW
+    checked = rule("clone", action="ERRNO", args=[(0, "MASKED_EQ", 0x10000000, 0x10000000)])
+    assert answer(profile(checked, default="SCMP_ACT_ALLOW"), "clone3") == ENOSYS
+
+
+def test_calls_newer_than_the_profile() -> None:
+    """Above the highest number a profile names, a denial is ENOSYS; below, and if open, not."""
+    assert answer(profile(rule("openat")), "mkdirat") == ENOSYS
+    assert answer(profile(rule("openat")), "kexec_load") == EPERM
+    assert answer(profile(rule("openat"), default="SCMP_ACT_ALLOW"), "mkdirat") == ALLOW
+    assert answer(profile(rule("openat"), default="SCMP_ACT_KILL"), "mkdirat") == ENOSYS
+    assert answer(profile(rule("openat"), default="SCMP_ACT_KILL"), "kexec_load") == NOTIFY
+
+
+@pytest.mark.parametrize("high", [0, 1 << 32, 2**64 - 2**32])
+def test_guards(high: int) -> None:
+    """Whatever a profile allows, init's limits, vsock, AF_ALG and typing into terminals are not."""
+    for each in (profile(default="SCMP_ACT_ALLOW"), profile(rule(*NAMES))):
+        assert answer(each, "prlimit64", 1 | high) == EPERM
+        assert answer(each, "prlimit64", 0 | high) == ALLOW
+        for call, family in itertools.product(["socket", "socketpair"], [38, 40]):
+            assert answer(each, call, family | high) == 0x50000 | errno.EAFNOSUPPORT
+            assert answer(each, call, 1 | high) == ALLOW
+        for request in (0x5412, 0x541C, 0x5423):
+            assert answer(each, "ioctl", 0, request | high) == EPERM
+        assert answer(each, "ioctl", 0, 0x5413 | high) == ALLOW
+
+
+def test_guards_do_not_loosen() -> None:
+    """A rule that ends the job does so before a guard could answer with an error."""
+    deadly = profile(rule("socket", action="KILL", args=[(0, "NE", 1)]))
+    assert answer(deadly, "socket", 40) == NOTIFY
+
+
+def test_unconfined() -> None:
+    """Unconfined allows all that it is asked, but the limits of init."""
+    unconfined = SeccompProfile.unconfined()
+    assert answer(unconfined, "prlimit64", 1) == EPERM
+    for call in ("socket", "mount", "clone3", "ptrace", "listns"):
+        assert answer(unconfined, call, 40) == ALLOW
+    assert unconfined.compile().preload
+
+
+@pytest.mark.parametrize("action", ["KILL", "KILL_THREAD", "KILL_PROCESS", "TRAP"])
+def test_deadly_actions_notify(action: str) -> None:
+    """Each action that ends a process becomes a notification, so that init can name the call."""
+    assert not profile(rule("read")).compile().notify
+    deadly = profile(rule("read", action=action))
+    assert deadly.compile().notify
+    assert answer(deadly, "read") == NOTIFY
+    assert profile(default=f"SCMP_ACT_{action}").compile().notify
+
+
+@pytest.mark.parametrize("action", ["ERRNO", "KILL", "LOG"])
+@pytest.mark.parametrize("name", SETUP_SYSCALLS)
+def test_preload(name: str, action: str) -> None:
+    """One call of the launcher that is not always let through forbids loading the filter early."""
+    full = rule(*SETUP_SYSCALLS)
+    assert profile(full).compile().preload
+    some = rule(name, action=action, args=[(0, "EQ", 12345)])
+    assert not profile(full, some).compile().preload
+    less = rule(*(other for other in SETUP_SYSCALLS if other != name))
+    without = SeccompProfile.model_validate(
+        {"name": "test", "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [less]}
+    )
+    if name != "execve":
+        assert not without.compile().preload
+
+
+def test_conditions_on_the_host() -> None:
+    """includes and excludes: a job has no capability, one architecture and one kernel."""
+
+    def read(**more: Any) -> int:
+        return answer(profile(rule("read", **more)), "read")
+
+    assert read(includes={"caps": ["CAP_SYS_ADMIN"]}) == EPERM
+    assert read(excludes={"caps": ["CAP_SYS_ADMIN"]}) == ALLOW
+    assert read(includes={"arches": ["arm64", "amd64"]}) == ALLOW
+    assert read(includes={"arches": ["arm64", "x32"]}) == EPERM
+    assert read(excludes={"arches": ["x86_64"]}) == EPERM
+    assert read(includes={"minKernel": "6.1"}) == ALLOW
+    assert read(includes={"minKernel": "6.2"}) == EPERM
+    assert read(excludes={"minKernel": "5.10"}) == EPERM
+    assert read(includes={"minKernel": "6.1", "arches": ["s390x"]}) == EPERM
+
+
+def test_long_jumps() -> None:
+    """Filters whose jumps do not fit into eight bits are bridged, to the last rule."""
+    count = 400
+    many = [rule("lseek", args=[(1, "EQ", k << 32 | k), (2, "NE", k)]) for k in range(1, count)]
+    long = profile(*many, rule("read", action="ERRNO", args=[(2, "EQ", 7)], errnoRet=5))
+    assert check(long.compile("x86_64", KERNEL).bpf) > 1000
+    for k in (1, 2, 127, 128, 255, 256, 300, count - 1):
+        assert answer(long, "lseek", 0, k << 32 | k, 0) == ALLOW
+        assert answer(long, "lseek", 0, k << 32 | k, k) == EPERM
+        assert answer(long, "lseek", 0, k << 32 | k + 1, 0) == EPERM
+    assert answer(long, "lseek", 0, count << 32 | count, 0) == EPERM
+    assert answer(long, "read", 0, 0, 7) == 0x50000 | 5
+
+
+def test_too_long() -> None:
+    """What would not fit into the kernel's 4096 instructions is refused."""
+    many = [rule("lseek", args=[(1, "EQ", k << 32 | k)]) for k in range(1, 3000)]
+    with pytest.raises(ProfileError, match="4096"):
+        profile(*many).compile()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(ALLOW, "allow"), (EPERM, "errno EPERM"), (NOTIFY, "kill"), (0x50000 | 4000, "errno 4000")],
+)
+def test_describe(value: int, text: str) -> None:
+    """Return values have readable names."""
+    assert describe(value) == text
+
+
+@pytest.mark.parametrize(
+    "bpf",
+    [
+        b"",
+        b"\0" * 7,
+        bytes.fromhex("2000000000000000"),
+        bytes.fromhex("0600000000000000") * 4097,
+        bytes.fromhex("1500020000000000" + "0600000000000000"),
+        bytes.fromhex("0500000001000000" + "0600000000000000"),
+        bytes.fromhex("2000000002000000" + "0600000000000000"),
+        bytes.fromhex("2000000040000000" + "0600000000000000"),
+        bytes.fromhex("ff00000000000000" + "0600000000000000"),
+    ],
+)
+def test_check_refuses_what_the_kernel_would(bpf: bytes) -> None:
+    """Programs that are empty, too long, jump or load outside, or do not return are no filters."""
+    with pytest.raises(ValueError, match="instruction"):
+        check(bpf)
