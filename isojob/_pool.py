@@ -271,7 +271,12 @@ class Pool:
 
     async def _attempt(self, job: Job) -> Outcome:
         for attempt in range(_ATTEMPTS):
-            lease, parked = await self._take(job.limits)
+            try:
+                lease, parked = await self._take(job.limits)
+            except PoolBrokenError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue  # with a new zygote
             zygote = self._zygote
             self._active.add(lease)
             try:
@@ -280,6 +285,8 @@ class Pool:
                 outcome = await run_job(lease, job, self._driver, parked, self._refill)
             except CellFailedError as error:
                 # A parked cell may have failed long ago, for a reason that has passed.
+                if error.failure.stage == "zygote" and zygote is not None:
+                    zygote.broken = True
                 if attempt == _ATTEMPTS - 1:
                     raise failures.to_exception(error.failure) from None
             except (CellGoneError, wire.WireError) as error:

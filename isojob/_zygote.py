@@ -124,6 +124,8 @@ class Zygote:
     def __init__(self, sandbox: Sandbox, driver: Driver, uid_range: range) -> None:
         self.driver = driver
         self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege()]
+        self.broken = False
+        """Known to be dying: to be replaced, whatever waitpid says yet."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._subtree: Subtree | None = None
@@ -254,6 +256,7 @@ class Zygote:
             try:
                 socket.send_fds(control, [spec.message], [theirs.fileno()])
             except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
+                self.broken = True
                 raise PoolBrokenError from error
         except BaseException:
             lease.close()
@@ -265,7 +268,7 @@ class Zygote:
     @property
     def alive(self) -> bool:
         """Whether the process runs; a dead one is to be replaced."""
-        return self._process is not None and self._process.poll() is None
+        return not self.broken and self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:

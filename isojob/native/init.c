@@ -262,6 +262,20 @@ static void check_listener(struct cell *cell, struct account *a)
     finish(cell, a, CAUSE_SECCOMP);
 }
 
+/* Takes a parked cell out of use; false if its launcher has read a job already. Exact, so that the
+ * host may give the job to another cell. */
+static bool give_up(struct cell *cell)
+{
+    uint32_t *state = &cell->shared->state;
+    for (uint32_t from = JOB_SETUP; from <= JOB_PARKED; from++) {
+        uint32_t expected = from;
+        if (__atomic_compare_exchange_n(state, &expected, JOB_FAILED, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE))
+            return true;
+    }
+    return false;
+}
+
 _Noreturn static void loop(struct cell *cell)
 {
     struct account a = {0};
@@ -279,7 +293,6 @@ _Noreturn static void loop(struct cell *cell)
     for (;;) {
         if (poll(p, N, -1) < 0)
             continue;
-        uint32_t state = __atomic_load_n(&cell->shared->state, __ATOMIC_ACQUIRE);
         /* The job's own end first: what comes with it came too late. */
         if (p[SIGNALS].revents) {
             reap(cell, &a);
@@ -289,14 +302,19 @@ _Noreturn static void loop(struct cell *cell)
         if (p[LEASE].revents & (POLLHUP | POLLERR))
             _exit(0); /* nobody listens any more; our end is the end of all */
         if (p[LEASE].revents) {
-            if (state <= JOB_PARKED)
+            if (give_up(cell))
                 _exit(0);
             finish(cell, &a, CAUSE_STOP);
         }
         if (p[ALIVE].revents) {
-            if (state <= JOB_PARKED)
+            if (give_up(cell)) {
+                struct failure f;
+                errno = EOWNERDEAD;
+                fail(&f, "zygote");
+                report_error(cell->lease, &f);
                 _exit(0);
-            p[ALIVE].fd = -1;
+            }
+            p[ALIVE].fd = -1; /* the job may finish and report */
         }
         if (p[CHANNEL].revents) {
             if ((p[CHANNEL].revents & POLLIN) && receive_listener(cell) == 0)

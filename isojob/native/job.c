@@ -1,52 +1,22 @@
 /* The launcher, pid 2: our code until execve. Made harmless ahead of time (own cgroup, own uid, no
  * capability, no_new_privs, filter), it parks in recvmsg on the lease. When the job comes it applies
  * the job's own limits, writes its files, arms the timers it shares with init and turns into it. */
-#include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 
 #include "zygote.h"
 
 static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
-static char thread_stack[16384] __attribute__((aligned(16)));
 
 _Noreturn static void give_up(struct cell *cell, const struct failure *f)
 {
     cell->shared->failure = *f;
     __atomic_store_n(&cell->shared->state, JOB_FAILED, __ATOMIC_RELEASE);
     _exit(125);
-}
-
-static int load_filter(const struct config *c)
-{
-    unsigned flags = c->filter_notify ? SECCOMP_FILTER_FLAG_NEW_LISTENER : 0;
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &c->filter);
-}
-
-/* The listener of our filter goes to init, which records a forbidden call and kills. */
-static int send_byte(int sock, int fd)
-{
-    struct iovec iov = {.iov_base = "r", .iov_len = 1};
-    union {
-        struct cmsghdr align;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (fd >= 0) {
-        msg.msg_control = control.space;
-        msg.msg_controllen = sizeof(control.space);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof(int));
-    }
-    return sendmsg(sock, &msg, MSG_NOSIGNAL) == 1 ? 0 : -1;
 }
 
 static void keep_only(const struct cell *cell)
@@ -287,40 +257,6 @@ static void arm(int fd, int64_t ns)
         timerfd_settime(fd, 0, &t, NULL);
 }
 
-/* A filter that the launcher's own calls would not pass is loaded last, and its listener must still
- * reach init: a thread born before, unfiltered, with our descriptors, sends it. It ends at execve. */
-static int send_listener(void *arg)
-{
-    struct cell *cell = arg;
-    int fd;
-    while ((fd = __atomic_load_n(&cell->shared->notify_fd, __ATOMIC_ACQUIRE)) == 0)
-        sched_yield();
-    __atomic_store_n(&cell->shared->notify_fd, send_byte(cell->channel, fd) == 0 ? -1 : -2,
-                     __ATOMIC_RELEASE);
-    syscall(SYS_exit, 0);
-    return 0;
-}
-
-static int load_late(struct cell *cell, struct failure *f)
-{
-    const struct config *c = cell->config;
-    if (!c->filter_notify)
-        return load_filter(c) < 0 ? fail(f, "seccomp") : 0;
-    int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-    if (clone(send_listener, thread_stack + sizeof(thread_stack), flags, cell) < 0)
-        return fail(f, "seccomp listener thread");
-    int fd = load_filter(c);
-    if (fd < 0)
-        return fail(f, "seccomp");
-    int32_t *slot = &cell->shared->notify_fd, state;
-    __atomic_store_n(slot, fd, __ATOMIC_RELEASE);
-    /* No call here: each may be forbidden by now. */
-    while ((state = __atomic_load_n(slot, __ATOMIC_ACQUIRE)) > 0)
-        __asm__ volatile("" ::: "memory");
-    errno = EPIPE;
-    return state == -1 ? 0 : fail(f, "seccomp listener");
-}
-
 _Noreturn static void execute(struct cell *cell, const struct job *job, struct failure *f)
 {
     const char *name = job->argv[0];
@@ -353,6 +289,14 @@ _Noreturn static void execute(struct cell *cell, const struct job *job, struct f
     give_up(cell, f);
 }
 
+/* init may have given the cell up in this very moment: then nothing of the job must run. */
+static void advance(struct cell *cell, uint32_t from, uint32_t to)
+{
+    if (!__atomic_compare_exchange_n(&cell->shared->state, &from, to, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE))
+        _exit(125);
+}
+
 _Noreturn void job_main(struct cell *cell)
 {
     struct failure f = {0};
@@ -365,11 +309,11 @@ _Noreturn void job_main(struct cell *cell)
     if (become_harmless(cell, &f) < 0)
         give_up(cell, &f);
     park(cell, &f);
-    __atomic_store_n(&cell->shared->state, JOB_PARKED, __ATOMIC_RELEASE);
+    advance(cell, JOB_SETUP, JOB_PARKED);
     int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
     if (n == 0)
         _exit(125); /* the host went away */
-    __atomic_store_n(&cell->shared->state, JOB_STARTED, __ATOMIC_RELEASE);
+    advance(cell, JOB_PARKED, JOB_STARTED);
     errno = n < 0 ? errno : EBADMSG;
     if (n < 0 || h.type != MSG_JOB) {
         fail(&f, "job message");

@@ -36,7 +36,7 @@ void free(void *ptr);
 _HEADER = """\
 # Written by _build_libseccomp.py; do not edit.
 # fmt: off
-# ruff: noqa
+# ruff: noqa: E501, Q000
 # mypy: ignore-errors
 # pyright: basic, reportAttributeAccessIssue=false, reportMissingImports=false
 """
@@ -44,7 +44,7 @@ _HEADER = """\
 
 def generate() -> str:
     """The text of ``_libseccomp.py``."""
-    import cffi  # noqa: PLC0415  # needs pycparser for cdef()
+    import cffi  # which needs pycparser for cdef()
 
     builder = cffi.FFI()
     builder.cdef(_DECLARATIONS)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno as errno_names
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import Self
 
 from isojob._models import Model
 
@@ -56,9 +55,12 @@ _REFUSED: Final = {
 
 # Names of architectures as Go, and so `includes.arches`, spells them, and as others may.
 _ARCHES: Final = frozenset(
-    "386 amd64 arm arm64 aarch64 loong64 loongarch64 m68k mips mips64 mips64le mips64n32 mipsel "
-    "mipsel64 mipsel64n32 mipsle parisc parisc64 ppc ppc64 ppc64le riscv64 s390 s390x sh sheb x32 "
-    "x86 x86_64".split()
+    {
+        *("386", "amd64", "x86", "x86_64", "x32", "arm", "arm64", "aarch64", "riscv64"),
+        *("loong64", "loongarch64", "ppc", "ppc64", "ppc64le", "s390", "s390x"),
+        *("mips", "mips64", "mips64n32", "mipsle", "mips64le", "mipsel", "mipsel64", "mipsel64n32"),
+        *("parisc", "parisc64", "m68k", "sh", "sheb"),
+    }
 )
 _ARCH_ALIASES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 

@@ -1,6 +1,6 @@
 # Written by _build_libseccomp.py; do not edit.
 # fmt: off
-# ruff: noqa
+# ruff: noqa: E501, Q000
 # mypy: ignore-errors
 # pyright: basic, reportAttributeAccessIssue=false, reportMissingImports=false
 # auto-generated file

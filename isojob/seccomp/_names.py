@@ -59,7 +59,7 @@ def library() -> tuple[Any, Any, Any]:
         HostNotSupportedError: It is not installed.
     """
     # Only here, so that profiles can be written and checked where no libseccomp can exist.
-    from isojob.seccomp._libseccomp import ffi  # noqa: PLC0415
+    from isojob.seccomp._libseccomp import ffi
 
     try:
         return ffi, ffi.dlopen(_SONAME), ffi.dlopen(None)

@@ -92,14 +92,14 @@ def _guard(index: int, value: int, error: int) -> Answer:
 
 # A job that changes the limits of process 1 takes the sandbox's init apart; no other protection of
 # the kernel stands before prlimit(2) where both have one uid.
-_INIT_GUARDS = {"prlimit64": (_guard(0, 1, errno.EPERM),)}
+_INIT_GUARDS: dict[str, tuple[Answer, ...]] = {"prlimit64": (_guard(0, 1, errno.EPERM),)}
 
 _AF_ALG, _AF_VSOCK = 38, 40
 _FAMILIES = tuple(_guard(0, family, errno.EAFNOSUPPORT) for family in (_AF_ALG, _AF_VSOCK))
 # asm-generic/ioctls.h. TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226); TIOCSETD loads
 # line discipline modules, a row of kernel holes (CVE-2017-2636, CVE-2023-6546) that no job needs.
 _TERMINAL = tuple(_guard(1, request, errno.EPERM) for request in (0x5412, 0x541C, 0x5423))
-_GUARDS = {
+_GUARDS: dict[str, tuple[Answer, ...]] = {
     **_INIT_GUARDS,
     "socket": _FAMILIES,
     "socketpair": _FAMILIES,
@@ -218,7 +218,7 @@ def build_policy(
         ProfileError: A rule cannot be enforced.
         HostNotSupportedError: libseccomp is missing.
     """
-    added = {"all": _GUARDS, "init": _INIT_GUARDS, "none": {}}[guards]
+    choices = {"all": _GUARDS, "init": _INIT_GUARDS, "none": {}}
     rules: dict[int, list[Answer]] = {}
     unresolved: dict[str, None] = {}
     default = _return_value(profile.default_action, profile.default_errno)
@@ -245,7 +245,7 @@ def build_policy(
         unresolved=tuple(unresolved),
         top=max(rules, default=-1),
         _rules=rules,
-        _guards={_own_number(name, arch): answers for name, answers in added.items()},
+        _guards={_own_number(name, arch): answers for name, answers in choices[guards].items()},
     )
 
 
@@ -262,8 +262,10 @@ def _conditions(rule: Rule, name: str, where: str) -> tuple[Condition, ...]:
 def _condition(arg: Comparison, bits: int, where: str) -> Condition:
     op = arg.op.removeprefix("SCMP_CMP_")
     mask = (1 << bits) - 1
-    if op in ("LT", "LE", "GT", "GE") and arg.value > mask and arg.value >> (bits - 1) != (
-        (1 << (65 - bits)) - 1
+    if (
+        op in ("LT", "LE", "GT", "GE")
+        and arg.value > mask
+        and arg.value >> (bits - 1) != ((1 << (65 - bits)) - 1)
     ):
         # Cut down, the number would mean another range; a sign-extended one stays what it was.
         raise ProfileError(

@@ -6,18 +6,17 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from typing_extensions import Self
 
 from isojob._models import Model
 from isojob.errors import ProfileError
 from isojob.seccomp._compile import CompiledProfile, compile_profile
 from isojob.seccomp._format import (
     Action,
-    ArchMap,
     Architectures,
+    ArchMap,
     Errno,
     Flags,
     Rule,
@@ -97,8 +96,9 @@ class SeccompProfile(Model, frozen=True, populate_by_name=True):
 
     @classmethod
     def compute(cls) -> SeccompProfile:
-        """For programs that only compute: no sockets, no System V IPC, and calls made only by an
-        attack end the job with the status ``seccomp_violation``.
+        """For programs that only compute: no sockets, no System V IPC.
+
+        Calls that only an attack makes end the job, with the status ``seccomp_violation``.
         """
         return _shipped("compute")
 

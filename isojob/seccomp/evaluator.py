@@ -137,7 +137,7 @@ def run(bpf: bytes, call: Call) -> int:
 
 
 def describe(value: int) -> str:
-    """What a SECCOMP_RET value does, in a word or two: ``allow``, ``errno EPERM``, ``kill``…"""
+    """What a SECCOMP_RET value does, in a word or two, such as ``errno EPERM``."""
     if value & 0xFFFF0000 == ERRNO:
         number = value & 0xFFFF
         return f"errno {errno.errorcode.get(number, number)}"
@@ -273,8 +273,9 @@ def _action(name: str, number: int | None, error: str | None) -> int:
 
 
 def _holds(name: str, arg: Mapping[str, Any], call: Call) -> bool:
-    width = 2 ** argument_bits(name, arg["index"])
-    given, value = call.args[arg["index"]] % width, arg["value"] % width
+    width: int = 1 << argument_bits(name, arg["index"])
+    index, value, second = int(arg["index"]), int(arg["value"]), int(arg.get("valueTwo") or 0)
+    given, value = call.args[index] % width, value % width
     match arg["op"]:
         case "SCMP_CMP_EQ":
             return given == value
@@ -289,5 +290,5 @@ def _holds(name: str, arg: Mapping[str, Any], call: Call) -> bool:
         case "SCMP_CMP_GE":
             return given >= value
         case "SCMP_CMP_MASKED_EQ":
-            return (given & value) == (arg.get("valueTwo") or 0) % width
+            return (given & value) == second % width
     raise ValueError(f"{arg['op']} is no comparison")

@@ -142,7 +142,7 @@ async def test_dead_zygote_is_replaced() -> None:
 
         async def one() -> None:
             try:
-                outcome.append((await pool.run(["sh", "-c", "sleep 0.5; echo done"])).stdout)
+                outcome.append((await pool.run(["sh", "-c", f"sleep {0.5 * SLOW}; echo done"])).stdout)
             except PoolBrokenError as error:
                 outcome.append(error)
 
