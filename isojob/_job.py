@@ -18,7 +18,16 @@ from isojob.limits import Limits
 from isojob.sandbox import Sandbox
 from isojob.wire import MessageType, Stdio, Tag, Writer
 
-__all__ = ["CAPTURE", "DEVNULL", "STDOUT", "Content", "HasFileno", "Job", "StdioArg", "StrOrBytesPath"]
+__all__ = [
+    "CAPTURE",
+    "DEVNULL",
+    "STDOUT",
+    "Content",
+    "HasFileno",
+    "Job",
+    "StdioArg",
+    "StrOrBytesPath",
+]
 
 CAPTURE = subprocess.PIPE
 """Collect the stream in the result (the value of `subprocess.PIPE`)."""
@@ -319,8 +328,9 @@ def _patterns(collect: Sequence[str]) -> tuple[str, ...]:
 
 
 def _output(value: StdioArg, name: str) -> int:
-    if _is(value, CAPTURE) or _is(value, DEVNULL):
-        return int(value)  # type: ignore[call-overload, no-any-return]
+    for constant in (CAPTURE, DEVNULL):
+        if _is(value, constant):
+            return constant
     fd = _fileno(value, name)
     mode, flags = _describe(fd, name)
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):

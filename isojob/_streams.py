@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 
 import anyio
-import sys
 
 if sys.platform != "win32":
     import fcntl

@@ -7,8 +7,8 @@ import os
 import select
 import socket
 import subprocess
-import threading
 import sys
+import threading
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -76,7 +76,7 @@ def _program() -> bytes:
         except FileNotFoundError as error:
             raise HostNotSupportedError(
                 "this installation of isojob has no isojob-zygote executable",
-                "reinstall isojob on Linux with a C compiler (pip install --force-reinstall isojob)",
+                "reinstall isojob on Linux with a C compiler: pip install --force-reinstall isojob",
             ) from error
     return _executable
 

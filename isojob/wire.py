@@ -1,8 +1,8 @@
 """The wire between host, zygote, init and launcher: pure bytes in, bytes out.
 
-The C twin is ``native/wire.h``. A message is a header (magic, version, type, body length, flags) and
-fields (tag, index, length, bytes), little-endian, bounded, without pointers or pickling. A body of
-more than `INLINE_MAX` bytes travels in a memfd, announced by `FLAG_MEMFD`.
+The C twin is ``native/wire.h``. A message is a header (magic, version, type, length, flags) and
+fields (tag, index, length, bytes), little-endian, bounded, without pointers. A body of more than
+`INLINE_MAX` bytes travels in a memfd, announced by `FLAG_MEMFD`.
 
 Nothing here does I/O; what comes from a cell is treated as hostile.
 """

@@ -1,6 +1,9 @@
-"""cgroups, one interface for v2 and v1: `find()` tells what the host has, `Hierarchy.create()` makes
-the pool's own subtree below the caller's cgroup, and the rest are names for the zygote to write and
-read: the knowledge of versions stays here."""
+"""cgroups, one interface for v2 and v1.
+
+`find()` tells what the host has, `Driver.create()` makes the pool's own subtree below the caller's
+cgroup, and the rest are names for init and launcher to write and read: the knowledge of versions
+stays here.
+"""
 
 from __future__ import annotations
 

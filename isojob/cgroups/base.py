@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import time
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress

@@ -67,7 +67,7 @@ def _unescape(text: str) -> str:
 
 def _below(path: str, root: str, point: Path) -> Path | None:
     """`path` is relative to our cgroup namespace; `root` is what the mount shows of the tree."""
-    if root != "/" and path != root and not path.startswith(root + "/"):
+    if root not in ("/", path) and not path.startswith(root + "/"):
         return None
     if ".." in path.split("/"):
         return None

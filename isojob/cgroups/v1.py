@@ -85,9 +85,7 @@ class V1(Driver):
                 limits.append((memory, "memory.memsw.limit_in_bytes"))
         if pids is not None:
             limits.append((pids, "pids.max"))
-        self.evidence = tuple(
-            (name, file) for name, file in _EVIDENCE if name in self.index
-        )
+        self.evidence = tuple((name, file) for name, file in _EVIDENCE if name in self.index)
         cpu = self.index.get("cpuacct")
         self.files = CellFiles(
             limits=tuple(limits),
@@ -213,7 +211,7 @@ def _integer(data: bytes | None) -> int | None:
 
 
 def _blkio(bytes_served: bytes, operations: bytes) -> dict[str, dict[str, int]]:
-    """ "8:0 Read 4096" lines; the line "Total N" at the end is of no device."""
+    """Reads lines such as "8:0 Read 4096"; the line "Total N" at the end is of no device."""
     out: dict[str, dict[str, int]] = {}
     for data, suffix in ((bytes_served, "bytes"), (operations, "ios")):
         for line in data.decode("ascii", "replace").splitlines():

@@ -200,7 +200,7 @@ def _integer(data: bytes) -> int | None:
 
 
 def _io(data: bytes) -> dict[str, dict[str, int]]:
-    """Nested keyed: "8:0 rbytes=1 wbytes=2 ..."."""
+    """Reads the nested-keyed format: "8:0 rbytes=1 wbytes=2 ..."."""
     out = {}
     for line in data.decode("ascii", "replace").splitlines():
         device, *pairs = line.split()
@@ -214,7 +214,7 @@ def _io(data: bytes) -> dict[str, dict[str, int]]:
 
 
 def _pressure(data: bytes) -> dict[str, float]:
-    """ "some avg10=0.00 ... total=N" in microseconds (accounting/psi.rst)."""
+    """Reads lines such as "some avg10=0.00 ... total=N", microseconds (accounting/psi.rst)."""
     out = {}
     for line in data.decode("ascii", "replace").splitlines():
         kind, _, rest = line.partition(" ")

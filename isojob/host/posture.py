@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 
 from isojob._zygote import privilege
 from isojob.cgroups import Driver, find
@@ -25,7 +25,7 @@ _LIMITS = {
 }
 
 
-def find_driver(allowed: Set[str]) -> Driver:
+def find_driver(allowed: AbstractSet[str]) -> Driver:
     """The host's cgroups.
 
     Raises:
@@ -58,7 +58,7 @@ def _usable(driver: Driver) -> bool:
 
 
 def check_limits(
-    driver: Driver, limits: Limits, devices: tuple[str, ...], allowed: Set[str]
+    driver: Driver, limits: Limits, devices: tuple[str, ...], allowed: AbstractSet[str]
 ) -> None:
     """Refuses limits that these cgroups cannot enforce.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from isojob.errors import SandboxSetupError
 from isojob.sandbox import Mount, Sandbox
 from isojob.wire import BindFlag, Tag, Writer
 
-__all__ = ["MASKS", "write_plan", "block_devices"]
+__all__ = ["MASKS", "block_devices", "write_plan"]
 
 _TOOLCHAIN = (
     "usr",
@@ -54,13 +53,6 @@ MASKS = (
     "/proc/timer_stats",
 )
 """Parts of /proc that tell about the host, hidden in every cell; all of it is read-only."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Bind:
-    target: str
-    source: Path
-    flags: BindFlag = BindFlag(0)
 
 
 def write_plan(out: Writer, sandbox: Sandbox) -> None:
@@ -184,7 +176,7 @@ def _check_source(path: Path) -> None:
 def block_devices(sandbox: Sandbox) -> tuple[str, ...]:
     """The whole disks ("8:0") behind the bound directories, which disk I/O limits apply to.
 
-    A partition has no limits of its own: /sys/dev/block/M:m/partition tells, its parent is the disk.
+    A partition has no limits of its own: its ``partition`` file tells, its parent is the disk.
     """
     sources = [Path("/usr")] if sandbox.root.kind == "host" else []
     if sandbox.root.path is not None:

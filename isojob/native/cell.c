@@ -144,8 +144,8 @@ static int start(struct zygote *z, struct slot *s, struct cell *cell, struct fai
     cleanup_close int go_write = go[1];
     cell->go = go[0];
     struct clone_args args = {
-        .flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC |
-                 CLONE_NEWUTS,
+        .flags =
+            CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS,
         .exit_signal = SIGCHLD,
     };
     pid_t pid = sys_clone3(&args);

@@ -89,8 +89,8 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
         if (exact) {
             struct stat st;
             bool there = fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) == 0;
-            const char *reason = there && S_ISLNK(st.st_mode) ? "behind a symbolic link"
-                                                              : "not found";
+            const char *reason =
+                there && S_ISLNK(st.st_mode) ? "behind a symbolic link" : "not found";
             snprintf(s->name + used + len, sizeof(s->name) - used - len, "/%s", rest);
             send_file(s, reason, -1);
         }

@@ -24,8 +24,8 @@ enum cause { CAUSE_NONE, CAUSE_WALL, CAUSE_CPU, CAUSE_OOM, CAUSE_SECCOMP, CAUSE_
 struct account {
     enum cause cause;
     bool ended, empty; /* the main process; all of them */
-    int32_t exit[2];   /* si_code, si_status of the main process */
-    int32_t call[2];   /* arch, nr of a forbidden call */
+    int32_t exit[2]; /* si_code, si_status of the main process */
+    int32_t call[2]; /* arch, nr of a forbidden call */
     int64_t end_ns, utime_us, stime_us, max_rss, nvcsw, nivcsw;
 };
 
@@ -185,7 +185,8 @@ static void send_result(const struct cell *cell, const struct account *a)
     if (cpu >= 0)
         wire_put_u64(&w, TAG_CPU_END, (uint64_t)cpu);
     for (unsigned i = 0; i < cell->config->nevidence; i++) {
-        ssize_t n = cell->evidence_fd[i] < 0 ? -1 : read_at(cell->evidence_fd[i], text, sizeof(text));
+        ssize_t n =
+            cell->evidence_fd[i] < 0 ? -1 : read_at(cell->evidence_fd[i], text, sizeof(text));
         if (n >= 0)
             wire_put(&w, TAG_EVIDENCE, (uint16_t)i, text, (size_t)n);
     }

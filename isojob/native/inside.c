@@ -58,8 +58,7 @@ static int mount_one(const struct cell_mount *m)
     if (dir < 0 || (m->source && stat(m->source, &st) < 0))
         return -1;
     if (faccessat(dir, leaf, F_OK, AT_SYMLINK_NOFOLLOW) < 0) {
-        if (S_ISDIR(st.st_mode) ? mkdirat(dir, leaf, 0755)
-                                : mknodat(dir, leaf, S_IFREG | 0644, 0))
+        if (S_ISDIR(st.st_mode) ? mkdirat(dir, leaf, 0755) : mknodat(dir, leaf, S_IFREG | 0644, 0))
             return -1;
     }
     if (m->source)

@@ -17,7 +17,8 @@ static const struct {
     unsigned minor;
     unsigned major;
 } nodes[] = {
-    {"null", 3, 1}, {"zero", 5, 1}, {"full", 7, 1}, {"random", 8, 1}, {"urandom", 9, 1}, {"tty", 0, 5},
+    {"null", 3, 1},   {"zero", 5, 1},    {"full", 7, 1},
+    {"random", 8, 1}, {"urandom", 9, 1}, {"tty", 0, 5},
 };
 
 static int put_dir(int root, const char *path, mode_t mode)
@@ -77,8 +78,8 @@ static int clone_tree(int host, const char *source, uint64_t attributes)
         sys_openat2(host, source, O_PATH | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     if (from < 0)
         return -1;
-    cleanup_close int tree = sys_open_tree(
-        from, "", AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    cleanup_close int tree =
+        sys_open_tree(from, "", AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
     if (tree < 0)
         return -1;
     if (sys_mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, attributes) < 0)
@@ -140,7 +141,9 @@ static int apply(const struct config *c, const struct field *op, int root, int h
             attributes |= MOUNT_ATTR_RDONLY;
         cleanup_close int tree = clone_tree(host, other, attributes);
         if (tree < 0)
-            return (op->index & BIND_OPTIONAL) && errno == ENOENT ? 0 : fail_at(f, "bind source", other);
+            return (op->index & BIND_OPTIONAL) && errno == ENOENT
+                       ? 0
+                       : fail_at(f, "bind source", other);
         return graft(root, tree, path) == 0 ? 0 : fail_at(f, "mount target", path);
     }
     default:

@@ -56,7 +56,7 @@ enum tag {
     TAG_WORKDIR = 24,
     TAG_CELL_BIND = 25, /* path NUL template path NUL: bound again in each cell, below its tmpfs */
     /* MAKE */
-    TAG_CG_MASK = 32,  /* bit n: make the cgroup in hierarchy n */
+    TAG_CG_MASK = 32, /* bit n: make the cgroup in hierarchy n */
     TAG_CG_WRITE = 33, /* index: hierarchy; file NUL content */
     TAG_DISK = 34,
     TAG_INODES = 35,
@@ -64,13 +64,13 @@ enum tag {
     TAG_ARG = 48,
     TAG_ENV = 49,
     TAG_CWD = 50,
-    TAG_STDIO = 51,  /* index: STDIO_* */
+    TAG_STDIO = 51, /* index: STDIO_* */
     TAG_RLIMIT = 52, /* index: resource; soft, hard */
     TAG_WALL = 53,
     TAG_CPU = 54, /* index: CPUs the job may use at once */
     TAG_LIMIT = 55, /* index: which TAG_CG_LIMIT; content */
-    TAG_PUT = 56,   /* index: mode; path NUL content */
-    TAG_PATH = 57,  /* where argv[0] without a slash is looked up */
+    TAG_PUT = 56, /* index: mode; path NUL content */
+    TAG_PATH = 57, /* where argv[0] without a slash is looked up */
     /* COLLECT */
     TAG_PATTERN = 64,
     TAG_COLLECT_MAX = 65, /* files at most */
@@ -79,8 +79,8 @@ enum tag {
     TAG_EXIT = 81, /* si_code, si_status */
     TAG_CAUSE = 82,
     TAG_SYSCALL = 83, /* arch, nr */
-    TAG_TIMES = 84,   /* start, end, done, cpu base: int64 ns */
-    TAG_RUSAGE = 85,  /* utime us, stime us, maxrss KiB, nvcsw, nivcsw: int64 */
+    TAG_TIMES = 84, /* start, end, done, cpu base: int64 ns */
+    TAG_RUSAGE = 85, /* utime us, stime us, maxrss KiB, nvcsw, nivcsw: int64 */
     TAG_EVIDENCE = 86,
     TAG_STAGE = 87,
     TAG_ERRNO = 88,

@@ -265,6 +265,6 @@ def shown(names: object) -> str:
         names = [names]
     if not isinstance(names, (list, tuple)):
         return "no system call"
-    texts = [name if re.fullmatch(r"\w{1,64}", str(name)) else "?" for name in names]
+    texts = [str(name) if re.fullmatch(r"\w{1,64}", str(name)) else "?" for name in names]
     more = f" and {len(texts) - NAMES_SHOWN} more" if len(texts) > NAMES_SHOWN else ""
     return (", ".join(texts[:NAMES_SHOWN]) or "no system call") + more

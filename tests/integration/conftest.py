@@ -14,6 +14,7 @@ from environment import PYTHON, SLOW, cgroup_version
 
 from isojob import _run
 
+
 def children() -> set[tuple[int, str]]:
     """Our own children, dead or alive, by pid and name."""
     found = set()

@@ -28,7 +28,9 @@ async def test_files_in(tmp_path: Path) -> None:
 async def test_large_file_in() -> None:
     """50 MB go in whole."""
     data = bytes(range(256)) * (50 << 12)
-    result = await run_isolated(["sh", "-c", "wc -c < big; tail -c 3 big | od -An -tx1"], files={"big": data})
+    result = await run_isolated(
+        ["sh", "-c", "wc -c < big; tail -c 3 big | od -An -tx1"], files={"big": data}
+    )
     assert result.stdout == b"52428800\n fd fe ff\n"
 
 
@@ -45,7 +47,9 @@ async def test_files_belong_to_the_job() -> None:
 
 async def test_collect() -> None:
     """Names and patterns come back; what is missing is named."""
-    script = "mkdir -p out; echo 1 > a.txt; echo 2 > out/b.png; echo 3 > out/c.png; echo 4 > .hidden"
+    script = (
+        "mkdir -p out; echo 1 > a.txt; echo 2 > out/b.png; echo 3 > out/c.png; echo 4 > .hidden"
+    )
     result = await run_isolated(
         ["sh", "-c", script], collect=["a.txt", "out/*.png", "*.txt", "nope", "out/nope/x", "*"]
     )

@@ -56,7 +56,7 @@ async def test_namespaces_are_fresh(python: str) -> None:
 async def test_concurrent_jobs_share_nothing(python: str) -> None:
     """Two jobs at once: no namespace and, as root, no host uid in common."""
     seen: list[dict[str, object]] = []
-    code = LOOK + "\nimport time; time.sleep(0.5)"
+    code = LOOK + "\nimport time; time.sleep(2)"
 
     async def one() -> None:
         result = await run_isolated([python, "-I", "-S", "-c", code])
@@ -142,7 +142,9 @@ async def test_mount_flags() -> None:
         # A mask of /proc is a bind of /dev/null, or of an empty directory beside it.
         if not target.startswith(("/dev", "/proc/")) and target != "/":
             assert "nodev" in flags, target
-        if target not in ("/box", "/tmp", "/dev/shm") and not target.startswith("/dev/"):
+        if target not in ("/box", "/tmp", "/dev/shm") and not target.startswith(
+            ("/dev/", "/proc/")
+        ):
             assert "ro" in flags, target
     proc = [line for line in result.stdout.decode().splitlines() if line.split()[4] == "/proc"]
     assert "hidepid=invisible" in proc[-1] or "hidepid=2" in proc[-1]
@@ -324,7 +326,9 @@ async def test_root_directory(tmp_path: Path) -> None:
 
 async def test_consecutive_jobs_share_nothing() -> None:
     """Files, shared memory and SysV objects of one job are gone in the next."""
-    await run_isolated(["sh", "-c", "echo x > /box/a; echo x > /tmp/b; echo x > /dev/shm/c; ipcmk -M 4096"])
+    await run_isolated(
+        ["sh", "-c", "echo x > /box/a; echo x > /tmp/b; echo x > /dev/shm/c; ipcmk -M 4096"]
+    )
     result = await run_isolated(["sh", "-c", "ls -A /box /tmp /dev/shm; ipcs -m | grep 0x; true"])
     assert result.stdout is not None
     assert sorted(result.stdout.split()) == [b"/box:", b"/dev/shm:", b"/tmp:"]
@@ -374,11 +378,11 @@ async def test_seccomp_violation_names_the_call(python: str) -> None:
     """A KILL rule ends the job and names the system call; the program cannot hide or forge it."""
     profile = SeccompProfile.compute()
     code = "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)"
-    result = await run_isolated(
-        [python, "-I", "-S", "-c", code], sandbox=Sandbox(seccomp=profile)
-    )
+    result = await run_isolated([python, "-I", "-S", "-c", code], sandbox=Sandbox(seccomp=profile))
     assert (result.status, result.evidence.syscall) == ("seccomp_violation", "ptrace")
-    fine = await run_isolated([python, "-I", "-S", "-c", "print(1)"], sandbox=Sandbox(seccomp=profile))
+    fine = await run_isolated(
+        [python, "-I", "-S", "-c", "print(1)"], sandbox=Sandbox(seccomp=profile)
+    )
     assert fine.stdout == b"1\n"
 
 

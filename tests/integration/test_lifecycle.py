@@ -35,7 +35,7 @@ def named(name: str) -> list[int]:
 
 def cells() -> set[str]:
     """Cgroups of cells of this process that hold more than a parked launcher."""
-    found = set()
+    found: set[str] = set()
     for top, directories, _ in os.walk("/sys/fs/cgroup"):
         if f"isojob-{os.getpid()}-" in top:
             found.update(os.path.join(top, name) for name in directories)
@@ -126,23 +126,24 @@ async def test_pool_is_closed() -> None:
         except isojob.IsojobError as error:
             errors.append(type(error))
 
-    async with anyio.create_task_group() as tasks:
-        async with pool:
-            tasks.start_soon(one)
-            await anyio.sleep(0.3 * SLOW)
+    async with anyio.create_task_group() as tasks, pool:
+        tasks.start_soon(one)
+        await anyio.sleep(0.3 * SLOW)
     assert errors == [PoolClosedError]
     with pytest.raises(PoolClosedError):
         await pool.run(["true"])
 
 
 async def test_dead_zygote_is_replaced() -> None:
-    """kill -9 of the zygote: a running job may report, the next call gets a new zygote."""
+    """Kill -9 of the zygote: a running job may report, the next call gets a new zygote."""
     async with Pool() as pool:
         outcome: list[object] = []
 
         async def one() -> None:
             try:
-                outcome.append((await pool.run(["sh", "-c", f"sleep {0.5 * SLOW}; echo done"])).stdout)
+                outcome.append(
+                    (await pool.run(["sh", "-c", f"sleep {0.5 * SLOW}; echo done"])).stdout
+                )
             except PoolBrokenError as error:
                 outcome.append(error)
 
@@ -157,7 +158,7 @@ async def test_dead_zygote_is_replaced() -> None:
 
 
 async def test_dead_init_is_an_error() -> None:
-    """kill -9 of a cell's init is never a verdict about the job."""
+    """Kill -9 of a cell's init is never a verdict about the job."""
     async with Pool(parked=0) as pool:
 
         async def kill() -> None:
@@ -282,7 +283,9 @@ async def main():
     if how == "exception": raise RuntimeError
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     pid, directory = done.stdout.split()
     end = time.monotonic() + 5 * SLOW
     while time.monotonic() < end:
@@ -294,7 +297,7 @@ asyncio.run(main())
 
 
 def test_leftovers_are_swept() -> None:
-    """cgroups of a host and a zygote that were both killed go away with the next start."""
+    """Cgroups of a host and a zygote that were both killed go away with the next start."""
     program = f"""
 import asyncio, os, signal, isojob
 async def main():
@@ -306,7 +309,9 @@ async def main():
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     directories = [Path(word) for word in done.stdout.split()]
     assert directories
     time.sleep(0.2 * SLOW)

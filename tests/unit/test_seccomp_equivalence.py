@@ -1,7 +1,7 @@
 """Compiled filters against a plain reading of the profiles, call by call, and against libseccomp.
 
 The tests that take ``docker`` or ``podman`` read those projects' own profiles from the directory in
-ISOJOB_SHARED_DATA, or from shared/data beside the checkout; without it they skip.
+ISOJOB_SHARED_DATA, or from one beside the checkout; without it they skip.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seccomp profiles: what is read, what is refused and how, and that refusing is all that happens.
 
 The tests that take the ``published`` fixture read Docker's and Podman's own default profiles from
-the directory in ISOJOB_SHARED_DATA, or from shared/data beside the checkout; without it they skip.
+the directory in ISOJOB_SHARED_DATA, or from one beside the checkout; without it they skip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from isojob.errors import ProfileError
 from isojob.seccomp import SeccompProfile
 
 DATA = Path(os.environ.get("ISOJOB_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
-EXECVE = {"names": ["execve"], "action": "SCMP_ACT_ALLOW"}
 
 
 @pytest.fixture(params=["docker", "podman"])
@@ -33,7 +32,7 @@ def published(request: pytest.FixtureRequest) -> Path:
 
 
 def document(*rules: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [EXECVE, *rules], **more}
+    return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule("execve"), *rules], **more}
 
 
 def load(folder: Path, content: object) -> SeccompProfile:

@@ -1,0 +1,5 @@
+"""Takes all the memory there is."""
+
+hoard = []
+while True:
+    hoard.append(bytearray(1 << 20))

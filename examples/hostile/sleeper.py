@@ -1,0 +1,5 @@
+"""Occupies a slot without using any CPU time."""
+
+import time
+
+time.sleep(3600)

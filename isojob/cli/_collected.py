@@ -1,0 +1,76 @@
+"""Writes collected files to a directory of the host: names and contents are the job's choice."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["write_files"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_files(contents: Mapping[str, bytes], to: Path, *, force: bool) -> dict[str, str]:
+    """Writes files below a directory, following no link in it and leaving it nowhere.
+
+    Every step of a name is opened from the one before with O_NOFOLLOW (open(2)). A file is always
+    a new one, mode 0644: with `force` an older one of that name is unlinked, never written to, so
+    that what it was linked with stays as it is.
+
+    Args:
+        contents: Relative names to contents.
+        to: The directory, made if it is not there; the path itself may have links in it.
+        force: Whether older files may be replaced.
+
+    Returns:
+        What could not be written, with the reason.
+
+    Raises:
+        OSError: The directory cannot be made or opened.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    top = os.open(to, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name, content in contents.items():
+            try:
+                _write(top, name, content, force=force)
+            except OSError as error:
+                failed[name] = _reason(error)
+    finally:
+        os.close(top)
+    return failed
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EEXIST:
+        return "is there already (--force replaces it)"
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return "a link or a file is where a directory is needed"
+    return error.strerror or str(error)
+
+
+def _write(top: int, name: str, content: bytes, *, force: bool) -> None:
+    *directories, last = name.split("/")
+    if any(part in ("", ".", "..") for part in (*directories, last)):
+        raise OSError(errno.EINVAL, "a name that leads away")
+    at = os.dup(top)
+    try:
+        for directory in directories:
+            with suppress(FileExistsError):
+                os.mkdir(directory, 0o755, dir_fd=at)
+            below = os.open(directory, _DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+        if force:
+            with suppress(FileNotFoundError):
+                os.unlink(last, dir_fd=at)
+        file = os.open(last, _NEW_FILE, 0o644, dir_fd=at)
+        with os.fdopen(file, "wb") as stream:
+            stream.write(content)
+    finally:
+        os.close(at)

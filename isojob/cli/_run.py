@@ -1,0 +1,335 @@
+"""``isojob run``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.console import Console
+
+from isojob.cli import OUR_FAULT, _options
+from isojob.cli._account import exit_status, print_account
+from isojob.cli._collected import write_files
+from isojob.cli._live import Foreground, Request
+from isojob.cli._options import OptionError
+from isojob.limits import Limits
+from isojob.result import Result
+from isojob.sandbox import PROTECTIONS
+
+__all__ = ["run"]
+
+_DEFAULTS = Limits()
+_LIMITS = "Limits ('none' is unlimited; bytes need their unit: 64MiB or 64MB, not 64M)"
+_VIEW = "What the job sees"
+_FILES = "Files and streams"
+_REPORT = "Report"
+
+
+def _limit(*flags: str, metavar: str, help: str, field: str | None = None) -> Any:
+    default = None if field is None else getattr(_DEFAULTS, field)
+    if default is not None:
+        shown = f"{default // 2**20}MiB" if metavar == "SIZE" else f"{default:g}"
+        help = f"{help} [default: {shown}]"
+    # The brackets are text: rich would take them for markup.
+    return typer.Option(
+        *flags, metavar=metavar, help=help.replace("[", "\\["), rich_help_panel=_LIMITS
+    )
+
+
+def _view(*flags: str, metavar: str, help: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=_VIEW)
+
+
+def _file(*flags: str, metavar: str | None = None, help: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=_FILES)
+
+
+def run(
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[--] CMD [ARG]...",
+            help="Program and arguments; a name without a slash is looked up in the job's PATH.",
+            show_default=False,
+        ),
+    ],
+    *,
+    memory: Annotated[
+        str | None,
+        _limit(
+            "--memory",
+            "-m",
+            metavar="SIZE",
+            help="Memory of all processes, page cache and tmpfs together; swap is always 0.",
+            field="memory",
+        ),
+    ] = None,
+    cpus: Annotated[
+        str | None, _limit("--cpus", metavar="NUMBER", help="Processors' worth of time, as 0.5.")
+    ] = None,
+    cpuset_cpus: Annotated[
+        str | None, _limit("--cpuset-cpus", metavar="LIST", help="Processors to run on, as 0-1,3.")
+    ] = None,
+    pids_limit: Annotated[
+        str | None,
+        _limit(
+            "--pids-limit", metavar="N", help="Processes and threads at once.", field="processes"
+        ),
+    ] = None,
+    cpu_time: Annotated[
+        str | None,
+        _limit(
+            "--cpu-time", metavar="SECONDS", help="CPU time of all processes.", field="cpu_time"
+        ),
+    ] = None,
+    wall_time: Annotated[
+        str | None,
+        _limit("--wall-time", metavar="SECONDS", help="Time from the start.", field="wall_time"),
+    ] = None,
+    output_limit: Annotated[
+        str | None,
+        _limit("--output-limit", metavar="SIZE", help="Of stdout and of stderr.", field="output"),
+    ] = None,
+    disk: Annotated[
+        str | None,
+        _limit(
+            "--disk",
+            metavar="SIZE",
+            help="/box, /tmp and /dev/shm together; counts as memory, too.",
+            field="disk",
+        ),
+    ] = None,
+    device_read_bps: Annotated[
+        str | None,
+        _limit(
+            "--device-read-bps",
+            metavar="SIZE",
+            help="A second, from the disks behind the directories that the job sees.",
+        ),
+    ] = None,
+    device_write_bps: Annotated[
+        str | None, _limit("--device-write-bps", metavar="SIZE", help="A second, to them.")
+    ] = None,
+    device_read_iops: Annotated[
+        str | None, _limit("--device-read-iops", metavar="N", help="Reads a second.")
+    ] = None,
+    device_write_iops: Annotated[
+        str | None, _limit("--device-write-iops", metavar="N", help="Writes a second.")
+    ] = None,
+    ulimit: Annotated[
+        list[str] | None,
+        _limit(
+            "--ulimit",
+            metavar="NAME=N",
+            help="nofile, fsize, stack, core or as; in bytes but for nofile.",
+        ),
+    ] = None,
+    rootfs: Annotated[
+        str | None,
+        _view(
+            "--rootfs",
+            metavar="DIR",
+            help="An unpacked image to use as root; by default the host's /usr, /bin, /lib...",
+        ),
+    ] = None,
+    volume: Annotated[
+        list[str] | None,
+        _view(
+            "--volume",
+            "-v",
+            metavar="SRC:DST[:ro|rw]",
+            help="Show a file or directory of the host. Read-only unless :rw, unlike Docker.",
+        ),
+    ] = None,
+    mount: Annotated[
+        list[str] | None,
+        _view(
+            "--mount",
+            metavar="type=...,target=...",
+            help="type=bind,source=,target=,readonly=false or type=tmpfs,target=,tmpfs-size=.",
+        ),
+    ] = None,
+    tmpfs: Annotated[
+        list[str] | None,
+        _view("--tmpfs", metavar="PATH[:size=64MiB]", help="An empty writable directory."),
+    ] = None,
+    network: Annotated[
+        str,
+        _view("--network", metavar="none", help="Only none: a network of its own, with nothing."),
+    ] = "none",
+    read_only: Annotated[
+        bool,
+        typer.Option(
+            "--read-only",
+            help="Accepted for Docker's sake: the root always is. /box and /tmp stay writable.",
+            rich_help_panel=_VIEW,
+        ),
+    ] = False,
+    user: Annotated[
+        str | None,
+        _view("--user", "-u", metavar="UID[:GID]", help="Ids seen inside, never the host's."),
+    ] = None,
+    hostname: Annotated[
+        str | None, _view("--hostname", metavar="NAME", help="What uname tells the job.")
+    ] = None,
+    security_opt: Annotated[
+        list[str] | None,
+        _view(
+            "--security-opt",
+            metavar="seccomp=PROFILE",
+            help="default, compute, unconfined, or a JSON file in Docker's format.",
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        list[str] | None,
+        _view(
+            "--allow-missing",
+            metavar="NAME",
+            help=f"Run even if the host cannot give this: {', '.join(PROTECTIONS)}.",
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        _view("--env", "-e", metavar="NAME[=VALUE]", help="Nothing else is passed on."),
+    ] = None,
+    env_file: Annotated[
+        list[Path] | None, _view("--env-file", metavar="FILE", help="Lines as for --env.")
+    ] = None,
+    workdir: Annotated[
+        str | None,
+        _file("--workdir", "-w", metavar="DIR", help="Working directory, instead of /box."),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        _file("--file", metavar="NAME=PATH", help="Copy a file into the working directory."),
+    ] = None,
+    collect: Annotated[
+        list[str] | None,
+        _file("--collect", metavar="PATTERN", help="Files to bring back; needs --collect-to."),
+    ] = None,
+    collect_to: Annotated[
+        Path | None,
+        _file("--collect-to", metavar="DIR", help="Where to; no link in it is followed."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace files there.", rich_help_panel=_FILES),
+    ] = False,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive", "-i", help="Feed our stdin to the job.", rich_help_panel=_FILES
+        ),
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the whole result, output included, as JSON and nothing else.",
+            rich_help_panel=_REPORT,
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="No account on stderr at the end.", rich_help_panel=_REPORT
+        ),
+    ] = False,
+) -> int:
+    """Run one program in a sandbox of its own; flags are named as those of docker run.
+
+    The exit status is the job's own; 128+N if signal N ended it; 137 if it ran into a limit (the
+    account says which); 127 if the program is not found, 126 if it cannot be executed, 125 if
+    isojob could not run it.
+    """
+    del read_only  # there is nothing to do
+    if network != "none":
+        raise OptionError("--network", f"{network!r}: only none is there")
+    if (collect is None) != (collect_to is None) and not json:
+        raise OptionError("--collect", "give --collect and --collect-to together")
+    limits = _options.make_limits(
+        {
+            "memory": memory,
+            "cpus": cpus,
+            "cpuset": cpuset_cpus,
+            "processes": pids_limit,
+            "cpu_time": cpu_time,
+            "wall_time": wall_time,
+            "output": output_limit,
+            "disk": disk,
+            "io_read_bps": device_read_bps,
+            "io_write_bps": device_write_bps,
+            "io_read_iops": device_read_iops,
+            "io_write_iops": device_write_iops,
+        },
+        ulimit or (),
+    )
+    mounts = [
+        *map(_options.volume, volume or ()),
+        *map(_options.mount, mount or ()),
+        *map(_options.tmpfs, tmpfs or ()),
+    ]
+    sandbox = _options.make_sandbox(
+        rootfs=rootfs,
+        mounts=mounts,
+        seccomp=_options.profile(security_opt or ()),
+        identity=user,
+        allow_missing=allow_missing or (),
+        workdir=workdir,
+        hostname=hostname,
+    )
+    request = Request(
+        command=command,
+        limits=limits,
+        sandbox=sandbox,
+        env=_options.environment(env or (), env_file or ()),
+        files=_options.files(file or ()),
+        collect=collect or (),
+        interactive=interactive,
+        capture=json,
+    )
+    return _execute(request, collect_to, force=force, quiet=quiet)
+
+
+def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: bool) -> int:
+    foreground = Foreground(request)
+    try:
+        result = anyio.run(foreground.run)
+    except (ValueError, OSError) as error:
+        # Ours say for themselves what they mean; the rest is an argument that makes no sense.
+        if type(error).__module__.startswith("isojob."):
+            raise
+        print(f"isojob: {error}", file=sys.stderr)
+        return OUR_FAULT
+    failed: dict[str, str] = {}
+    if result is not None:
+        failed = _deliver(request, result, collect_to, force=force, quiet=quiet)
+    if foreground.signal is not None:
+        return 128 + foreground.signal
+    if failed or result is None:
+        return OUR_FAULT
+    return exit_status(result)
+
+
+def _deliver(
+    request: Request, result: Result, collect_to: Path | None, *, force: bool, quiet: bool
+) -> dict[str, str]:
+    """Files, JSON and account; what could not be written, with the reason."""
+    failed: dict[str, str] = {}
+    if collect_to is not None:
+        try:
+            failed = write_files(result.files, collect_to, force=force)
+        except OSError as error:
+            failed = dict.fromkeys(result.files or ("",), f"{collect_to}: {error.strerror}")
+    if request.capture:
+        print(result.model_dump_json())
+    elif not quiet:
+        console = Console(stderr=True, highlight=False)
+        print_account(console, result, request.limits, failed, collect_to)
+    if quiet or request.capture:
+        for name, reason in failed.items():
+            print(f"isojob: not written: {name!r}: {reason}", file=sys.stderr)
+    return failed
