@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from textwrap import dedent
+from textwrap import dedent, fill
 from types import TracebackType
 from typing import Annotated, Self
 
@@ -31,9 +31,9 @@ class Article(BaseModel):
 
 
 class Suggestion(BaseModel, extra="forbid", strict=True):
-    """What they must answer: exactly this, no longer than this."""
+    """What they must answer: exactly this, no longer than this, and nothing to fool a terminal."""
 
-    tags: Annotated[list[Annotated[str, Field(max_length=30)]], Field(max_length=5)]
+    tags: Annotated[list[Annotated[str, Field(pattern=r"^[\w -]{1,30}$")]], Field(max_length=5)]
     score: Annotated[float, Field(ge=0, le=1)]
 
 
@@ -77,8 +77,9 @@ class PluginHost:
             input=article.model_dump_json().encode(),
         )
         if not result.ok:
-            last = result.stderr_text.strip().splitlines()[-1:]
-            raise PluginError("; ".join([str(result), *last]))
+            # The plugin wrote this: as a repr it has no control codes.
+            said = [f"{line[:200]!r}" for line in result.stderr_text.splitlines()[-1:]]
+            raise PluginError("; ".join([str(result), *said]))
         try:
             return Suggestion.model_validate_json(result.stdout or b"")
         except ValidationError as error:
@@ -147,7 +148,7 @@ def main() -> int:
         if isinstance(answer, Suggestion):
             print(f"{name:15} tags {', '.join(answer.tags)}; score {answer.score:.2f}")
         else:
-            print(f"{name:15} no answer: {answer}")
+            print(fill(f"{name:15} no answer: {answer}", 80, subsequent_indent=" " * 16))
     return 0
 
 

@@ -38,7 +38,7 @@ PARKED = 8
 _ATTEMPTS = 2
 
 
-class PoolStatistics(Model):
+class PoolStatistics(Model, frozen=True):
     """A snapshot of a pool.
 
     Attributes:

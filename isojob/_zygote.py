@@ -43,14 +43,13 @@ def privilege() -> str:
 def sealed_memfd(name: str, data: bytes) -> int:
     """A file of our own that nobody can change any more (memfd_create(2))."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    # Since 6.3 a memfd for execution should say so; older kernels do not know the flag.
-    for extra in (0x0010, 0):
-        try:
-            fd = os.memfd_create(name, flags | extra)
-            break
-        except OSError as error:
-            if error.errno != errno.EINVAL or not extra:
-                raise
+    try:
+        # MFD_EXEC: since 6.3 a memfd for execution should say so; older kernels do not know it.
+        fd = os.memfd_create(name, flags | 0x0010)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create(name, flags)
     try:
         view = memoryview(data)
         while view:

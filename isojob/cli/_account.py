@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from isojob.host.doctor_job import describe_posture
 from isojob.limits import Limits
-from isojob.result import Posture, Result, Status
+from isojob.result import Result, Status
 from isojob.verdict import explain, signal_name
 
-__all__ = ["exit_status", "posture_line", "print_account"]
+__all__ = ["exit_status", "print_account"]
 
 _KILLED = 128 + 9
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -31,22 +32,6 @@ def exit_status(result: Result) -> int:
     if result.status is Status.SIGNALED:
         return 128 - result.returncode
     return _KILLED
-
-
-def posture_line(posture: Posture) -> str:
-    """Which protections held, in one line."""
-    parts = [
-        "no cgroup" if posture.cgroup == "none" else f"cgroup {posture.cgroup}",
-        {"root": "set up by root", "user": "set up by an ordinary user"}.get(
-            posture.privilege, "set up by an ordinary user with subordinate ids"
-        ),
-        f"{len(posture.namespaces)} namespaces",
-        f"seccomp {posture.seccomp}",
-        f"Linux {posture.kernel}",
-    ]
-    if posture.missing:
-        parts.append(f"WITHOUT {', '.join(posture.missing)}")
-    return ", ".join(parts)
 
 
 def print_account(
@@ -80,7 +65,7 @@ def print_account(
         table.add_row(name, Text(text))
     for name, text in _file_rows(result, written, to):
         table.add_row(name, Text(text))
-    table.add_row("held by", Text(posture_line(result.posture)))
+    table.add_row("held by", Text(describe_posture(result.posture)))
     for note in result.posture.notes:
         table.add_row("", Text(note))
     console.print(table)

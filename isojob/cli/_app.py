@@ -12,7 +12,7 @@ import isojob
 from isojob.cli import INTERRUPTED, OUR_FAULT
 from isojob.cli._doctor import doctor
 from isojob.cli._options import OptionError
-from isojob.cli._run import run
+from isojob.cli._run import HELP, run
 from isojob.cli._seccomp import seccomp
 from isojob.errors import (
     CommandNotExecutableError,
@@ -36,9 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Everything after the program's name is the program's, as with docker run.
-app.command(
-    "run", context_settings={"allow_interspersed_args": False}, no_args_is_help=True
-)(run)
+app.command("run", help=HELP, context_settings={"allow_interspersed_args": False})(run)
 app.command("doctor")(doctor)
 app.add_typer(seccomp, name="seccomp")
 

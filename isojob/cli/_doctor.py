@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isojob.host.doctor import Check, examine, holds, summary
+from isojob.cli._console import make_console
+from isojob.host.doctor import POSTURE, Check, examine, holds, summary
 
 __all__ = ["doctor"]
 
@@ -38,18 +39,20 @@ def doctor(
         }
         print(_json.dumps(document, indent=2))
     else:
-        _show(Console(highlight=False), checks)
+        _show(make_console(), checks)
     return 0 if good else _REFUSED
 
 
 def _show(console: Console, checks: list[Check]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("")
-    table.add_column("what", overflow="fold")
-    table.add_column("found", overflow="fold", ratio=1)
+    table.add_column("what", no_wrap=True)
+    table.add_column("found", overflow="fold")
     table.add_column("needed for", overflow="fold", style="dim")
     section = ""
     for check in checks:
+        if check.name == POSTURE:
+            continue  # the last line has it
         if check.section != section:
             section = check.section
             table.add_row("", Text(section, style="bold"))

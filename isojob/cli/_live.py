@@ -53,7 +53,7 @@ class Foreground:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._pool = Pool(request.sandbox, request.limits, max_jobs=1, parked=0)
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
         self._relays: dict[Literal["stdout", "stderr"], Relay] = {}
         self._feed: Feed | None = None
         self._result: Result | None = None
@@ -102,7 +102,7 @@ class Foreground:
             for name in ("stdout", "stderr")
         }
         try:
-            with self._scope:
+            with anyio.CancelScope() as self._scope:
                 async with self._pool:
                     self._result = await self._pool.run(
                         request.command,
@@ -137,7 +137,7 @@ class Foreground:
         leases = list(self._pool._active)
         for lease in leases:
             lease.stop()
-        if not leases:
+        if not leases and self._scope is not None:
             self._scope.cancel()
 
     def _amend(self, result: Result) -> Result:

@@ -8,18 +8,25 @@ from typing import Annotated, Any
 
 import anyio
 import typer
-from rich.console import Console
 
 from isojob.cli import OUR_FAULT, _options
 from isojob.cli._account import exit_status, print_account
 from isojob.cli._collected import write_files
+from isojob.cli._console import make_console
 from isojob.cli._live import Foreground, Request
 from isojob.cli._options import OptionError
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import PROTECTIONS
 
-__all__ = ["run"]
+__all__ = ["HELP", "run"]
+
+HELP = (
+    "Run one program in a sandbox of its own; flags are named as those of docker run.\n\n"
+    "The exit status is the job's own; 128+N if signal N ended it; 137 if it ran into a limit (the "
+    "account says which); 127 if the program is not found, 126 if it cannot be executed, 125 if "
+    "isojob could not run it. Ctrl-C ends the job, and the status is 130."
+)
 
 _DEFAULTS = Limits()
 _LIMITS = "Limits ('none' is unlimited; bytes need their unit: 64MiB or 64MB, not 64M)"
@@ -51,7 +58,7 @@ def run(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="[--] CMD [ARG]...",
+            metavar="CMD",
             help="Program and arguments; a name without a slash is looked up in the job's PATH.",
             show_default=False,
         ),
@@ -239,17 +246,14 @@ def run(
         ),
     ] = False,
 ) -> int:
-    """Run one program in a sandbox of its own; flags are named as those of docker run.
-
-    The exit status is the job's own; 128+N if signal N ended it; 137 if it ran into a limit (the
-    account says which); 127 if the program is not found, 126 if it cannot be executed, 125 if
-    isojob could not run it.
-    """
+    """What `HELP` says; typer reads the flags from the annotations."""
     del read_only  # there is nothing to do
     if network != "none":
         raise OptionError("--network", f"{network!r}: only none is there")
-    if (collect is None) != (collect_to is None) and not json:
-        raise OptionError("--collect", "give --collect and --collect-to together")
+    if collect_to is not None and not collect:
+        raise OptionError("--collect-to", "nothing is collected: give --collect, too")
+    if collect and collect_to is None and not json:
+        raise OptionError("--collect", "give --collect-to, too (or --json, which has the files)")
     limits = _options.make_limits(
         {
             "memory": memory,
@@ -327,8 +331,7 @@ def _deliver(
     if request.capture:
         print(result.model_dump_json())
     elif not quiet:
-        console = Console(stderr=True, highlight=False)
-        print_account(console, result, request.limits, failed, collect_to)
+        print_account(make_console(stderr=True), result, request.limits, failed, collect_to)
     if quiet or request.capture:
         for name, reason in failed.items():
             print(f"isojob: not written: {name!r}: {reason}", file=sys.stderr)

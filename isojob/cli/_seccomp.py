@@ -12,6 +12,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.text import Text
 
+from isojob.cli._console import make_console
 from isojob.cli._options import OptionError, load_profile
 from isojob.errors import ProfileError
 from isojob.seccomp import SeccompProfile, syscall_name
@@ -65,8 +66,8 @@ def show(name: _Profile, arch: _Arch = None) -> int:
         call = syscall_name(machine.audit, nr)
         if not call.startswith("syscall_"):
             groups.setdefault(_answer(policy, nr), []).append(call)
-    console = Console(highlight=False)
-    console.print(f"seccomp profile {profile.name!r} on {machine.name}", markup=False)
+    console = make_console()
+    console.print(f"seccomp profile {profile.name!r} on {machine.name}")
     # What is let through first, then by what is answered.
     for answer in sorted(groups, key=lambda text: (not text.startswith("allow"), text)):
         _list(console, answer, groups[answer])
@@ -75,7 +76,6 @@ def show(name: _Profile, arch: _Arch = None) -> int:
     console.print(
         f"\nany other call: {describe(policy.background(max(_NUMBERS)))}; "
         "calls of another ABI (32-bit, x32): errno ENOSYS",
-        markup=False,
     )
     return 0
 

@@ -177,8 +177,8 @@ async def test_dead_init_is_an_error() -> None:
 
 async def test_stalled_loop_does_not_stretch_wall_time() -> None:
     """The wall limit is enforced in the cell: a stalled event loop learns of it later."""
+    results: list[isojob.Result] = []
     async with Pool() as pool, anyio.create_task_group() as tasks:
-        results = []
 
         async def one() -> None:
             results.append(await pool.run(["sleep", "600"], limits=Limits(wall_time=0.3)))
@@ -287,6 +287,7 @@ asyncio.run(main())
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     pid, directory = done.stdout.split()
+    left: list[int] = []
     end = time.monotonic() + 5 * SLOW
     while time.monotonic() < end:
         left = [p for p in named("sleep") if b"4321" in _cmdline(p)]

