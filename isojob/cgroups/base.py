@@ -108,9 +108,9 @@ class Subtree:
 def make_subtree(parents: Mapping[int, Path]) -> Subtree:
     """Makes and locks a fresh directory below each parent.
 
-    The lock is taken on the first one. A sweeper may win the moment between mkdir and flock and
-    remove the still empty directory: then flock succeeds on a dead inode, the check sees it, and
-    another name is tried.
+    Each is locked: on v1 a sweeper may share our cgroup in one hierarchy and not in another. It may
+    win the moment between mkdir and flock and remove the still empty directory: then flock succeeds
+    on a dead inode, the check sees it, and another name is tried.
 
     Raises:
         OSError: mkdir, open or flock failed.
@@ -120,14 +120,13 @@ def make_subtree(parents: Mapping[int, Path]) -> Subtree:
         stack = ExitStack()
         try:
             made, parent_fds, base_fds = [], [], []
-            for position, parent in enumerate(parents.values()):
+            for parent in parents.values():
                 parent_fd = _open_directory(parent, stack)
                 os.mkdir(name, 0o755, dir_fd=parent_fd)
                 directory = parent / name
                 stack.callback(_remove_unless_kept, directory, kept := _Kept())
                 base_fd = _open_directory(directory, stack)
-                if position == 0:
-                    fcntl.flock(base_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(base_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 made.append((directory, kept))
                 parent_fds.append(parent_fd)
                 base_fds.append(base_fd)
@@ -163,33 +162,24 @@ def _open_directory(path: Path, stack: ExitStack) -> int:
     return fd
 
 
-def sweep(parent: Path, kill: Callable[[Path], None], locked_in: Path | None = None) -> None:
+def sweep(parent: Path, kill: Callable[[Path], None]) -> None:
     """Removes what pools left whose zygotes are dead: those whose lock nobody holds.
 
     Args:
         parent: Where the pools' directories are.
         kill: Ends every process in one cgroup (not below it).
-        locked_in: The parent in the hierarchy that carries the locks, if it is another.
     """
     with suppress(OSError):
         for entry in os.scandir(parent):
             if not entry.name.startswith(PREFIX) or entry.name == LEAF:
                 continue
-            lock = Path(locked_in or parent) / entry.name
-            try:
-                fd = os.open(lock, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                fd = -1
-            except OSError:
-                continue
-            try:
-                if fd >= 0:
+            # No lock, no sweep: what cannot be opened or locked may be somebody's living pool.
+            with suppress(OSError):
+                fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_tree(Path(entry.path), kill)
-            except OSError:
-                continue
-            finally:
-                if fd >= 0:
+                    remove_tree(Path(entry.path), kill)
+                finally:
                     os.close(fd)
 
 

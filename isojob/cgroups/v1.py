@@ -95,9 +95,8 @@ class V1(Driver):
         )
 
     def create(self) -> Subtree:
-        first = self.hierarchies[0]
-        for path in reversed(self.hierarchies):
-            sweep(path, kill_processes, first)
+        for path in self.hierarchies:
+            sweep(path, kill_processes)
         try:
             subtree = make_subtree(dict(enumerate(self.hierarchies)))
             self._fill_cpuset(subtree)
