@@ -1,8 +1,9 @@
 """The command line: ``isojob run``, ``isojob doctor``, ``isojob seccomp``.
 
-Exit statuses of ``isojob run`` are those of ``docker run``: the job's own; 128 + N if signal N ended
-it, also ours (130 after Ctrl-C); 137, as after SIGKILL, for every limit; 127 if the program is not
-found; 126 if it cannot be executed; 125 if isojob could not do its part, bad options included.
+Exit statuses of ``isojob run`` are those of ``docker run``: the job's own; 128 + N if signal N
+ended it, or us (130 after Ctrl-C); 137, as after SIGKILL, for every limit; 127 if the program is
+not found; 126 if it cannot be executed; 125 if isojob could not do its part, bad options
+included.
 """
 
 from __future__ import annotations
@@ -31,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import rich
         import typer
     except ImportError as error:
-        print(
-            f'isojob: the command line needs {error.name}: pip install "isojob[cli]"',
-            file=sys.stderr,
+        sys.stderr.write(
+            f'isojob: the command line needs {error.name}: pip install "isojob[cli]"\n'
         )
         return OUR_FAULT
     del rich, typer

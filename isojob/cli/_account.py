@@ -39,7 +39,9 @@ def print_account(
     result: Result,
     limits: Limits,
     written: Mapping[str, str],
+    *,
     to: Path | None,
+    status: int,
 ) -> None:
     """Prints the account, one screen.
 
@@ -49,6 +51,7 @@ def print_account(
         limits: What was allowed.
         written: Collected files that could not be written, with the reason.
         to: Where the others went.
+        status: What this command ends with.
     """
     style = {Status.OK: "bold green", Status.NONZERO_EXIT: "bold yellow"}.get(
         result.status, "bold red"
@@ -61,7 +64,7 @@ def print_account(
         "isojob",
         Text.assemble((str(result.status), style), f": {explain(result.evidence, result.status)}"),
     )
-    for name, text in _rows(result, limits):
+    for name, text in _rows(result, limits, status):
         table.add_row(name, Text(text))
     for name, text in _file_rows(result, written, to):
         table.add_row(name, Text(text))
@@ -71,15 +74,12 @@ def print_account(
     console.print(table)
 
 
-def _rows(result: Result, limits: Limits) -> Iterator[tuple[str, str]]:
+def _rows(result: Result, limits: Limits, status: int) -> Iterator[tuple[str, str]]:
     usage = result.usage
     end = (
-        f"status {result.returncode}"
-        if result.returncode >= 0
-        else f"{signal_name(-result.returncode)}"
+        f"status {result.returncode}" if result.returncode >= 0 else signal_name(-result.returncode)
     )
-    code = exit_status(result)
-    yield "exit", end if code == result.returncode else f"{end}; this command ends with {code}"
+    yield "exit", end if status == result.returncode else f"{end}; this command ends with {status}"
     yield "wall time", _of(_seconds(usage.wall_time), limits.wall_time, _seconds)
     split = (
         ""

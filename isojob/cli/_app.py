@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -41,15 +40,15 @@ app.command("doctor")(doctor)
 app.add_typer(seccomp, name="seccomp")
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+def _version(wanted: bool) -> None:
     if wanted:
-        print(f"isojob {isojob.__version__}")
+        typer.echo(f"isojob {isojob.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def common(
-    version: Annotated[  # noqa: ARG001 - the callback has answered it
+    version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_version, is_eager=True, help="Print the version and end."
@@ -69,7 +68,7 @@ def invoke(arguments: Sequence[str]) -> int:
         The exit status.
     """
     try:
-        # Not standalone: there a mistake in the flags ends the process with 2, which a job may, too.
+        # Standalone, a mistake in the flags would end the process with 2, as a job may, too.
         status = app(list(arguments), prog_name="isojob", standalone_mode=False)
     except CommandNotFoundError as error:
         return _complain(error, NOT_FOUND)
@@ -92,7 +91,7 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _complain(error: Exception, status: int, hint: str = "") -> int:
-    print(f"isojob: {error}", file=sys.stderr)
+    typer.echo(f"isojob: {error}", err=True)
     if hint:
-        print(f"isojob: {hint}", file=sys.stderr)
+        typer.echo(f"isojob: {hint}", err=True)
     return status

@@ -37,7 +37,7 @@ def doctor(
             "summary": summary(checks),
             "checks": [check.model_dump(mode="json") for check in checks],
         }
-        print(_json.dumps(document, indent=2))
+        typer.echo(_json.dumps(document, indent=2))
     else:
         _show(make_console(), checks)
     return 0 if good else _REFUSED

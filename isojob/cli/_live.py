@@ -48,6 +48,7 @@ class Foreground:
 
     Attributes:
         signal: The first signal that asked us to end, or SIGPIPE if nobody reads our output.
+        write_error: Why our own stdout or stderr took no more; this ended the job.
     """
 
     def __init__(self, request: Request) -> None:
@@ -59,6 +60,7 @@ class Foreground:
         self._result: Result | None = None
         self._error: Exception | None = None
         self.signal: signal.Signals | None = None
+        self.write_error: OSError | None = None
 
     async def run(self) -> Result | None:
         """Runs the job.
@@ -128,8 +130,11 @@ class Foreground:
                     # Also out of a write that nobody takes.
                     everything.cancel()
 
-    def _broken(self) -> None:
-        self.signal = self.signal or signal.SIGPIPE
+    def _broken(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            self.signal = self.signal or signal.SIGPIPE
+        else:
+            self.write_error = error
         self._stop()
 
     def _stop(self) -> None:
@@ -148,7 +153,9 @@ class Foreground:
             counts[f"{name}_exceeded"] = relay.exceeded
         if not counts:
             return result
-        if result.status is Status.KILLED and self.signal is None:
+        if result.status is Status.KILLED and any(
+            relay.exceeded for relay in self._relays.values()
+        ):
             counts["stop"] = "output"
         evidence = result.evidence.model_copy(update=counts)
         return result.model_copy(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
+import anyio.lowlevel
 
 __all__ = ["Feed", "Relay"]
 
@@ -21,7 +22,7 @@ async def _ready(fd: int, *, to_write: bool) -> bool:
     try:
         await (anyio.wait_writable(fd) if to_write else anyio.wait_readable(fd))
     except PermissionError:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return False
     return True
 
@@ -33,7 +34,8 @@ class Relay:
         target: Where the bytes go; stays open.
         cap: Bytes to pass on; None: all.
         over: Called once when the job has written more; what follows is dropped.
-        broken: Called once when nobody reads what we write (EPIPE); what follows is dropped.
+        broken: Called once when it takes no more bytes: EPIPE where nobody reads them, ENOSPC;
+            what follows is dropped.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Relay:
         target: int,
         cap: int | None,
         over: Callable[[], None],
-        broken: Callable[[], None],
+        broken: Callable[[OSError], None],
     ) -> None:
         self._target = target
         self._cap = cap
@@ -87,9 +89,9 @@ class Relay:
                 written = os.write(self._target, view[:_SAFE_WRITE] if polled else view)
             except BlockingIOError:
                 continue
-            except BrokenPipeError:
+            except OSError as error:
                 self._dropping = True
-                self._broken()
+                self._broken(error)
                 return
             view = view[written:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,14 +35,13 @@ _REPORT = "Report"
 
 
 def _limit(*flags: str, metavar: str, help: str, field: str | None = None) -> Any:
+    text = help
     default = None if field is None else getattr(_DEFAULTS, field)
     if default is not None:
         shown = f"{default // 2**20}MiB" if metavar == "SIZE" else f"{default:g}"
-        help = f"{help} [default: {shown}]"
-    # The brackets are text: rich would take them for markup.
-    return typer.Option(
-        *flags, metavar=metavar, help=help.replace("[", "\\["), rich_help_panel=_LIMITS
-    )
+        # Escaped: rich would take the brackets for markup.
+        text = f"{text} \\[default: {shown}]"
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=_LIMITS)
 
 
 def _view(*flags: str, metavar: str, help: str) -> Any:
@@ -306,33 +304,35 @@ def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: b
         # Ours say for themselves what they mean; the rest is an argument that makes no sense.
         if type(error).__module__.startswith("isojob."):
             raise
-        print(f"isojob: {error}", file=sys.stderr)
+        typer.echo(f"isojob: {error}", err=True)
         return OUR_FAULT
-    failed: dict[str, str] = {}
-    if result is not None:
-        failed = _deliver(request, result, collect_to, force=force, quiet=quiet)
-    if foreground.signal is not None:
-        return 128 + foreground.signal
-    if failed or result is None:
-        return OUR_FAULT
-    return exit_status(result)
-
-
-def _deliver(
-    request: Request, result: Result, collect_to: Path | None, *, force: bool, quiet: bool
-) -> dict[str, str]:
-    """Files, JSON and account; what could not be written, with the reason."""
-    failed: dict[str, str] = {}
-    if collect_to is not None:
-        try:
-            failed = write_files(result.files, collect_to, force=force)
-        except OSError as error:
-            failed = dict.fromkeys(result.files or ("",), f"{collect_to}: {error.strerror}")
+    if foreground.write_error is not None:
+        typer.echo(f"isojob: cannot pass output on: {foreground.write_error}", err=True)
+    if result is None:
+        return _status(foreground, OUR_FAULT)
+    failed = {} if collect_to is None else _write(result, collect_to, force=force)
+    status = _status(foreground, OUR_FAULT if failed else exit_status(result))
     if request.capture:
-        print(result.model_dump_json())
+        typer.echo(result.model_dump_json())
     elif not quiet:
-        print_account(make_console(stderr=True), result, request.limits, failed, collect_to)
+        console = make_console(stderr=True)
+        print_account(console, result, request.limits, failed, to=collect_to, status=status)
     if quiet or request.capture:
         for name, reason in failed.items():
-            print(f"isojob: not written: {name!r}: {reason}", file=sys.stderr)
-    return failed
+            typer.echo(f"isojob: not written: {name!r}: {reason}", err=True)
+    return status
+
+
+def _status(foreground: Foreground, otherwise: int) -> int:
+    """What ended us counts before how the job ended."""
+    if foreground.signal is not None:
+        return 128 + foreground.signal
+    return OUR_FAULT if foreground.write_error is not None else otherwise
+
+
+def _write(result: Result, to: Path, *, force: bool) -> dict[str, str]:
+    """Writes the collected files; what could not be written, with the reason."""
+    try:
+        return write_files(result.files, to, force=force)
+    except OSError as error:
+        return dict.fromkeys(result.files or ("",), f"{to}: {error.strerror}")

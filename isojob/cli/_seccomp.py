@@ -103,15 +103,17 @@ def check(name: _Profile, arch: _Arch = None) -> int:
         profile = _load(name)
         compiled = profile.compile(arch)
     except ProfileError as error:
-        print(f"isojob: {error}", file=sys.stderr)
+        typer.echo(f"isojob: {error}", err=True)
         return _REFUSED
-    print(f"{profile.name}: can be enforced, {len(compiled.bpf) // 8} instructions (at most 4096)")
+    typer.echo(
+        f"{profile.name}: can be enforced, {len(compiled.bpf) // 8} instructions (at most 4096)"
+    )
     if compiled.unresolved:
-        print(
+        typer.echo(
             f"{profile.name}: known nowhere here, and so denied: {', '.join(compiled.unresolved)}"
         )
     if compiled.notify:
-        print(
+        typer.echo(
             f"{profile.name}: some calls end the job, with the status seccomp_violation "
             "(needs user notification, seccomp_unotify(2))"
         )

@@ -71,10 +71,10 @@ def summary(checks: list[Check]) -> str:
     return f"isojob cannot run jobs here with its default protections: {'; '.join(failed)}"
 
 
-def _check(
-    section: str, name: str, ok: bool | None, found: str, needed: str, cure: str = ""
-) -> Check:
-    return Check(section=section, name=name, found=found, needed_for=needed, ok=ok, cure=cure)
+def _check(section: str, name: str, ok: bool | None, found: str, needed: str, *cure: str) -> Check:
+    return Check(
+        section=section, name=name, found=found, needed_for=needed, ok=ok, cure="".join(cure)
+    )
 
 
 def _probe(
@@ -194,6 +194,12 @@ def _sysctl(name: str) -> str:
         return ""
 
 
+_APPARMOR = (
+    "an AppArmor profile with `userns,` for this program, or sysctl "
+    "kernel.apparmor_restrict_unprivileged_userns=0"
+)
+
+
 def _sysctls() -> Iterator[Check]:
     needed = "a user namespace for each job"
     for path, bad, cure, of_users in (
@@ -207,8 +213,7 @@ def _sysctls() -> Iterator[Check]:
         (
             "kernel/apparmor_restrict_unprivileged_userns",
             "1",
-            "an AppArmor profile with `userns,` for this program, or sysctl "
-            "kernel.apparmor_restrict_unprivileged_userns=0",
+            _APPARMOR,
             True,
         ),
     ):

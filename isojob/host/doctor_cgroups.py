@@ -53,9 +53,7 @@ def examine_cgroups(probe: Prober) -> Iterator[Check]:
     """
 
     def check(name: str, ok: bool | None, found: str, needed: str, cure: str = "") -> Check:
-        return Check(
-            section=SECTION, name=name, found=found, needed_for=needed, ok=ok, cure=cure
-        )
+        return Check(section=SECTION, name=name, found=found, needed_for=needed, ok=ok, cure=cure)
 
     try:
         driver = find()

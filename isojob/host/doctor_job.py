@@ -54,9 +54,7 @@ def examine_job() -> Iterator[Check]:
     """Runs two jobs as any caller would, with the default sandbox."""
 
     def check(name: str, ok: bool, found: str, needed: str, cure: str = "") -> Check:
-        return Check(
-            section=SECTION, name=name, found=found, needed_for=needed, ok=ok, cure=cure
-        )
+        return Check(section=SECTION, name=name, found=found, needed_for=needed, ok=ok, cure=cure)
 
     try:
         look, hog = _run_in_thread()
@@ -76,11 +74,9 @@ def examine_job() -> Iterator[Check]:
     if not look.ok:
         yield check("runs", False, f"{look}; {look.stderr_text.strip()!r}", "anything", ours)
         return
-    yield check(
-        "runs", True, f"ended well after {look.usage.wall_time * 1000:.0f} ms", "anything"
-    )
+    yield check("runs", True, f"ended well after {look.usage.wall_time * 1000:.0f} ms", "anything")
     for name, found, wrong, needed in _findings(look):
-        yield check(name, not wrong, found if not wrong else wrong, needed, ours if wrong else "")
+        yield check(name, not wrong, wrong or found, needed, ours if wrong else "")
     ended = hog.status is Status.MEMORY_LIMIT
     found = f"{hog.status} at {_HOG_MEMORY}" if ended else str(hog)
     yield check("a hog is ended", ended, found, "limits.memory", "" if ended else ours)

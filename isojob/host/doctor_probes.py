@@ -1,4 +1,4 @@
-"""Tries kernel features, each in a process of its own; run as a program by `doctor`, never imported.
+"""Tries kernel features, each in a process of its own; a program, run by `doctor`.
 
 Only the standard library, and nothing of isojob: it runs under ``python -I -S``. Arguments: a
 group, ``root`` or ``user``, the first of two free uids, and what the group needs. Each attempt
@@ -13,6 +13,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PATIENCE = 5
@@ -43,7 +44,7 @@ OLD_CALLS = {
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """syscall(2), with ints at the width of a register.
+    """Calls syscall(2), with ints at the width of a register.
 
     Raises:
         OSError: It returned -1.
@@ -62,13 +63,13 @@ def old_call(name: str) -> int:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Calls unshare(2)."""
     if LIBC.unshare(ctypes.c_int(flags)) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0, data: bytes = b"") -> None:
-    """mount(2)."""
+    """Calls mount(2)."""
     if LIBC.mount(source, target, kind, ctypes.c_ulong(flags), data) != 0:
         raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
 
@@ -226,7 +227,7 @@ def try_pivot_root() -> str:
 
 
 def try_overlay() -> str:
-    """overlayfs mounted from within a user namespace (5.11)."""
+    """An overlayfs mounted from within a user namespace (5.11)."""
     top = private_mounts().decode()
     for name in ("l", "u", "w", "m"):
         os.mkdir(f"{top}/{name}")
@@ -358,7 +359,8 @@ def try_attach(*places: str) -> str:
 
 def report(name: str, step: Callable[[], str | None]) -> None:
     """Runs a step in a child and prints how it ended."""
-    print(json.dumps([name, *answer(lambda: in_child(step))]), flush=True)
+    sys.stdout.write(json.dumps([name, *answer(lambda: in_child(step))]) + "\n")
+    sys.stdout.flush()
 
 
 def main(group: str, mode: str, first: str, *rest: str) -> None:
@@ -366,14 +368,14 @@ def main(group: str, mode: str, first: str, *rest: str) -> None:
     base = int(first)
     if group == "namespaces":
         steps: dict[str, Callable[[], str | None]] = {"user": lambda: None}
-        steps.update({kind: (lambda kind=kind: unshare_kind(kind)) for kind in KINDS})
+        steps.update({kind: partial(unshare_kind, kind) for kind in KINDS})
         steps["proc"] = try_proc
         steps["tmpfs"] = try_tmpfs
         steps["mount api"] = try_mount_api
         steps["pivot_root"] = try_pivot_root
         steps["overlay"] = try_overlay
         for name, step in steps.items():
-            report(name, lambda step=step: in_user_namespace(step, mode, base))
+            report(name, partial(in_user_namespace, step, mode, base))
     elif group == "calls":
         report("openat2", try_openat2)
         report("close_range", try_close_range)

@@ -1,0 +1,182 @@
+"""Finding one's own cgroups, and what v1 and v2 make of limits and counters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isojob import Limits
+from isojob.cgroups import base
+from isojob.cgroups.discovery import locate
+from isojob.cgroups.v1 import V1
+from isojob.cgroups.v2 import V2
+
+MOUNT = "30 25 0:26 {root} {point} rw,nosuid - {kind} cgroup rw,{options}\n"
+
+
+def mount(point: Path, kind: str = "cgroup", root: str = "/", options: str = "memory") -> str:
+    """One line of mountinfo."""
+    return MOUNT.format(root=root, point=point, kind=kind, options=options)
+
+
+def test_unified(tmp_path: Path) -> None:
+    """v2: the mount point and our path."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    unified, legacy = locate("0::/a/b\n", mount(tmp_path, "cgroup2"))
+    assert (unified, legacy) == (tmp_path / "a" / "b", {})
+
+
+def test_legacy(tmp_path: Path) -> None:
+    """v1: one directory by controller, also where several share a hierarchy."""
+    for name in ("memory/job", "cpu,cpuacct"):
+        (tmp_path / name).mkdir(parents=True)
+    text = "4:memory:/job\n2:cpu,cpuacct:/\n1:name=systemd:/x\n0::/\n"
+    mounts = mount(tmp_path / "memory") + mount(tmp_path / "cpu,cpuacct", options="cpu,cpuacct")
+    unified, legacy = locate(text, mounts)
+    assert unified is None
+    assert legacy == {
+        "memory": tmp_path / "memory" / "job",
+        "cpu": tmp_path / "cpu,cpuacct",
+        "cpuacct": tmp_path / "cpu,cpuacct",
+    }
+
+
+def test_container_mount(tmp_path: Path) -> None:
+    """A mount that shows a part of the tree: our path is relative to it; another's is no use."""
+    (tmp_path / "leaf").mkdir()
+    inside = mount(tmp_path, "cgroup2", root="/docker/id")
+    assert locate("0::/docker/id/leaf\n", inside)[0] == tmp_path / "leaf"
+    assert locate("0::/docker/id\n", inside)[0] == tmp_path
+    assert locate("0::/docker/id2\n", inside)[0] is None
+    assert locate("0::/../other\n", mount(tmp_path, "cgroup2"))[0] is None
+
+
+def test_escaped_mount_point(tmp_path: Path) -> None:
+    """Spaces are written in octal."""
+    (tmp_path / "a b").mkdir()
+    line = mount(Path(str(tmp_path / "a b").replace(" ", "\\040")), "cgroup2")
+    assert locate("0::/\n", line)[0] == tmp_path / "a b"
+
+
+@pytest.mark.parametrize("garbage", ["", "\n", "x", "0::", "a b c - d", ":::\n"])
+def test_garbage(garbage: str) -> None:
+    """Unreadable lines are no cgroup, and no error."""
+    assert locate(garbage, garbage) == (None, {})
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> V2:
+    """A directory that looks like a v2 cgroup."""
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    return V2(tmp_path)
+
+
+def test_v2_values(v2: V2) -> None:
+    """Limits as the kernel's files want them."""
+    limits = Limits(cpus=0.5, cpuset="0-1", io_read_bps=1000, io_write_iops=5, memory=None)
+    mask, writes = v2.cell(limits, ("8:0",))
+    assert mask == 1
+    values = {write.file: write.value for write in writes}
+    assert values == {
+        "memory.max": b"max",
+        "memory.swap.max": b"0",
+        "memory.oom.group": b"1",
+        "pids.max": b"128",
+        "cpu.max": b"50000 100000",
+        "cpuset.cpus": b"0-1",
+        "io.max": b"8:0 rbps=1000 wiops=5",
+    }
+
+
+def test_v2_job_writes_what_differs(v2: V2) -> None:
+    """A job with the limits of its cell writes nothing."""
+    parked = Limits()
+    assert v2.job(parked, parked) == ()
+    assert v2.job(Limits(memory=None, processes=5), parked) == ((0, b"max"), (1, b"5"))
+
+
+def test_v2_counters(v2: V2) -> None:
+    """The evidence files of a v2 cgroup."""
+    names = [name for _, name in v2.files.evidence]
+    raw = {
+        "memory.events": b"low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 1\n",
+        "memory.peak": b"4096\n",
+        "pids.peak": b"7\n",
+        "pids.events": b"max 2\n",
+        "cpu.stat": b"usage_usec 30\nuser_usec 10\nsystem_usec 20\nthrottled_usec 5\n",
+        "io.stat": b"8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
+        "cpu.pressure": b"some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\n",
+    }
+    counters = v2.counters({names.index(name): data for name, data in raw.items()})
+    assert counters.memory_events == {
+        "low": 0,
+        "high": 0,
+        "max": 3,
+        "oom": 1,
+        "oom_kill": 2,
+        "oom_group_kill": 1,
+    }
+    assert (counters.memory_peak, counters.pids_peak, counters.pids_events_max) == (4096, 7, 2)
+    assert (counters.user_ns, counters.system_ns) == (10_000, 20_000)
+    assert counters.io == {
+        "8:0": {"rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4, "dbytes": 0, "dios": 0}
+    }
+    assert counters.pressure == {"cpu": {"some_total": 1.5}}
+
+
+def test_missing_controllers(tmp_path: Path) -> None:
+    """What is not delegated is missing by its name, with a cure."""
+    (tmp_path / "cgroup.controllers").write_text("memory pids\n")
+    driver = V2(tmp_path)
+    assert set(driver.missing) == {"cpus", "cpuset", "io_limit"}
+    assert all("Delegate" in cure for cure in driver.missing.values())
+
+
+def test_leaf_of_an_earlier_pool(tmp_path: Path) -> None:
+    """A process in the leaf works from the leaf's parent."""
+    (tmp_path / "cgroup.controllers").write_text("memory pids\n")
+    (tmp_path / base.LEAF).mkdir()
+    assert V2(tmp_path / base.LEAF).base == tmp_path
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> V1:
+    """Directories that look like v1 hierarchies."""
+    own = {}
+    for name in ("memory", "pids", "cpuacct", "cpu", "cpuset", "blkio"):
+        own[name] = tmp_path / name
+        own[name].mkdir()
+    (own["memory"] / "memory.memsw.limit_in_bytes").write_text("0")
+    return V1(own)
+
+
+def test_v1_hierarchies_by_need(v1: V1) -> None:
+    """cpu, cpuset and blkio are made only for limits that ask for them."""
+    mask, writes = v1.cell(Limits(), ())
+    assert mask == 0b111
+    assert {write.file for write in writes} == {
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.swappiness",
+        "pids.max",
+    }
+    mask, _ = v1.cell(Limits(cpus=1, cpuset="0", io_read_bps=5), ("8:0",))
+    assert mask == 0b111111
+
+
+def test_v1_order_of_memory_limits(v1: V1) -> None:
+    """memory never exceeds memory+swap: raising starts outside, lowering inside."""
+    names = [name for _, name in v1.files.limits]
+    raised = [names[index] for index, _ in v1.job(Limits(memory="1GiB"), Limits())]
+    lowered = [names[index] for index, _ in v1.job(Limits(memory="64MiB"), Limits())]
+    assert raised == ["memory.memsw.limit_in_bytes", "memory.limit_in_bytes"]
+    assert lowered == raised[::-1]
+
+
+def test_v1_comounted(tmp_path: Path) -> None:
+    """Controllers in one directory are one hierarchy."""
+    (tmp_path / "both").mkdir()
+    driver = V1({"cpu": tmp_path / "both", "cpuacct": tmp_path / "both"})
+    assert len(driver.hierarchies) == 1
+    assert {"memory_limit", "process_limit"} <= set(driver.missing)

@@ -1,0 +1,123 @@
+"""The wire: what is written is read back, and anything else is refused."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isojob import wire
+from isojob.wire import JobState, MessageType, Tag, WireError, Writer
+
+HEADER = Path(__file__).parents[2] / "isojob" / "native" / "wire.h"
+
+
+def test_numbers_are_those_of_the_c_twin() -> None:
+    """Message types and tags have the numbers of native/wire.h."""
+    text = HEADER.read_text()
+    pairs = dict(re.findall(r"\b((?:MSG|TAG|JOB|STDIO|BIND|FILTER)_\w+) = (\d+)", text))
+    for name, value in pairs.items():
+        kind, _, rest = name.partition("_")
+        enum = {
+            "MSG": wire.MessageType,
+            "TAG": wire.Tag,
+            "STDIO": wire.Stdio,
+            "BIND": wire.BindFlag,
+            "FILTER": wire.FilterFlag,
+        }[kind]
+        assert enum[rest] == int(value), name
+    assert len([name for name in pairs if name.startswith("TAG_")]) == len(Tag)
+    assert f"WIRE_INLINE_MAX {wire.INLINE_MAX}" in text
+    assert f"WIRE_MAX_FDS {wire.MAX_FDS}" in text
+
+
+def test_round_trip() -> None:
+    """Fields come back in order with their indices."""
+    out = Writer(MessageType.JOB)
+    out.text(Tag.ARG, "ünï\udcff")
+    out.pair(Tag.ROOT_LINK, "a", "b", 7)
+    out.blob(Tag.PUT, "name", b"\0content", 0o644)
+    out.number(Tag.WALL, 2**63)
+    message = wire.decode(out.message())
+    assert message.kind is MessageType.JOB
+    assert [(field.tag, field.index, field.data) for field in message.fields] == [
+        (Tag.ARG, 0, "ünï".encode() + b"\xff\0"),
+        (Tag.ROOT_LINK, 7, b"a\0b\0"),
+        (Tag.PUT, 0o644, b"name\0\0content"),
+        (Tag.WALL, 0, struct.pack("<Q", 2**63)),
+    ]
+
+
+def test_nul_is_refused() -> None:
+    """A string with a NUL would be another string on the other side."""
+    with pytest.raises(WireError):
+        Writer(MessageType.JOB).text(Tag.ARG, "a\0b")
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes(data: bytes) -> None:
+    """Whatever arrives is a message or a WireError, nothing else."""
+    try:
+        message = wire.decode(data)
+    except WireError:
+        return
+    assert isinstance(message, wire.Message)
+
+
+@given(st.binary(max_size=300), st.sampled_from(list(MessageType)))
+def test_random_fields(body: bytes, kind: MessageType) -> None:
+    """With a right header: every parser reads or refuses."""
+    header = struct.pack("<IHHII", wire.MAGIC, wire.VERSION, kind, len(body), 0)
+    for parse in (wire.parse_result, wire.parse_file, wire.parse_failure):
+        try:
+            parse(wire.decode(header + body))
+        except WireError:
+            continue
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(Tag)), st.integers(0, 65535), st.binary(max_size=60))))
+def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
+    """Any list of fields survives; a result of wrong sizes or values is refused."""
+    out = Writer(MessageType.RESULT)
+    for tag, index, data in fields:
+        out.put(tag, data, index)
+    message = wire.decode(out.message())
+    assert [(item.tag, item.index, item.data) for item in message.fields] == fields
+    try:
+        raw = wire.parse_result(message)
+    except WireError:
+        return
+    assert raw.cause in wire.CAUSES
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: b"\0" + data[1:],
+        lambda data: data[:4] + b"\xff" + data[5:],
+        lambda data: data[:6] + b"\xff\xff" + data[8:],
+        lambda data: data[:12] + b"\x01\0\0\0" + data[16:],
+        lambda data: data[:20] + b"\xff\xff\xff\xff" + data[24:],
+    ],
+)
+def test_damaged(damage: object) -> None:
+    """Cut, lengthened, of another version or kind, with a lying length: refused."""
+    out = Writer(MessageType.RESULT)
+    out.number(Tag.STATE, JobState.EXEC)
+    with pytest.raises(WireError):
+        wire.decode(damage(out.message()))  # type: ignore[operator]
+
+
+def test_impossible_results() -> None:
+    """Values out of range are refused."""
+    for tag, value in ((Tag.STATE, 99), (Tag.CAUSE, 99)):
+        out = Writer(MessageType.RESULT)
+        out.number(tag, value)
+        with pytest.raises(WireError):
+            wire.parse_result(wire.decode(out.message()))
