@@ -20,7 +20,7 @@ from isojob._admission import Slots
 from isojob._cell import CellFailedError, CellGoneError, Lease, Outcome, run_job
 from isojob._job import CAPTURE, DEVNULL, Content, Job, StdioArg, StrOrBytesPath
 from isojob._models import Model
-from isojob._zygote import CellSpec, Zygote
+from isojob._zygote import CellSpec, Zygote, privilege
 from isojob.cgroups import Driver
 from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
 from isojob.host import failures, kernel
@@ -175,7 +175,7 @@ class Pool:
             zygote = Zygote(self.sandbox, driver, self._uid_range)
             self._driver, self._devices = driver, devices
             self._spec = CellSpec(driver, self.limits, devices)
-            self._posture = posture(self.sandbox, driver)
+            self._posture = posture(self.sandbox, driver, privilege(self._uid_range))
             self._zygote = zygote
             self._zygotes += 1
             return zygote

@@ -33,9 +33,12 @@ SLOTS = 4096
 _ROOT, _SINGLE, _RANGES = 0, 1, 2
 
 
-def privilege() -> str:
-    """How cells get their ids: ``root``, ``user+ranges`` or ``user``."""
-    if os.geteuid() == 0:
+def privilege(uid_range: range = ids.DEFAULT_RANGE) -> str:
+    """How cells get their ids: ``root``, ``user+ranges`` or ``user``.
+
+    uid 0 of a container's user namespace is no root here: it cannot map ids it does not have.
+    """
+    if os.geteuid() == 0 and ids.mapped(uid_range):
         return "root"
     return "user+ranges" if ids.subordinate() else "user"
 
@@ -122,7 +125,7 @@ class Zygote:
 
     def __init__(self, sandbox: Sandbox, driver: Driver, uid_range: range) -> None:
         self.driver = driver
-        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege()]
+        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege(uid_range)]
         self.broken = False
         """Known to be dying: to be replaced, whatever waitpid says yet."""
         self._lock = threading.Lock()
@@ -144,7 +147,9 @@ class Zygote:
         if self.mode == _ROOT:
             self._ids = ids.claim(2 * slots, uid_range)
             base = self._ids.first
-        elif self.mode == _RANGES:
+        elif self.mode == _SINGLE:
+            ids.check_not_root()
+        else:
             subordinate = ids.subordinate()
             assert subordinate is not None
             slots = min(slots, subordinate.count // 2)

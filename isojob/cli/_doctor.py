@@ -62,11 +62,16 @@ def _show(console: Console, checks: list[Check]) -> None:
         )
     console.print(table)
     for title, ok in (("What has to be done", False), ("What could be added", None)):
-        cures = [check for check in checks if check.ok is ok and check.cure]
+        cures: dict[str, list[str]] = {}
+        for check in checks:
+            if check.ok is ok and check.cure:
+                cures.setdefault(check.cure, []).append(check.name)
         if cures:
             console.print(Text(f"\n{title}", style="bold"))
-        for check in cures:
-            console.print(Text(f"  {check.name}: {check.cure}"), soft_wrap=True)
+        # One cause makes many checks fail: its cure is told once.
+        for cure, names in cures.items():
+            console.print(Text(f"  {cure}"), soft_wrap=True)
+            console.print(Text(f"    for: {', '.join(names)}", style="dim"), soft_wrap=True)
     console.print()
     console.print(
         Text(summary(checks), style="bold green" if holds(checks) else "bold red"), soft_wrap=True

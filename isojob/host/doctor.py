@@ -31,6 +31,7 @@ __all__ = ["POSTURE", "Check", "examine", "holds", "summary"]
 
 _HOST, _NAMESPACES, _CALLS, _IDS = "this host", "namespaces and mounts", "system calls", "ids"
 _PROBE_SECONDS = 20.0
+_SHOWN = 4
 _DEFAULT_IDS = 2 * _zygote.SLOTS
 
 
@@ -67,8 +68,10 @@ def summary(checks: list[Check]) -> str:
     if holds(checks):
         posture = next((check.found for check in checks if check.name == POSTURE), "unknown")
         return f"isojob can run jobs here: posture {posture}"
-    failed = [f"{check.section}: {check.name}" for check in checks if check.ok is False]
-    return f"isojob cannot run jobs here with its default protections: {'; '.join(failed)}"
+    failed = [check.name for check in checks if check.ok is False]
+    shown = ", ".join(failed[:_SHOWN])
+    more = f" and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+    return f"isojob cannot run jobs here with its default protections; failed: {shown}{more}"
 
 
 def _check(section: str, name: str, ok: bool | None, found: str, needed: str, *cure: str) -> Check:
@@ -101,7 +104,7 @@ def _probe(
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
     except OSError as error:
-        return {"attach": (error.errno or -1, f"no process could be started: {error.strerror}")}
+        return {"": (error.errno or -1, "no process could be started")}
     answers: dict[str, tuple[int, str]] = {}
     for line in output.decode("utf-8", "replace").splitlines():
         with suppress(ValueError):
@@ -110,7 +113,8 @@ def _probe(
     return answers
 
 
-_EARLY = (-1, "the attempt ended early; a process limit (ulimit -u, pids.max) may be too low")
+def _answer(answers: dict[str, tuple[int, str]], name: str) -> tuple[int, str]:
+    return answers.get(name, answers.get("", (-1, "the attempt ended early")))
 
 
 def _said(answer: tuple[int, str]) -> str:
@@ -157,10 +161,13 @@ def _executable() -> Check:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it does not end"
-        cure = _memfd_cure()
-        if isinstance(error, OSError) and error.errno == errno.ENOEXEC:
-            cure = "it is of another architecture: pip install --force-reinstall isojob"
+        reason, cure = "it does not end", _memfd_cure()
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            if error.errno == errno.ENOEXEC:
+                cure = "it is of another architecture: pip install --force-reinstall isojob"
+            elif error.errno in (errno.EAGAIN, errno.ENOMEM):
+                cure = _cure("fork", error.errno)
         return _check(_HOST, name, False, f"cannot be executed: {reason}", needed, cure)
     finally:
         os.close(fd)
@@ -246,13 +253,13 @@ def _namespaces() -> Iterator[Check]:
         ("mount api", "open_tree, mount_setattr", "mount namespace", "read-only binds"),
         ("pivot_root", "pivot_root", "pivot_root", "the host's root is gone"),
     ):
-        answer = answers.get(name, _EARLY)
+        answer = _answer(answers, name)
         if answer[0] == 0:
             yield _check(_NAMESPACES, title, True, answer[1] or "works", needed)
             continue
-        cure = container_cure(_vocabulary(stage, answer[0]))
+        cure = _cure(stage, answer[0])
         yield _check(_NAMESPACES, title, False, _said(answer), needed, cure)
-    answer = answers.get("overlay", _EARLY)
+    answer = _answer(answers, "overlay")
     works = answer[0] == 0
     yield _check(
         _NAMESPACES,
@@ -264,14 +271,18 @@ def _namespaces() -> Iterator[Check]:
     )
 
 
-def _vocabulary(stage: str, number: int) -> str:
-    """The cure that a pool would name for the same failure."""
-    error = failures.to_exception(Failure(stage, max(number, 0)))
-    if isinstance(error, HostNotSupportedError):
-        return error.cure
+def _cure(stage: str, number: int) -> str:
+    """What to do about an attempt that failed; for the rest what a pool would say of that stage."""
+    if number in (-1, errno.EAGAIN, errno.ENOMEM):
+        return "raise the limits of this process: ulimit -u, pids.max and memory.max of its cgroup"
     if number == errno.ENOSPC:
-        return "sysctl -w user.max_user_namespaces=15000, and the same for the other user.max_*"
-    return "raise the limits of this process (ulimit -u, pids.max of its cgroup)"
+        return (
+            "sysctl user.max_user_namespaces=15000, and the same for the other user.max_*; on the "
+            "host, where this is a container"
+        )
+    error = failures.to_exception(Failure(stage, number))
+    known = error.cure if isinstance(error, HostNotSupportedError) else "upgrade the kernel"
+    return container_cure(known)
 
 
 def _calls() -> Iterator[Check]:
@@ -285,15 +296,13 @@ def _calls() -> Iterator[Check]:
         ("notify", "seccomp user notification", "profiles with rules that kill", False),
         ("landlock", "Landlock", "nothing yet: a second wall around files", False),
     ):
-        answer = answers.get(name, _EARLY)
+        answer = _answer(answers, name)
         if answer[0] == 0:
             yield _check(_CALLS, title, True, answer[1] or "works", needed)
             continue
-        cure = container_cure(
-            "boot with landlock in the lsm= list (Linux 5.13 or newer)"
-            if name == "landlock"
-            else _vocabulary(name, errno.ENOSYS)
-        )
+        cure = "boot with landlock in the lsm= list (Linux 5.13 or newer)"
+        if name != "landlock":
+            cure = _cure(name, answer[0])
         yield _check(_CALLS, title, False if required else None, _said(answer), needed, cure)
 
 

@@ -67,7 +67,7 @@ def examine_cgroups(probe: Prober) -> Iterator[Check]:
             subtree = driver.create()
         except HostNotSupportedError as error:
             yield check(
-                "delegated to us", False, error.missing, "every limit", cgroup_cure(error.cure)
+                "delegated to us",False,error.missing,"every limit",cgroup_cure(error.cure, driver.version)
             )
             return
         stack.callback(subtree.remove)
@@ -174,10 +174,11 @@ def _controller(driver: Driver, cell: _Cell, controller: _Controller, check: Mak
     name = f"{controller.name} controller"
     if controller.protection in driver.missing:
         cure = driver.missing[controller.protection]
-        return check(name, lost, "not there", controller.needed_for, cgroup_cure(cure))
+        return check(name, lost, "not there", controller.needed_for, cgroup_cure(cure, driver.version))
     for file, reason in cell.failed.items():
         if file.startswith(controller.prefixes):
-            cure = cgroup_cure(f"delegate the {controller.name} controller to this user")
+            cure = cgroup_cure(
+f"delegate the {controller.name} controller to this user", driver.version)
             return check(name, lost, f"{file} = {reason}", controller.needed_for, cure)
     taken = [
         f"{file} = {value}"
@@ -254,10 +255,11 @@ def _attach(driver: Driver, cell: _Cell, probe: Prober, check: Maker) -> Check:
     else:
         answers = probe("cgroup1", *map(str, cell.directories.values()))
         how = "moved there"
-    number, detail = answers.get("attach", (-1, "the probe ended early"))
+    early = (-1, "the attempt ended early")
+    number, detail = answers.get("attach", answers.get("", early))
     needed = "every limit"
     if number == 0:
         return check(_ATTACH, True, how, needed)
     cure = "the cgroup above must be delegated as well: cgroup.procs there must be writable for us"
     reason = detail or os.strerror(number)
-    return check(_ATTACH, False, reason, needed, cgroup_cure(cure))
+    return check(_ATTACH, False, reason, needed, cgroup_cure(cure, driver.version))

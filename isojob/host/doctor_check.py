@@ -76,8 +76,6 @@ _CGROUP_CURES = {
     "kubernetes": "a runtime that makes cgroups writable (containerd: cgroup_writable = true in "
     "its runtime's section; CRI-O: annotation io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw: "
     '"true"), or privileged: true',
-    "systemd": "systemd-run --scope -p Delegate=yes COMMAND (with --user as an ordinary user), or "
-    "Delegate=yes in the service's unit",
 }
 
 
@@ -86,6 +84,16 @@ def container_cure(otherwise: str) -> str:
     return _CONTAINER_CURES.get(surroundings()[0], otherwise)
 
 
-def cgroup_cure(otherwise: str) -> str:
-    """How to get a cgroup of one's own; `otherwise` where nothing better is known."""
-    return _CGROUP_CURES.get(surroundings()[0], otherwise)
+def cgroup_cure(otherwise: str, version: int = 2) -> str:
+    """How to get a cgroup of one's own; `otherwise` where nothing better is known.
+
+    Args:
+        otherwise: What the cgroup code itself advises.
+        version: No engine hands v1 cgroups out.
+    """
+    engine = _CGROUP_CURES.get(surroundings()[0])
+    if engine is None or version == 1:
+        return otherwise
+    if os.geteuid() == 0:
+        return engine
+    return f"{engine}; and chown that cgroup to this user, or run as root"

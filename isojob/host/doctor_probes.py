@@ -44,7 +44,7 @@ OLD_CALLS = {
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """Calls syscall(2), with ints at the width of a register.
+    """Makes a system call, with ints at the width of a register.
 
     Raises:
         OSError: It returned -1.
@@ -63,13 +63,13 @@ def old_call(name: str) -> int:
 
 
 def unshare(flags: int) -> None:
-    """Calls unshare(2)."""
+    """Moves this process into new namespaces."""
     if LIBC.unshare(ctypes.c_int(flags)) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int = 0, data: bytes = b"") -> None:
-    """Calls mount(2)."""
+    """Mounts a file system."""
     if LIBC.mount(source, target, kind, ctypes.c_ulong(flags), data) != 0:
         raise OSError(ctypes.get_errno(), f"mount {target.decode()}")
 

@@ -17,7 +17,15 @@ if sys.platform != "win32":
     import grp
     import pwd
 
-__all__ = ["DEFAULT_RANGE", "IdBlock", "SubordinateIds", "claim", "subordinate"]
+__all__ = [
+    "DEFAULT_RANGE",
+    "IdBlock",
+    "SubordinateIds",
+    "check_not_root",
+    "claim",
+    "mapped",
+    "subordinate",
+]
 
 # systemd's "UIDS-GIDS" assigns 0x70000000 and up to nobody (its own ranges end just below), and it
 # is far above what login.defs gives to accounts and to subordinate ids.
@@ -73,6 +81,35 @@ def claim(count: int, within: range = DEFAULT_RANGE) -> IdBlock:
     raise HostNotSupportedError(
         f"no free block of {count} uids in {within.start}-{within.stop - 1}",
         "give the pools another range (Pool(uid_range=...)), or close some pools",
+    )
+
+
+def mapped(within: range) -> bool:
+    """Whether our user namespace has all these ids (user_namespaces(7))."""
+    return all(_covers(Path("/proc/self") / file, within) for file in ("uid_map", "gid_map"))
+
+
+def check_not_root() -> None:
+    """With a single id the job runs as ours: that must not be uid 0 of the namespace around us.
+
+    Raises:
+        HostNotSupportedError: It is, as in ``unshare -r`` by root, or in a container whose root is
+            the host's.
+    """
+    me = os.geteuid()
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, outside, count = (int(word) for word in line.split())
+        if inside <= me < inside + count and outside + me - inside == 0:
+            raise HostNotSupportedError(
+                "the only uid to run jobs as would be root's",
+                "start as an ordinary user, or as root with all uids mapped",
+            )
+
+
+def _covers(file: Path, within: range) -> bool:
+    extents = [[int(word) for word in line.split()] for line in file.read_text().splitlines()]
+    return any(
+        inside <= within.start and within.stop <= inside + count for inside, _, count in extents
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Set as AbstractSet
 
-from isojob._zygote import privilege
 from isojob.cgroups import Driver, find
 from isojob.cgroups.discovery import NoCgroups
 from isojob.errors import HostNotSupportedError
@@ -81,9 +80,8 @@ def check_limits(
             )
 
 
-def posture(sandbox: Sandbox, driver: Driver) -> Posture:
-    """What holds for every job of a pool."""
-    who = privilege()
+def posture(sandbox: Sandbox, driver: Driver, who: str) -> Posture:
+    """What holds for every job of a pool whose cells get their ids as `who` (`privilege`)."""
     notes = []
     if who == "user":
         notes.append("one host uid: every cell runs as the caller's own")

@@ -1,0 +1,155 @@
+"""Hosts that lack something: refused with a cure, or accepted by name; and hosts in trouble."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PREPARE = """
+import asyncio, ctypes, os, resource, sys
+import anyio, anyio._backends._asyncio, isojob
+from isojob import Limits, Sandbox, _zygote
+from isojob._run import run_isolated_sync as run
+Sandbox().seccomp.compile(); _zygote._program()
+"""
+NOBODY = """
+run(["true"]); isojob._run._close_pools()  # everything is imported by now
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+"""
+
+
+def python(*parts: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join((PREPARE, *parts))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def needs_root() -> None:
+    """Becoming another uid needs root; the run as root shows it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become nobody; runs in the environments that are root")
+
+
+def test_no_cgroup_is_refused() -> None:
+    """An ordinary user without a delegated cgroup gets an error that says how to mend it."""
+    needs_root()
+    done = python(
+        NOBODY,
+        "try: run(['true'])",
+        "except isojob.HostNotSupportedError as e: print(e.missing, '|', e.cure)",
+    )
+    assert done.returncode == 0, done.stderr
+    missing, _, cure = done.stdout.partition(" | ")
+    assert "cgroup" in missing
+    assert "root" in cure or "Delegate" in cure
+
+
+def test_no_cgroup_accepted_by_name() -> None:
+    """With allow_missing, what remains holds, and the posture says what does not."""
+    needs_root()
+    done = python(
+        NOBODY,
+        "s = Sandbox(allow_missing={'cgroup'})",
+        "r = run(['sh', '-c', 'id -u; cat /proc/self/uid_map; echo x > /usr/x'], sandbox=s)",
+        "assert r.posture.cgroup == 'none' and 'memory_limit' in r.posture.missing, r.posture",
+        "assert r.posture.privilege == 'user'",
+        "assert r.usage.memory_peak is None and r.usage.cpu_time is not None",
+        "assert b'Read-only' in r.stderr, r.stderr",
+        "print(r.stdout.split())",
+        "r = run(['sh', '-c', 'kill -9 $$'], sandbox=s); assert r.status == 'signaled', r",
+        "r = run(['sleep', '60'], sandbox=s, limits=Limits(wall_time=0.5))",
+        "assert r.status == 'wall_time_limit', r",
+        "code = 'import os,time\\nn = 0\\ntry:\\n while True:\\n  if os.fork() == 0: time.sleep(60)\\n  n += 1"
+        "\\nexcept OSError: print(n)'",
+        "r = run(['/usr/bin/python3', '-I', '-S', '-c', code], sandbox=s, limits=Limits(processes=10))",
+        "assert 5 <= int(r.stdout) <= 10, r",
+        "r = run(['/usr/bin/python3', '-I', '-S', '-c', 'bytearray(1 << 30)'], sandbox=s)",
+        "assert b'MemoryError' in r.stderr, r",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[b'1000', b'1000', b'0', b'1']\n"
+
+
+def test_no_descriptor_left() -> None:
+    """EMFILE is an OSError; nothing is lost, and the next call works when there is room again."""
+    done = python(
+        "run(['true'])",
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]",
+        "used = max(map(int, os.listdir('/proc/self/fd')))",
+        "for room in range(12):",
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (used + room, hard))",
+        "    try: run(['true'])",
+        "    except (OSError, isojob.IsojobError): pass",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))",
+        "assert run(['echo', 'fine']).stdout == b'fine\\n'",
+        "left = max(map(int, os.listdir('/proc/self/fd')))",
+        "assert left <= used + 12, (used, left)",
+        "print('fine')",
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("fine\n", "", 0)
+
+
+OWN_NAMESPACE = """
+import ctypes
+before = os.geteuid(), os.getegid()
+ctypes.CDLL(None, use_errno=True).unshare(0x10000000)
+open("/proc/self/setgroups", "w").write("deny")
+open("/proc/self/uid_map", "w").write(f"0 {before[0]} 1")
+open("/proc/self/gid_map", "w").write(f"0 {before[1]} 1")
+assert os.geteuid() == 0
+accept = Sandbox(allow_missing={"cgroup"})
+"""
+DUMPABLE = "import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)"
+
+
+def test_user_namespaces_switched_off() -> None:
+    """The error names the sysctl."""
+    needs_root()
+    done = python(
+        NOBODY,
+        DUMPABLE,
+        OWN_NAMESPACE,
+        "open('/proc/sys/user/max_user_namespaces', 'w').write('0')",
+        "try: run(['true'], sandbox=accept)",
+        "except isojob.HostNotSupportedError as e: print(e.cure)",
+    )
+    assert "user.max_user_namespaces" in done.stdout, (done.stdout, done.stderr)
+
+
+def test_root_of_a_container() -> None:
+    """uid 0 that is somebody else outside works with a single id; host root itself is refused."""
+    needs_root()
+    look = "print(run(['cat', '/proc/self/uid_map'], sandbox=accept).stdout.split())"
+    done = python(NOBODY, DUMPABLE, OWN_NAMESPACE, look)
+    assert done.stdout == "[b'1000', b'0', b'1']\n", done.stderr
+    done = python(
+        "run(['true']); isojob._run._close_pools()",
+        OWN_NAMESPACE,
+        "try: run(['true'], sandbox=accept)",
+        "except isojob.HostNotSupportedError as e: print(e.missing)",
+    )
+    assert "root's" in done.stdout, (done.stdout, done.stderr)
+
+
+def test_disk_full_for_the_job() -> None:
+    """ENOSPC while the files are written: the job never ran, the error names the file."""
+    done = python(
+        "try: run(['true'], files={'big': b'x' * 60_000, 'more': b'y' * 5_000}, limits=Limits(disk='64KiB'))",
+        "except isojob.SandboxSetupError as e: print(e.stage, e.errno)",
+        "assert run(['true']).ok",
+    )
+    assert done.stdout == "write file more 28\n", (done.stdout, done.stderr)
+
+
+def test_import_is_light() -> None:
+    """Importing isojob starts nothing and loads no library."""
+    code = "import isojob, sys, os; print(sorted({'trio', 'cffi', 'typer', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
