@@ -193,7 +193,8 @@ def show(name: str, judged: Sequence[Judged]) -> None:
         usage = item.result.usage
         cpu = f"{(usage.cpu_time or 0) * 1e3:.0f} ms"
         memory = f"{(usage.memory_peak or 0) / 2**20:.1f} MiB"
-        print(f"  {item.case.name:10} {item.verdict:4} {cpu:>8} {memory:>9}  {explain(item)}")
+        line = f"  {item.case.name:10} {item.verdict:4} {cpu:>8} {memory:>9}  {explain(item)}"
+        print(line.rstrip())
 
 
 def explain(item: Judged) -> str:

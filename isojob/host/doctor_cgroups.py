@@ -67,7 +67,11 @@ def examine_cgroups(probe: Prober) -> Iterator[Check]:
             subtree = driver.create()
         except HostNotSupportedError as error:
             yield check(
-                "delegated to us",False,error.missing,"every limit",cgroup_cure(error.cure, driver.version)
+                "delegated to us",
+                False,
+                error.missing,
+                "every limit",
+                cgroup_cure(error.cure, driver.version),
             )
             return
         stack.callback(subtree.remove)
@@ -174,11 +178,14 @@ def _controller(driver: Driver, cell: _Cell, controller: _Controller, check: Mak
     name = f"{controller.name} controller"
     if controller.protection in driver.missing:
         cure = driver.missing[controller.protection]
-        return check(name, lost, "not there", controller.needed_for, cgroup_cure(cure, driver.version))
+        return check(
+            name, lost, "not there", controller.needed_for, cgroup_cure(cure, driver.version)
+        )
     for file, reason in cell.failed.items():
         if file.startswith(controller.prefixes):
             cure = cgroup_cure(
-f"delegate the {controller.name} controller to this user", driver.version)
+                f"delegate the {controller.name} controller to this user", driver.version
+            )
             return check(name, lost, f"{file} = {reason}", controller.needed_for, cure)
     taken = [
         f"{file} = {value}"

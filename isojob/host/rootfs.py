@@ -48,7 +48,6 @@ MASKS = (
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
-    "/proc/sysrq-trigger",
     "/proc/timer_list",
     "/proc/timer_stats",
 )

@@ -179,7 +179,9 @@ def test_defaults() -> None:
     assert make(stdin=DEVNULL) == job
 
 
-@pytest.mark.parametrize("limits", [{"memroy": 5}, {"memory": "64M"}, {"wall_time": -1}, {"cpus": True}])
+@pytest.mark.parametrize(
+    "limits", [{"memroy": 5}, {"memory": "64M"}, {"wall_time": -1}, {"cpus": True}]
+)
 def test_limits(limits: dict[str, Any]) -> None:
     """A misspelt or senseless limit fails loudly."""
     with pytest.raises(ValidationError):

@@ -79,7 +79,9 @@ def test_random_fields(body: bytes, kind: MessageType) -> None:
             continue
 
 
-@given(st.lists(st.tuples(st.sampled_from(list(Tag)), st.integers(0, 65535), st.binary(max_size=60))))
+@given(
+    st.lists(st.tuples(st.sampled_from(list(Tag)), st.integers(0, 65535), st.binary(max_size=60)))
+)
 def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
     """Any list of fields survives; a result of wrong sizes or values is refused."""
     out = Writer(MessageType.RESULT)

@@ -1,0 +1,260 @@
+"""The command line as an operator uses it: real processes, real jobs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environment import SLOW
+
+from isojob import Result, Status
+
+ISOJOB = (sys.executable, "-m", "isojob.cli")
+PATIENCE = 60 * SLOW
+
+
+def isojob(*arguments: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Runs the command to its end."""
+    return subprocess.run(
+        [*ISOJOB, *arguments], input=input, capture_output=True, timeout=PATIENCE, check=False
+    )
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """Starts the command, in a session of its own as a terminal's would be."""
+    return subprocess.Popen(
+        [*ISOJOB, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["true"], 0, "ok: the job exited with status 0"),
+        (["sh", "-c", "exit 3"], 3, "nonzero_exit: the job exited with status 3"),
+        (["sh", "-c", "kill -SEGV $$"], 139, "signaled: SIGSEGV"),
+        (["--", "nosuchprogram"], 127, "command not found in the sandbox: 'nosuchprogram'"),
+        (["/etc/hostname"], 126, "cannot be executed"),
+        (["--workdir", "nowhere", "true"], 125, "--workdir"),
+        (["-v", "/nonexistent:/data", "true"], 125, "/nonexistent"),
+        (["--wall-time", "0.2", "sleep", "100"], 137, "wall_time_limit"),
+        (["--memory", "16MiB", "sh", "-c", "x=x; while :; do x=$x$x; done"], 137, "memory_limit"),
+    ],
+)
+def test_exit_status(arguments: list[str], status: int, told: str) -> None:
+    """The exit statuses of docker run, with the reason on stderr."""
+    done = isojob("run", *arguments)
+    assert done.returncode == status, done.stderr
+    assert told in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_flags_after_the_program_are_its_own() -> None:
+    """What follows the program's name is never read as a flag of ours, with or without --."""
+    assert isojob("run", "-q", "echo", "--memory", "-q").stdout == b"--memory -q\n"
+    assert isojob("run", "-q", "--", "echo", "--", "-v").stdout == b"-- -v\n"
+
+
+def test_output_is_passed_on_exactly() -> None:
+    """Every byte arrives where it belongs, and nothing else arrives on stdout."""
+    data = bytes(range(256)) * 4096
+    done = isojob("run", "-q", "-i", "sh", "-c", "cat; echo end >&2", input=data)
+    assert (done.returncode, done.stdout, done.stderr) == (0, data, b"end\n")
+
+
+def test_output_is_live() -> None:
+    """The first line can be read while the job runs: it ends only after we have answered it."""
+    process = subprocess.Popen(
+        [*ISOJOB, "run", "-q", "-i", "sh", "-c", "echo first; read answer; echo got $answer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    with process:
+        assert process.stdout.readline() == b"first\n"
+        process.stdin.write(b"this\n")
+        process.stdin.flush()
+        assert process.stdout.read() == b"got this\n"
+    assert process.returncode == 0
+
+
+def test_no_stdin_unless_interactive() -> None:
+    """Without -i the job's stdin is empty, whatever ours is."""
+    assert isojob("run", "-q", "cat", input=b"secret").stdout == b""
+
+
+def test_stdin_from_a_file(tmp_path: Path) -> None:
+    """A regular file as stdin is read to its end, and /dev/null is empty."""
+    (tmp_path / "in").write_bytes(b"x" * 300_000)
+    for path, size in ((tmp_path / "in", 300_000), (Path("/dev/null"), 0)):
+        with path.open("rb") as file:
+            done = subprocess.run(
+                [*ISOJOB, "run", "-q", "-i", "wc", "-c"],
+                stdin=file,
+                capture_output=True,
+                check=True,
+                timeout=PATIENCE,
+            )
+        assert int(done.stdout) == size
+
+
+def test_a_job_that_does_not_read_its_stdin() -> None:
+    """Input that nobody takes is no error."""
+    assert isojob("run", "-q", "-i", "true", input=b"x" * 1_000_000).returncode == 0
+
+
+def test_output_limit() -> None:
+    """One byte over ends the job; what came until then is passed on, and the account is whole."""
+    done = isojob("run", "--output-limit", "100kB", "yes")
+    assert (done.returncode, len(done.stdout)) == (137, 100_000)
+    account = done.stderr.decode()
+    assert "output_limit: the job wrote more to stdout than its output limit" in account
+    assert "memory peak" in account
+
+
+def test_output_limit_to_the_byte() -> None:
+    """Exactly the limit is within it."""
+    done = isojob("run", "-q", "--output-limit", "1000B", "head", "-c", "1000", "/dev/zero")
+    assert (done.returncode, len(done.stdout)) == (0, 1000)
+
+
+def test_reader_that_goes_away() -> None:
+    """If nobody reads our stdout any more the job is ended, and we say SIGPIPE."""
+    process = start("run", "-q", "yes")
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+
+
+def test_full_disk() -> None:
+    """If our stdout takes no more the job is ended, and it is our fault."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*ISOJOB, "run", "-q", "echo", "x"],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 125
+    assert b"No space left" in done.stderr
+
+
+def test_closed_standard_streams() -> None:
+    """A caller that closed its standard streams gets the job's status all the same."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", *ISOJOB, "run", "sh", "-c", "echo x; exit 4"],
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_job(number: signal.Signals) -> None:
+    """Ctrl-C and its like end the job in order: account, status 128+N, no traceback."""
+    process = start("run", "sh", "-c", "echo ready; sleep 1000")
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == b"ready\n"
+        # As a terminal does it: to the whole group.
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number
+    assert "killed: the caller killed the job" in err.decode()
+    assert b"Traceback" not in err
+
+
+def test_json() -> None:
+    """--json prints the whole Result and nothing else, whatever becomes of the job."""
+    done = isojob(
+        *("run", "--json", "--collect", "out", "-e", "A=1", "--hostname", "here"),
+        *("sh", "-c", "hostname; echo $A >&2; echo x >out; kill -9 $$"),
+    )
+    result = Result.model_validate_json(done.stdout)
+    assert (done.returncode, done.stderr) == (137, b"")
+    assert (result.status, result.returncode) == (Status.SIGNALED, -9)
+    assert (result.stdout, result.stderr) == (b"here\n", b"1\n")
+    assert result.files == {"out": b"x\n"}
+    assert result.args[0] == "sh"
+
+
+def test_json_of_a_limit() -> None:
+    """With --json the library captures the output, up to its limit."""
+    done = isojob("run", "--json", "--output-limit", "10B", "yes")
+    result = Result.model_validate_json(done.stdout)
+    assert (done.returncode, result.status) == (137, Status.OUTPUT_LIMIT)
+    assert result.stdout == b"y\n" * 5
+
+
+def test_json_of_a_job_that_never_ran() -> None:
+    """There is no Result then: stdout stays empty, stderr has the reason."""
+    done = isojob("run", "--json", "nosuchprogram")
+    assert (done.returncode, done.stdout) == (127, b"")
+    assert b"nosuchprogram" in done.stderr
+
+
+def test_files_in_and_out(tmp_path: Path) -> None:
+    """--file brings files in, --collect out; links and files that are not there are told."""
+    (tmp_path / "in").write_text("content\n")
+    to = tmp_path / "to"
+    arguments = (
+        *("run", "--file", f"dir/a={tmp_path}/in", "--collect", "*", "--collect", "none"),
+        *("--collect-to", str(to)),
+        *("--", "sh", "-c", "cp dir/a b; ln -s /etc/passwd link"),
+    )
+    done = isojob(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert (to / "b").read_text() == "content\n"
+    assert sorted(os.listdir(to)) == ["b"]
+    account = done.stderr.decode()
+    assert "'link': a symbolic link" in account
+    assert "'none': not found" in account
+    (to / "b").write_text("older\n")
+    done = isojob(*arguments)
+    assert (done.returncode, (to / "b").read_text()) == (125, "older\n")
+    assert "--force" in done.stderr.decode()
+    assert isojob(arguments[0], "--force", *arguments[1:]).returncode == 0
+    assert (to / "b").read_text() == "content\n"
+
+
+def test_what_the_job_sees(tmp_path: Path) -> None:
+    """Mounts, ids, working directory and environment are as the flags say, and no more."""
+    (tmp_path / "f").write_text("shown\n")
+    os.chmod(tmp_path, 0o755)
+    script = "cat /data/f; touch /data/x || echo refused; touch /s/x; id -u; id -g; pwd; env"
+    done = isojob(
+        *("run", "-q", "-v", f"{tmp_path}:/data", "--tmpfs", "/s:size=1MiB", "-u", "5:6"),
+        *("-w", "/work", "-e", "A=b", "--", "sh", "-c", script),
+    )
+    lines = done.stdout.decode().splitlines()
+    assert lines[:5] == ["shown", "refused", "5", "6", "/work"], done
+    assert {line.partition("=")[0] for line in lines[5:]} <= {
+        *("A", "PATH", "HOME", "TMPDIR", "LANG", "PWD", "OLDPWD", "SHLVL", "_"),
+    }
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+    """--security-opt seccomp=FILE is what the job runs under, and the account names the call."""
+    profile = tmp_path / "p.json"
+    profile.write_text(
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": '
+        '[{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}]}'
+    )
+    done = isojob("run", "--security-opt", f"seccomp={profile}", "sh", "-c", "mkdir x; echo on")
+    assert (done.returncode, done.stdout) == (137, b"")
+    assert "seccomp_violation: the job made the system call mkdir" in done.stderr.decode()
+    assert "seccomp p.json" in done.stderr.decode()
