@@ -124,7 +124,7 @@ def test_user_namespaces_switched_off() -> None:
 
 
 def test_root_of_a_container() -> None:
-    """uid 0 that is somebody else outside works with a single id; host root itself is refused."""
+    """A uid 0 that is somebody else outside works with a single id; host root itself is refused."""
     needs_root()
     look = "print(run(['cat', '/proc/self/uid_map'], sandbox=accept).stdout.split())"
     done = python(NOBODY, DUMPABLE, OWN_NAMESPACE, look)

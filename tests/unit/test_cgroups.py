@@ -166,7 +166,7 @@ def test_v1_hierarchies_by_need(v1: V1) -> None:
 
 
 def test_v1_order_of_memory_limits(v1: V1) -> None:
-    """memory never exceeds memory+swap: raising starts outside, lowering inside."""
+    """The memory limit never exceeds memory+swap: raising starts outside, lowering inside."""
     names = [name for _, name in v1.files.limits]
     raised = [names[index] for index, _ in v1.job(Limits(memory="1GiB"), Limits())]
     lowered = [names[index] for index, _ in v1.job(Limits(memory="64MiB"), Limits())]

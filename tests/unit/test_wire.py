@@ -29,7 +29,7 @@ def test_numbers_are_those_of_the_c_twin() -> None:
             "BIND": wire.BindFlag,
             "FILTER": wire.FilterFlag,
         }[kind]
-        assert enum[rest] == int(value), name
+        assert enum[rest].value == int(value), name
     assert len([name for name in pairs if name.startswith("TAG_")]) == len(Tag)
     assert f"WIRE_INLINE_MAX {wire.INLINE_MAX}" in text
     assert f"WIRE_MAX_FDS {wire.MAX_FDS}" in text
