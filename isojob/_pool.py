@@ -107,6 +107,7 @@ class Pool:
         self._posture: Posture | None = None
         self._devices: tuple[str, ...] = ()
         self._zygotes = 0
+        self._retired: list[Zygote] = []
 
     async def __aenter__(self) -> Self:
         self.open_now()
@@ -141,22 +142,26 @@ class Pool:
         """As `aclose`, blocking. Calls still under way end with `PoolClosedError`."""
         with self._lock:
             self._open = False
-            zygote, self._zygote = self._zygote, None
+            zygotes, self._retired = self._retired, []
+            if self._zygote is not None:
+                zygotes.append(self._zygote)
+                self._zygote = None
             stock, self._stock = self._stock, deque()
         self._slots.close()
         for lease in stock:
             lease.close()
-        if zygote is not None:
+        for zygote in zygotes:
             zygote.close()
 
     def forget(self) -> None:
         """In a forked child: lets go of the parent's leases without touching its cells."""
-        zygote, stock, active = self._zygote, self._stock, self._active
+        zygotes = [*self._retired, *([] if self._zygote is None else [self._zygote])]
+        stock, active = self._stock, self._active
         was_open = self._open
         self._reset()
         for lease in (*stock, *active):
             lease.close()
-        if zygote is not None:
+        for zygote in zygotes:
             zygote.let_go()
         self._open = was_open
 
@@ -181,11 +186,12 @@ class Pool:
             return zygote
 
     def _discard(self, zygote: Zygote) -> None:
+        """Jobs of it may still run and report: their cgroups and uids stay ours until we close."""
         stock, self._stock = self._stock, deque()
         for lease in stock:
             lease.close()
         self._zygote = None
-        zygote.close()
+        self._retired.append(zygote)
 
     async def _take(self, limits: Limits) -> tuple[Lease, Limits]:
         """A lease, from the stock or made now, and the limits its cell was made with."""

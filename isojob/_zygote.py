@@ -175,7 +175,6 @@ class Zygote:
             self._spawn(config, fds)
         finally:
             os.close(pidfd)
-        self._subtree.release()
 
     def _spawn(self, config: Writer, fds: list[int]) -> None:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -308,6 +307,9 @@ class Zygote:
         if self._control is not None:
             self._control.close()
             self._control = None
+        if self._subtree is not None:
+            self._subtree.release()
+            self._subtree = None
         if self._ids is not None:
             self._ids.release()
             self._ids = None

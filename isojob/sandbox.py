@@ -28,7 +28,6 @@ PROTECTIONS = (
     "cpuset",
     "io_limit",
     "seccomp",
-    "uid_separation",
 )
 """The protections a caller may give up by name, in `Sandbox.allow_missing`."""
 

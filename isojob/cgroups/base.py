@@ -83,7 +83,11 @@ def numbers(data: bytes) -> dict[str, int]:
 
 @dataclass(slots=True)
 class Subtree:
-    """The pool's own directory, one in each hierarchy, locked for as long as its zygote lives."""
+    """The pool's own directory, one in each hierarchy, locked while its zygote or we live.
+
+    Both hold the lock: after the death of the zygote alone, jobs may still finish and report, and
+    a sweeper must not end them.
+    """
 
     directories: tuple[Path, ...]
     parents: tuple[int, ...]
@@ -96,7 +100,7 @@ class Subtree:
         return self.directories[0].name
 
     def release(self) -> None:
-        """Closes our descriptors; the zygote's copies keep the lock."""
+        """Closes our descriptors; copies of them in the zygote keep the lock."""
         self._stack.close()
 
     def remove(self) -> None:

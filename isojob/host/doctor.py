@@ -85,7 +85,7 @@ def _probe(
 ) -> dict[str, tuple[int, str]]:
     """Runs a group of `doctor_probes`; what is missing in the answer ended early."""
     source = files("isojob.host").joinpath("doctor_probes.py").read_text("utf-8")
-    mode = "root" if os.geteuid() == 0 else "user"
+    mode = "root" if _zygote.privilege() == "root" else "user"
     base = str(ids.DEFAULT_RANGE.start)
     command = [sys.executable, "-I", "-S", "-c", source, group, mode, base, *arguments]
     output = b""
@@ -307,7 +307,8 @@ def _calls() -> Iterator[Check]:
 
 
 def _ids() -> Iterator[Check]:
-    if os.geteuid() == 0:
+    who = _zygote.privilege()
+    if who == "root":
         needed = "host ids that no other job has"
         try:
             block = ids.claim(_DEFAULT_IDS)
@@ -318,6 +319,14 @@ def _ids() -> Iterator[Check]:
             found = f"{block.first} to {block.first + block.count - 1}"
             yield _check(_IDS, f"block in {ids.LOCKS}", True, found, needed)
         return
+    if who == "user":
+        needed = "jobs run as it, seen from outside"
+        try:
+            ids.check_not_root()
+        except HostNotSupportedError as error:
+            yield _check(_IDS, "our own uid", False, error.missing, needed, error.cure)
+        else:
+            yield _check(_IDS, "our own uid", True, f"{os.geteuid()}, not root's", needed)
     subordinate = ids.subordinate()
     needed = "host ids that are not this user's (else every cell has the caller's)"
     if subordinate is not None:

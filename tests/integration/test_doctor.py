@@ -108,6 +108,17 @@ def test_without_user_namespaces() -> None:
     assert all(check["cure"] for check in lost.values())
 
 
+def test_as_root_of_a_nested_namespace() -> None:
+    """Where the only uid there is would be root's outside, jobs are not run as it."""
+    needs("unshare")
+    if os.geteuid() != 0:
+        pytest.skip("only for root is it root's")
+    status, document = report("unshare", "--user", "--map-root-user")
+    lost = failed(document)
+    assert (status, set(lost)) == (1, {"our own uid", "runs"})
+    assert "ordinary user" in lost["our own uid"]["cure"]
+
+
 def as_uid(uid: int) -> tuple[str, ...]:
     """The beginning of a command that runs as another user, from a shell that has lost root."""
     needs("setpriv")
