@@ -259,11 +259,12 @@ async def test_unlimited() -> None:
 
 async def test_limits_of_the_call_differ_from_the_stock(python: str) -> None:
     """Raised and lowered limits hold in a cell that was parked with others."""
-    code = "x = bytearray(100 << 20)"
-    assert (await run_isolated([python, "-I", "-c", code])).ok
-    small = await run_isolated([python, "-I", "-c", code], limits=Limits(memory=64 * MIB))
-    assert small.status is Status.MEMORY_LIMIT
-    large = await run_isolated(
-        [python, "-I", "-c", "x = bytearray(600 << 20)"], limits=Limits(memory=1024 * MIB)
-    )
-    assert large.ok
+    patience = {"cpu_time": 10.0 * SLOW, "wall_time": 30.0 * SLOW}
+    code = "x = bytearray({} << 20)"
+    stock = Limits(**patience)
+    assert (await run_isolated([python, "-I", "-c", code.format(100)], limits=stock)).ok
+    small = Limits(memory=64 * MIB, **patience)
+    result = await run_isolated([python, "-I", "-c", code.format(100)], limits=small)
+    assert result.status is Status.MEMORY_LIMIT
+    large = Limits(memory=1024 * MIB, **patience)
+    assert (await run_isolated([python, "-I", "-c", code.format(530)], limits=large)).ok
