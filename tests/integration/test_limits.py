@@ -259,12 +259,11 @@ async def test_unlimited() -> None:
 
 async def test_limits_of_the_call_differ_from_the_stock(python: str) -> None:
     """Raised and lowered limits hold in a cell that was parked with others."""
-    patience = {"cpu_time": 10.0 * SLOW, "wall_time": 30.0 * SLOW}
     code = "x = bytearray({} << 20)"
-    stock = Limits(**patience)
+    stock = Limits(cpu_time=10 * SLOW, wall_time=30 * SLOW)
     assert (await run_isolated([python, "-I", "-c", code.format(100)], limits=stock)).ok
-    small = Limits(memory=64 * MIB, **patience)
+    small = stock.model_copy(update={"memory": 64 * MIB})
     result = await run_isolated([python, "-I", "-c", code.format(100)], limits=small)
     assert result.status is Status.MEMORY_LIMIT
-    large = Limits(memory=1024 * MIB, **patience)
+    large = stock.model_copy(update={"memory": 1024 * MIB})
     assert (await run_isolated([python, "-I", "-c", code.format(530)], limits=large)).ok
