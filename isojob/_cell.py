@@ -93,7 +93,8 @@ class Lease:
                 await anyio.wait_readable(self._socket)
                 continue
             except ConnectionResetError:
-                return None
+                # An unread message of ours died with the cell; its last words are still there.
+                continue
             if not datagram and not fds:
                 return None
             try:
@@ -191,7 +192,7 @@ class _Run:
                 await self._stream()
             self._drain()
         except BaseException:
-            with suppress(BaseException):
+            with suppress(Exception):
                 await self.lease.gone()
             raise
         finally:
@@ -203,6 +204,8 @@ class _Run:
 
     def _open_streams(self) -> tuple[list[int], Stdio]:
         job, fds, stdio = self.job, [], Stdio(0)
+        if job.collect:
+            stdio |= Stdio.COLLECT
         if job.stdin_fd is not None:
             fds.append(job.stdin_fd)
             stdio |= Stdio.IN

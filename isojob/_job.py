@@ -162,7 +162,7 @@ class Job:
         if self.limits.wall_time is not None:
             out.number(Tag.WALL, round(self.limits.wall_time * 1e9))
         if self.limits.cpu_time is not None:
-            out.number(Tag.CPU, round(self.limits.cpu_time * 1e9), self._cpus())
+            out.number(Tag.CPU, round(self.limits.cpu_time * 1e9), self._cpus(driver))
         for name, content in self.files.items():
             mode, data = _content(content)
             out.blob(Tag.PUT, name, data, mode)
@@ -175,6 +175,10 @@ class Job:
         for name, resource in _RLIMITS.items():
             value = getattr(self.limits, name)
             value = _UNLIMITED if value is None else value
+            if name == "core" and value == 0:
+                # A core_pattern that pipes ignores 0 and starts its handler, as root of the host;
+                # 1 is the value that it honours (core(5)). No file is that short.
+                value = 1
             put(resource, value, value)
         for resource, value in _FIXED_RLIMITS:
             put(resource, value, value)
@@ -188,10 +192,13 @@ class Job:
                 seconds = max(1, -int(-self.limits.cpu_time // 1))
                 put(_CPU, seconds, seconds + 1)
 
-    def _cpus(self) -> int:
-        """How many CPUs the job may use at once; not its quota: two threads burn twice as fast."""
-        usable = os.sched_getaffinity(0)
-        if self.limits.cpuset is not None:
+    def _cpus(self, driver: Driver) -> int:
+        """How many CPUs the job may use at once.
+
+        Not its quota: two threads burn twice as fast. Not our affinity: the job can undo that.
+        """
+        usable = set(range(os.cpu_count() or 1))
+        if self.limits.cpuset is not None and "cpuset" not in driver.missing:
             listed: set[int] = set()
             for part in self.limits.cpuset.split(","):
                 first, _, last = part.partition("-")
@@ -322,8 +329,8 @@ def _patterns(collect: Sequence[str]) -> tuple[str, ...]:
     for pattern in patterns:
         if "**" in pattern:
             raise ValueError(f"collect {pattern!r}: ** is not supported, name the directories")
-    if len(patterns) > 256:
-        raise ValueError("collect: more than 256 patterns")
+    if len(patterns) > 256 or sum(len(os.fsencode(item)) + 16 for item in patterns) > 32768:
+        raise ValueError("collect: more than 256 patterns, or more than 32 KiB of them")
     return patterns
 
 

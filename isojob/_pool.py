@@ -107,6 +107,8 @@ class Pool:
         self._posture: Posture | None = None
         self._devices: tuple[str, ...] = ()
         self._zygotes = 0
+        self.pins = 0
+        """Calls that hold the pool but no slot yet; counted by the owner of the default pools."""
         self._retired: list[Zygote] = []
 
     async def __aenter__(self) -> Self:
@@ -150,6 +152,9 @@ class Pool:
         self._slots.close()
         for lease in stock:
             lease.close()
+        # The cells of a zygote that died earlier listen to nobody else.
+        for lease in list(self._active):
+            lease.stop()
         for zygote in zygotes:
             zygote.close()
 
@@ -298,6 +303,8 @@ class Pool:
             except (CellGoneError, wire.WireError) as error:
                 raise self._why_gone(zygote, error) from None
             else:
+                if outcome.raw and outcome.raw.cause == "stop" and outcome.host.stop == "none":
+                    raise self._why_gone(zygote, CellGoneError())
                 return outcome
             finally:
                 self._active.discard(lease)
@@ -334,8 +341,8 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Whether jobs run or wait."""
-        return self._slots.running > 0 or self._slots.waiting > 0
+        """Whether jobs run, wait or are about to."""
+        return self.pins > 0 or self._slots.running > 0 or self._slots.waiting > 0
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of slots, queue and stock."""

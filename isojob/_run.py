@@ -34,6 +34,7 @@ def _default_pool(sandbox: Sandbox) -> tuple[Pool, list[Pool]]:
             pool = _pools[sandbox] = Pool(sandbox)
             pool.open_now()
         _pools.move_to_end(sandbox)
+        pool.pins += 1
         displaced = []
         for old in list(_pools):
             if len(_pools) <= MAX_POOLS:
@@ -114,21 +115,25 @@ async def run_isolated(
         JobFailedError: With ``check=True``.
     """
     pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
-    for old in displaced:
-        await old.aclose()
-    return await pool.run(
-        command,
-        limits=Limits() if limits is None else limits,
-        input=input,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        env=env,
-        cwd=cwd,
-        files=files,
-        collect=collect,
-        check=check,
-    )
+    try:
+        for old in displaced:
+            await old.aclose()
+        return await pool.run(
+            command,
+            limits=Limits() if limits is None else limits,
+            input=input,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            files=files,
+            collect=collect,
+            check=check,
+        )
+    finally:
+        with _lock:
+            pool.pins -= 1
 
 
 def run_isolated_sync(

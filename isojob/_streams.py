@@ -99,14 +99,16 @@ class Feed:
 
     Args:
         data: What to write, or None to read `file`.
-        file: Descriptor of a regular file; read from its current offset, never handed over.
+        file: Descriptor of a regular file; read from its current offset, which stays where it is,
+            so that a second attempt reads the same; never handed over.
     """
 
-    __slots__ = ("_file", "_left", "_write", "read_end")
+    __slots__ = ("_at", "_file", "_left", "_write", "read_end")
 
     def __init__(self, data: bytes | None, file: int | None = None) -> None:
         self._left = memoryview(data or b"")
         self._file = file
+        self._at = 0 if file is None else os.lseek(file, 0, os.SEEK_CUR)
         self.read_end, self._write = _pipe()
         os.set_blocking(self._write, False)
 
@@ -136,7 +138,8 @@ class Feed:
             _widen(self._write)
         while self._write >= 0:
             if not self._left and self._file is not None:
-                data = await anyio.to_thread.run_sync(os.read, self._file, WIDE)
+                data = await anyio.to_thread.run_sync(os.pread, self._file, WIDE, self._at)
+                self._at += len(data)
                 self._left = memoryview(data)
                 if not data:
                     self._close_write()

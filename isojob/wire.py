@@ -140,12 +140,13 @@ class BindFlag(IntFlag):
 
 
 class Stdio(IntFlag):
-    """Which of a job's standard streams come with its message."""
+    """Which of a job's standard streams come with its message; and that COLLECT follows."""
 
     IN = 1
     OUT = 2
     ERR = 4
     MERGE = 8
+    COLLECT = 16
 
 
 class JobState(IntEnum):

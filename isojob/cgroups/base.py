@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import sys
 import time
@@ -21,6 +22,7 @@ if sys.platform != "win32":
 __all__ = ["PREFIX", "CellFiles", "Counters", "Driver", "Subtree", "numbers"]
 
 PREFIX = "isojob-"
+_NAME = re.compile(r"isojob-\d+-[0-9a-f]{8}")
 LEAF = "isojob-host"
 """v2: where the processes of a delegated cgroup go, so that its children may have controllers."""
 
@@ -106,7 +108,7 @@ class Subtree:
     def remove(self) -> None:
         """Takes the directories away, if the zygote could not: idempotent."""
         for directory in self.directories:
-            remove_tree(directory)
+            remove_tree(directory, kill_processes)
 
 
 def make_subtree(parents: Mapping[int, Path]) -> Subtree:
@@ -175,8 +177,8 @@ def sweep(parent: Path, kill: Callable[[Path], None]) -> None:
     """
     with suppress(OSError):
         for entry in os.scandir(parent):
-            if not entry.name.startswith(PREFIX) or entry.name == LEAF:
-                continue
+            if not _NAME.fullmatch(entry.name):
+                continue  # somebody else's, though it may begin like ours
             # No lock, no sweep: what cannot be opened or locked may be somebody's living pool.
             with suppress(OSError):
                 fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

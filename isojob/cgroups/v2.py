@@ -141,10 +141,10 @@ class V2(Driver):
             ]
         if "pids" in self.controllers:
             writes.append(Write(0, "pids.max", _maximum(limits.processes)))
-        if limits.cpus is not None:
+        if limits.cpus is not None and "cpu" in self.controllers:
             quota = max(1000, round(limits.cpus * PERIOD))
             writes.append(Write(0, "cpu.max", f"{quota} {PERIOD}".encode()))
-        if limits.cpuset is not None:
+        if limits.cpuset is not None and "cpuset" in self.controllers:
             writes.append(Write(0, "cpuset.cpus", limits.cpuset.encode()))
         rates = {
             "rbps": limits.io_read_bps,
@@ -153,7 +153,7 @@ class V2(Driver):
             "wiops": limits.io_write_iops,
         }
         rule = " ".join(f"{name}={value}" for name, value in rates.items() if value is not None)
-        if rule:
+        if rule and "io" in self.controllers:
             writes += [Write(0, "io.max", f"{device} {rule}".encode()) for device in devices]
         return 1, tuple(writes)
 

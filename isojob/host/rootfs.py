@@ -34,7 +34,6 @@ _LINKS = (
     ("dev/stdin", "/proc/self/fd/0"),
     ("dev/stdout", "/proc/self/fd/1"),
     ("dev/stderr", "/proc/self/fd/2"),
-    ("etc/mtab", "/proc/self/mounts"),
 )
 
 MASKS = (
@@ -83,6 +82,7 @@ def write_plan(out: Writer, sandbox: Sandbox) -> None:
 def _host_root(out: Writer, sandbox: Sandbox) -> None:
     for name in _TOOLCHAIN:
         _entry(out, Path("/") / name, name)
+    out.pair(Tag.ROOT_LINK, "etc/mtab", "/proc/self/mounts")
     for name, content in _etc(sandbox).items():
         out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
     for name in _ETC_COPIES:

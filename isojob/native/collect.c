@@ -138,7 +138,11 @@ void collect_files(const struct cell *cell)
     unsigned nfds;
     /* A host that never reads must not keep the cell for ever. */
     struct timeval patience = {.tv_sec = 30};
-    int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, MSG_DONTWAIT);
+    if (!cell->shared->collect)
+        return;
+    /* Announced with the job and sent right behind it, but a short job may end in between. */
+    setsockopt(cell->lease, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
     if (n <= 0 || h.type != MSG_COLLECT || nfds > 0)
         return;
     setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));

@@ -62,6 +62,9 @@ static int become_init(struct cell *cell, struct failure *f)
     if (cell->signals < 0 || cell->wall < 0 || cell->cpu < 0 ||
         socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0)
         return fail(f, "init's descriptors");
+    /* KEYCTL_JOIN_SESSION_KEYRING: the caller's own would come along with the credentials. */
+    if (syscall(SYS_keyctl, 1, NULL) < 0 && errno != ENOSYS)
+        return fail(f, "session keyring");
     if (drop_bounding_set() < 0)
         return fail(f, "bounding set");
     /* Before our own change of uid: CLONE_INTO_CGROUP is judged by the caller's credentials. */

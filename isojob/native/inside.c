@@ -51,7 +51,7 @@ static int make_dir(const struct config *c, const char *name, mode_t mode)
 /* Below the cell's own tmpfs the target has to be made; nothing there is anybody else's yet. */
 static int mount_one(const struct cell_mount *m)
 {
-    char leaf[256];
+    char leaf[256], path[32];
     struct stat st = {.st_mode = S_IFDIR};
     cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     cleanup_close int dir = root < 0 ? -1 : open_parent(root, m->path, leaf, sizeof(leaf));
@@ -61,9 +61,18 @@ static int mount_one(const struct cell_mount *m)
         if (S_ISDIR(st.st_mode) ? mkdirat(dir, leaf, 0755) : mknodat(dir, leaf, S_IFREG | 0644, 0))
             return -1;
     }
+    /* A writable bind of the caller may hold a link that an earlier job left there: never followed. */
+    cleanup_close int target = openat(dir, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (target < 0 || fstat(target, &st) < 0)
+        return -1;
+    if (S_ISLNK(st.st_mode)) {
+        errno = ELOOP;
+        return -1;
+    }
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", target);
     if (m->source)
-        return mount(m->source, m->path, NULL, MS_BIND | MS_REC, NULL);
-    return mount("isojob", m->path, "tmpfs", SAFE, m->options);
+        return mount(m->source, path, NULL, MS_BIND | MS_REC, NULL);
+    return mount("isojob", path, "tmpfs", SAFE, m->options);
 }
 
 /* One tmpfs carries the working directory, /tmp and /dev/shm: its size and inodes are totals. */

@@ -141,6 +141,7 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
             break;
         case TAG_STDIO:
             job->stdio = fl.index;
+            cell->shared->collect = (fl.index & STDIO_COLLECT) != 0;
             s = "";
             break;
         case TAG_WALL:

@@ -91,7 +91,7 @@ enum tag {
 
 enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
 enum { BIND_WRITABLE = 1, BIND_OPTIONAL = 2 };
-enum { STDIO_IN = 1, STDIO_OUT = 2, STDIO_ERR = 4, STDIO_MERGE = 8 };
+enum { STDIO_IN = 1, STDIO_OUT = 2, STDIO_ERR = 4, STDIO_MERGE = 8, STDIO_COLLECT = 16 };
 
 struct header {
     uint32_t magic;

@@ -237,6 +237,10 @@ int main(int argc, char **argv)
         return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 1;
     }
     fcntl(z.control, F_SETFD, FD_CLOEXEC);
+    /* Ignored signals survive execve, ours and then the job's: a host that ignores SIGCHLD would
+     * leave init without children to wait for. */
+    for (int s = 1; s < NSIG; s++)
+        signal(s, SIG_DFL);
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);

@@ -83,7 +83,8 @@ struct shared {
     int64_t start_ns, cpu_base_ns;
     int64_t wall_ns, cpu_ns; /* 0: unlimited */
     uint32_t ncpus;
-    int32_t notify_fd; /* job.c, late listener */
+    int32_t notify_fd; /* filter.c, late listener */
+    uint32_t collect;  /* a COLLECT message follows the job's */
 };
 
 /* What one cell is made of, as init and the launcher see it. */

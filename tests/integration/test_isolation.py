@@ -312,6 +312,7 @@ async def test_root_directory(tmp_path: Path) -> None:
         if host.is_symlink():
             (tmp_path / name).symlink_to(os.readlink(host))
     (tmp_path / "usr").mkdir()
+    (tmp_path / "etc").mkdir()
     (tmp_path / "marker").write_text("mine")
     sandbox = Sandbox(root=Root.directory(tmp_path), mounts=(Mount.bind("/usr", "/usr"),))
     if not Path("/bin").is_symlink():
@@ -406,3 +407,36 @@ async def test_seccomp_late_filter(python: str, tmp_path: Path) -> None:
     code = "import os; os.setsid()"
     result = await run_isolated(["sh", "-c", f"{python} -I -S -c '{code}'; true"], sandbox=sandbox)
     assert (result.status, result.evidence.syscall) == ("seccomp_violation", "setsid")
+
+
+async def test_keyring_is_empty(python: str) -> None:
+    """The caller's session keyring does not come along, also without a filter."""
+    code = (
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+        "b = ctypes.create_string_buffer(4096)\n"
+        "print(libc.syscall(250, 11, -3, b, 4096))"  # KEYCTL_READ of the session keyring
+    )
+    sandbox = Sandbox(seccomp=SeccompProfile.unconfined())
+    result = await run_isolated([python, "-I", "-S", "-c", code], sandbox=sandbox)
+    assert result.stdout in (b"0\n", b"-1\n"), result
+
+
+async def test_planted_link_below_a_writable_bind(tmp_path: Path) -> None:
+    """A link that an earlier job left in a writable bind is no mount target."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "x").symlink_to("/etc")
+    sandbox = Sandbox(
+        mounts=(
+            Mount.bind(tmp_path, "/box/data", read_only=False),
+            Mount.tmpfs("/box/data/x", size="1MiB"),
+        )
+    )
+    with pytest.raises(SandboxSetupError, match="mount target"):
+        await run_isolated(["true"], sandbox=sandbox)
+
+
+async def test_core_limit_that_pipes_honour(python: str) -> None:
+    """RLIMIT_CORE is 1, which keeps a piped core_pattern from starting its handler (core(5))."""
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_CORE))"
+    result = await run_isolated([python, "-I", "-c", code])
+    assert result.stdout == b"(1, 1)\n"

@@ -322,3 +322,54 @@ asyncio.run(main())
     assert directories[0].exists(), "nothing was left: the test shows nothing"
     assert isojob.run_isolated_sync(["true"]).ok
     assert not any(directory.exists() for directory in directories)
+
+
+async def test_close_ends_the_jobs_of_a_dead_zygote() -> None:
+    """Closing the pool ends them, too, with the error that says so."""
+    errors: list[type[BaseException]] = []
+    pool = Pool(parked=0)
+
+    async def one() -> None:
+        try:
+            await pool.run(["sleep", "600"])
+        except isojob.IsojobError as error:
+            errors.append(type(error))
+
+    async with anyio.create_task_group() as tasks, pool:
+        tasks.start_soon(one)
+        await anyio.sleep(0.3 * SLOW)
+        assert pool._zygote is not None
+        os.kill(pool._zygote.pid, signal.SIGKILL)
+        await anyio.sleep(0.1 * SLOW)
+    assert errors == [PoolClosedError]
+
+
+async def test_many_sandboxes() -> None:
+    """More sandboxes at once than pools are kept: none is closed under a call."""
+    outputs: list[bytes | None] = []
+
+    async def one(number: int) -> None:
+        sandbox = isojob.Sandbox(hostname=f"host-{number}")
+        outputs.append((await run_isolated(["hostname"], sandbox=sandbox)).stdout)
+
+    for number in range(run_module.MAX_POOLS):
+        await one(number)
+    async with anyio.create_task_group() as tasks:
+        for number in range(20, 26):
+            tasks.start_soon(one, number)
+    assert len(outputs) == run_module.MAX_POOLS + 6
+
+
+def test_signals_that_the_host_ignores() -> None:
+    """A host that ignores SIGCHLD, SIGTERM or SIGHUP does not pass that on."""
+    program = """
+import signal, isojob
+for name in ("SIGCHLD", "SIGTERM", "SIGHUP", "SIGINT"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+result = isojob.run_isolated_sync(["grep", "SigIgn", "/proc/self/status"])
+print(result.status, result.stdout.split())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "ok [b'SigIgn:', b'0000000000000000']\n", done.stderr

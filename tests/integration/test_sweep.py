@@ -25,7 +25,7 @@ def parent() -> Iterator[Path]:
 
 def test_living_pool_is_left_alone(parent: Path) -> None:
     """A locked directory and its processes survive a sweep that sees only this hierarchy."""
-    directory = parent / f"{base.PREFIX}1-living"
+    directory = parent / f"{base.PREFIX}1-0123abcd"
     (directory / "cell-0").mkdir(parents=True)
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,7 +52,7 @@ def test_every_hierarchy_is_locked() -> None:
 
 def test_processes_of_a_dead_pool_end(parent: Path) -> None:
     """What still runs in an unlocked directory is killed and the directory removed."""
-    directory = parent / f"{base.PREFIX}1-dead"
+    directory = parent / f"{base.PREFIX}1-4567cdef"
     cell = directory / "cell-0"
     cell.mkdir(parents=True)
     process = subprocess.Popen(["sleep", "600"])
@@ -68,3 +68,13 @@ def test_processes_of_a_dead_pool_end(parent: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_foreign_names_are_left_alone(parent: Path) -> None:
+    """A cgroup that merely begins like ours is somebody else's."""
+    directory = parent / "isojob-web"
+    (directory / "worker").mkdir(parents=True)
+    base.sweep(parent, base.kill_processes)
+    assert (directory / "worker").is_dir()
+    (directory / "worker").rmdir()
+    directory.rmdir()
