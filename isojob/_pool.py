@@ -303,7 +303,7 @@ class Pool:
             except (CellGoneError, wire.WireError) as error:
                 raise self._why_gone(zygote, error) from None
             else:
-                if outcome.raw and outcome.raw.cause == "stop" and outcome.host.stop == "none":
+                if not self._open and outcome.raw and outcome.raw.cause == "stop":
                     raise self._why_gone(zygote, CellGoneError())
                 return outcome
             finally:
