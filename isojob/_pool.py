@@ -303,7 +303,8 @@ class Pool:
             except (CellGoneError, wire.WireError) as error:
                 raise self._why_gone(zygote, error) from None
             else:
-                if not self._open and outcome.raw and outcome.raw.cause == "stop":
+                if not self._open:
+                    # Closing ends what runs, by more than one way: no verdict is true any more.
                     raise self._why_gone(zygote, CellGoneError())
                 return outcome
             finally:

@@ -239,8 +239,12 @@ int main(int argc, char **argv)
     fcntl(z.control, F_SETFD, FD_CLOEXEC);
     /* Ignored signals survive execve, ours and then the job's: a host that ignores SIGCHLD would
      * leave init without children to wait for. */
-    for (int s = 1; s < NSIG; s++)
-        signal(s, SIG_DFL);
+    for (int s = 1; s <= 64; s++) {
+        /* Not signal(): glibc keeps 32 and 33 to itself and would leave them ignored. */
+        static const uint64_t
+            by_default[4]; /* struct kernel_sigaction: SIG_DFL, no flags, no mask */
+        syscall(SYS_rt_sigaction, s, by_default, NULL, 8);
+    }
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
