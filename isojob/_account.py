@@ -91,6 +91,7 @@ def make_evidence(raw: RawResult, driver: Driver, host: HostSide, limits: Limits
         syscall=syscall,
         wall_ns=max(0, raw.end_ns - start),
         cpu_ns=cpu_ns,
+        cpu_is_whole=raw.cpu_end_ns is not None,
         user_ns=user_ns,
         system_ns=system_ns,
         setup_ns=max(0, start - host.sent_ns),

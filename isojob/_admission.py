@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import sniffio
 
 from isojob.errors import PoolClosedError, QueueFullError
 
-__all__ = ["Slots"]
+__all__ = ["Slots", "default_max_jobs"]
 
 
 class _Waiter:
@@ -114,3 +115,12 @@ class Slots:
             waiting, self._waiting = list(self._waiting), deque()
         for waiter in waiting:
             waiter.wake()
+
+
+def default_max_jobs() -> int:
+    """Twice the CPUs, at least 4; but one for each 256 MiB of memory at most."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 4  # not Linux: no job will run
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    by_cpu = max(4, 2 * len(os.sched_getaffinity(0)))
+    return max(1, min(by_cpu, memory // (256 << 20)))

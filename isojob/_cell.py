@@ -20,10 +20,13 @@ from anyio import CancelScope
 
 from isojob import wire
 from isojob._account import HostSide
+from isojob._descriptors import close_all, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
+from isojob._shield import shielded
 from isojob._streams import Capture, Feed
-from isojob._zygote import sealed_memfd
+from isojob._zygote import Zygote
 from isojob.cgroups import Driver
+from isojob.errors import PoolBrokenError
 from isojob.limits import Limits
 from isojob.wire import Failure, MessageType, RawResult, Stdio, Writer
 
@@ -33,6 +36,8 @@ LATE_READER_SECONDS = 0.005
 """Most short jobs are over by then, and their pipes need no watching at all."""
 GONE_SECONDS = 5.0
 """How long a cancelled call waits for the end of its cell; 500 processes take 23 ms."""
+STUCK_SECONDS = 30.0
+"""How long zygote and init may be silent when a word from them is due."""
 _MAX_FILE_DESCRIPTORS = 4
 
 
@@ -49,13 +54,18 @@ class CellGoneError(Exception):
 
 
 class Lease:
-    """The host's end of one cell."""
+    """The host's end of one cell.
 
-    __slots__ = ("_socket", "_stopped")
+    Attributes:
+        zygote: Whose cell it is.
+    """
 
-    def __init__(self, lease: socket.socket) -> None:
+    __slots__ = ("_socket", "_stopped", "zygote")
+
+    def __init__(self, lease: socket.socket, zygote: Zygote) -> None:
         self._socket = lease
         self._stopped = False
+        self.zygote = zygote
 
     def send(self, out: Writer, fds: list[int]) -> None:
         """Sends the job; never blocks: the socket is empty and takes a whole message.
@@ -67,9 +77,9 @@ class Lease:
         try:
             if out.length > wire.INLINE_MAX:
                 body = sealed_memfd("isojob-job", out.body())
-                socket.send_fds(self._socket, [out.header(memfd=True)], [body, *fds])
+                send_fds(self._socket, out.header(memfd=True), [body, *fds])
             else:
-                socket.send_fds(self._socket, [out.message()], fds)
+                send_fds(self._socket, out.message(), fds)
         except (BrokenPipeError, ConnectionResetError):
             # What init said before it went is still to be read.
             pass
@@ -80,7 +90,7 @@ class Lease:
     def send_collect(self, message: bytes) -> None:
         """Leaves init its errand; it reads it when the job is over."""
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.send(message)
+            self._socket.send(message, socket.MSG_NOSIGNAL)
 
     async def receive(self) -> tuple[wire.Message, list[int]] | None:
         """The next message with its descriptors, or None at end of file."""
@@ -98,7 +108,8 @@ class Lease:
             if not datagram and not fds:
                 return None
             try:
-                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                # MSG_CTRUNC is no reason: no descriptor was free for the file that came with it.
+                if flags & socket.MSG_TRUNC:
                     raise wire.WireError("a message was cut off")
                 return wire.decode(datagram), fds
             except BaseException:
@@ -115,7 +126,11 @@ class Lease:
     async def gone(self) -> bool:
         """Waits until nothing of the cell is left, bounded; whether that was seen."""
         self.stop()
-        with CancelScope(shield=True), anyio.move_on_after(GONE_SECONDS):
+        deadline = anyio.current_time() + GONE_SECONDS
+        return await shielded(lambda: self._until_end_of_file(deadline))
+
+    async def _until_end_of_file(self, deadline: float) -> bool:
+        with CancelScope(deadline=deadline):
             while True:
                 try:
                     received = await self.receive()
@@ -129,12 +144,6 @@ class Lease:
     def close(self) -> None:
         """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
         self._socket.close()
-
-
-def close_all(fds: list[int]) -> None:
-    """Closes descriptors that nobody wants."""
-    for fd in fds:
-        os.close(fd)
 
 
 class Outcome:
@@ -164,6 +173,7 @@ class _Run:
         self.feed: Feed | None = None
         self.captures: dict[str, Capture] = {}
         self._collected = 0
+        self._failed: Exception | None = None
 
     async def run(self, driver: Driver, parked: Limits, sent: Callable[[], None]) -> Outcome:
         """Sends the job and waits for its end; the caller owns the lease."""
@@ -250,24 +260,52 @@ class _Run:
 
     async def _stream(self) -> None:
         """A longer job: watch its pipes until it ends, and end it if it writes too much."""
-        failed: CellFailedError | CellGoneError | wire.WireError | None = None
         async with anyio.create_task_group() as tasks:
             for capture in self.captures.values():
                 tasks.start_soon(self._watch, capture)
             if self.feed is not None:
-                tasks.start_soon(self.feed.pump)
+                tasks.start_soon(self._fill, self.feed)
             try:
-                await self._finish()
-            except (CellFailedError, CellGoneError, wire.WireError) as error:
-                failed = error  # raised below, not as part of a group
+                await self._finish_or_stuck()
+            except (CellFailedError, CellGoneError, PoolBrokenError, wire.WireError) as error:
+                self._failed = self._failed or error
             tasks.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
+        if self._failed is not None:
+            raise self._failed  # not as part of a group
+
+    async def _finish_or_stuck(self) -> None:
+        """`_finish`, but no wait without an end where somebody else stops zygote or init.
+
+        Raises:
+            PoolBrokenError: Nothing was heard of them for `STUCK_SECONDS` longer than it may take.
+        """
+        with anyio.move_on_after(STUCK_SECONDS):
+            await self._finish()
+        if self.outcome.raw is not None:
+            return
+        # Asked in order: a zygote that answers has made our cell before.
+        zygote = self.lease.zygote
+        if not await zygote.answers(STUCK_SECONDS):
+            zygote.kill()
+            raise PoolBrokenError("the pool's zygote does not answer")
+        allowed = self.job.limits.wall_time
+        with anyio.move_on_after(None if allowed is None else allowed + STUCK_SECONDS) as patience:
+            await self._finish()
+        if patience.cancelled_caught:
+            zygote.broken = True  # the next call discards it, and with it goes this init
+            raise PoolBrokenError("the cell's init did not end the job at its wall time limit")
 
     async def _watch(self, capture: Capture) -> None:
         await capture.pump()
         if capture.exceeded:
             self.outcome.stop_reason("output")
+            self.lease.stop()
+
+    async def _fill(self, feed: Feed) -> None:
+        try:
+            await feed.pump()
+        except OSError as error:  # of the caller's file: a job with half its input proves nothing
+            self._failed = error
             self.lease.stop()
 
     def _drain(self) -> None:
@@ -289,7 +327,7 @@ class _Run:
         if name in files or name in uncollected:
             return
         if reply.reason is not None or not fds:
-            uncollected[name] = reply.reason or "no descriptor"
+            uncollected[name] = reply.reason or "no descriptor was free in this process"
             return
         info = os.fstat(fds[0])
         cap = self.job.limits.collect
@@ -326,6 +364,8 @@ async def run_job(
     Raises:
         CellFailedError: The cell could not be made.
         CellGoneError: The cell ended without a report.
+        PoolBrokenError: Zygote or init is stopped; what is left of the cell ends with its zygote.
+        OSError: The file given as stdin could not be read.
         wire.WireError: It reported nonsense.
     """
     return await _Run(lease, job).run(driver, parked, sent)

@@ -232,7 +232,8 @@ class Usage(Model, frozen=True):
         cpu_throttled_time: Time held back by `Limits.cpus`, seconds (``cpu.stat``).
         io_read_bytes: Read from block devices, bytes (``io.stat``).
         io_write_bytes: Written to block devices, bytes.
-        context_switches: Voluntary and involuntary ones (getrusage(2)).
+        context_switches: Voluntary and involuntary ones of the main process and of all that were
+            waited for (getrusage(2)): at least so many, for a job can ignore SIGCHLD.
         pressure: Stall times of ``cpu``, ``memory`` and ``io`` as ``some_total`` and
             ``full_total``, seconds (accounting/psi.rst).
     """
@@ -268,6 +269,8 @@ class Evidence(Model, frozen=True):
         syscall: Name of the system call that a rule caught, with the cause ``seccomp``.
         cpu_ns: CPU time of the whole job where a cgroup tells, else of the reaped processes;
             the same holds for `user_ns` and `system_ns`.
+        cpu_is_whole: Whether a cgroup told. Otherwise a process whose parent ignores SIGCHLD is
+            missing (wait(2)), and `Usage` says nothing.
         memory_events: v2: ``memory.events`` (low, high, max, oom, oom_kill, oom_group_kill);
             v1: ``oom_kill`` of ``memory.oom_control`` and ``failcnt``.
         memory_limit: The memory limit in force, bytes.
@@ -288,6 +291,7 @@ class Evidence(Model, frozen=True):
     syscall: str | None = None
     wall_ns: int
     cpu_ns: int | None = None
+    cpu_is_whole: bool = True
     user_ns: int | None = None
     system_ns: int | None = None
     setup_ns: int = 0

@@ -12,14 +12,21 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio import CancelScope
 
 from isojob import wire
 from isojob._account import failure, make_evidence
-from isojob._admission import Slots
-from isojob._cell import CellFailedError, CellGoneError, Lease, Outcome, run_job
+from isojob._admission import Slots, default_max_jobs
+from isojob._cell import (
+    STUCK_SECONDS,
+    CellFailedError,
+    CellGoneError,
+    Lease,
+    Outcome,
+    run_job,
+)
 from isojob._job import CAPTURE, DEVNULL, Content, Job, StdioArg, StrOrBytesPath
 from isojob._models import Model
+from isojob._shield import in_thread
 from isojob._zygote import CellSpec, Zygote, privilege
 from isojob.cgroups import Driver
 from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
@@ -114,9 +121,9 @@ class Pool:
     async def __aenter__(self) -> Self:
         self.open_now()
         try:
-            await anyio.to_thread.run_sync(self._ensure_zygote)
+            await in_thread(self._ensure_zygote)
         except BaseException:
-            self._open = False
+            await in_thread(self.close)
             raise
         return self
 
@@ -137,8 +144,7 @@ class Pool:
 
     async def aclose(self) -> None:
         """Ends every job and cell and waits until nothing of them is left (bounded)."""
-        with CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
+        await in_thread(self.close)
 
     def close(self) -> None:
         """As `aclose`, blocking. Calls still under way end with `PoolClosedError`."""
@@ -191,12 +197,25 @@ class Pool:
             return zygote
 
     def _discard(self, zygote: Zygote) -> None:
-        """Jobs of it may still run and report: their cgroups and uids stay ours until we close."""
+        """Jobs of it may still run and report: their cgroups and uids stay ours until the last."""
         stock, self._stock = self._stock, deque()
         for lease in stock:
             lease.close()
         self._zygote = None
         self._retired.append(zygote)
+
+    async def _let_go(self, lease: Lease) -> None:
+        """Ends a lease; the last one of a discarded zygote takes that along."""
+        self._active.discard(lease)
+        lease.close()
+        if not self._retired:
+            return
+        with self._lock:
+            held = {other.zygote for other in list(self._active)}
+            over = [zygote for zygote in self._retired if zygote not in held]
+            self._retired = [zygote for zygote in self._retired if zygote in held]
+        for zygote in over:
+            await in_thread(zygote.close)
 
     async def _take(self, limits: Limits) -> tuple[Lease, Limits]:
         """A lease, from the stock or made now, and the limits its cell was made with."""
@@ -204,7 +223,7 @@ class Pool:
         if not self._open:
             raise PoolClosedError
         if zygote is None or not zygote.alive:
-            zygote = await anyio.to_thread.run_sync(self._ensure_zygote)
+            zygote = await in_thread(self._ensure_zygote)
         spec = self._spec
         assert spec is not None and self._driver is not None
         if CellSpec.key_of(limits) == spec.key:
@@ -215,11 +234,14 @@ class Pool:
         else:
             check_limits(self._driver, limits, self._devices, self.sandbox.allow_missing)
             spec = CellSpec(self._driver, limits, self._devices)
-        while True:
-            try:
-                return Lease(zygote.make(spec)), spec.limits
-            except BlockingIOError:
-                await anyio.sleep(0.001)
+        with anyio.move_on_after(STUCK_SECONDS):
+            while True:
+                try:
+                    return Lease(zygote.make(spec), zygote), spec.limits
+                except BlockingIOError:
+                    await anyio.sleep(0.001)
+        zygote.kill()
+        raise PoolBrokenError("the pool's zygote does not answer")
 
     def _refill(self) -> None:
         """After the job is on its way: its cell's successor is made while it runs."""
@@ -228,7 +250,7 @@ class Pool:
             return
         try:
             while len(self._stock) < self._parked:
-                self._stock.append(Lease(zygote.make(spec)))
+                self._stock.append(Lease(zygote.make(spec), zygote))
         except (OSError, PoolBrokenError):
             return  # the next job that finds the stock empty says why
 
@@ -288,7 +310,6 @@ class Pool:
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue  # with a new zygote
-            zygote = self._zygote
             self._active.add(lease)
             try:
                 assert self._driver is not None
@@ -296,28 +317,27 @@ class Pool:
                 outcome = await run_job(lease, job, self._driver, parked, self._refill)
             except CellFailedError as error:
                 # A parked cell may have failed long ago, for a reason that has passed.
-                if error.failure.stage == "zygote" and zygote is not None:
-                    zygote.broken = True
+                if error.failure.stage == "zygote":
+                    lease.zygote.broken = True
                 if attempt == _ATTEMPTS - 1:
                     raise failures.to_exception(error.failure) from None
             except (CellGoneError, wire.WireError) as error:
-                raise self._why_gone(zygote, error) from None
+                raise self._why_gone(lease.zygote, error) from None
             else:
                 if not self._open:
                     # Closing ends what runs, by more than one way: no verdict is true any more.
-                    raise self._why_gone(zygote, CellGoneError())
+                    raise self._why_gone(lease.zygote, CellGoneError())
                 return outcome
             finally:
-                self._active.discard(lease)
-                lease.close()
+                await self._let_go(lease)
         raise AssertionError
 
-    def _why_gone(self, zygote: Zygote | None, error: Exception) -> IsojobError:
+    def _why_gone(self, zygote: Zygote, error: Exception) -> IsojobError:
         if not self._open:
             return PoolClosedError("the pool was closed while the job ran")
         if isinstance(error, wire.WireError):
             return PoolBrokenError(f"the cell's init sent nonsense: {error}")
-        return PoolBrokenError() if zygote is None else zygote.diagnose()
+        return zygote.diagnose()
 
     def _result(self, job: Job, outcome: Outcome) -> Result:
         assert outcome.raw is not None and self._driver is not None and self._posture is not None
@@ -354,15 +374,6 @@ class Pool:
             parked=len(self._stock),
             zygotes=self._zygotes,
         )
-
-
-def default_max_jobs() -> int:
-    """Twice the CPUs, at least 4; but one for each 256 MiB of memory at most."""
-    if not hasattr(os, "sched_getaffinity"):
-        return 4  # not Linux: no job will run
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    by_cpu = max(4, 2 * len(os.sched_getaffinity(0)))
-    return max(1, min(by_cpu, memory // (256 << 20)))
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

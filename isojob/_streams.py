@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -25,6 +26,24 @@ def _widen(fd: int) -> None:
     """Fewer wake-ups for a long stream; the per-user limit on pipe pages may refuse it."""
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, WIDE)
+
+
+def _write(fd: int, data: memoryview) -> int:
+    """os.write, for hosts too that put SIGPIPE back to its default: no job may kill its host.
+
+    Only the thread that writes into a pipe without readers gets the signal (signal(7)).
+    """
+    if signal.getsignal(signal.SIGPIPE) is not signal.SIG_DFL:
+        return os.write(fd, data)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        return os.write(fd, data)
+    except BrokenPipeError:
+        if signal.SIGPIPE not in before:
+            signal.sigtimedwait({signal.SIGPIPE}, 0)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Capture:
@@ -124,7 +143,7 @@ class Feed:
     def _step(self) -> bool:
         try:
             while self._left:
-                self._left = self._left[os.write(self._write, self._left[:WIDE]) :]
+                self._left = self._left[_write(self._write, self._left[:WIDE]) :]
         except BlockingIOError:
             return False
         except BrokenPipeError:
@@ -146,7 +165,7 @@ class Feed:
                     return
             try:
                 while self._left:
-                    self._left = self._left[os.write(self._write, self._left[:WIDE]) :]
+                    self._left = self._left[_write(self._write, self._left[:WIDE]) :]
             except BlockingIOError:
                 await anyio.wait_writable(self._write)
             except BrokenPipeError:

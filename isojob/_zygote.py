@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import socket
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import anyio
+
 from isojob import wire
+from isojob._descriptors import sealed_memfd, send_fds
 from isojob.cgroups import Driver, Subtree
 from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
 from isojob.host import failures, ids
@@ -21,9 +24,6 @@ from isojob.host.rootfs import write_plan
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
 from isojob.wire import FilterFlag, MessageType, Tag, Writer
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["CellSpec", "Zygote", "privilege"]
 
@@ -41,28 +41,6 @@ def privilege(uid_range: range = ids.DEFAULT_RANGE) -> str:
     if os.geteuid() == 0 and ids.mapped(uid_range):
         return "root"
     return "user+ranges" if ids.subordinate() else "user"
-
-
-def sealed_memfd(name: str, data: bytes) -> int:
-    """A file of our own that nobody can change any more (memfd_create(2))."""
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        # MFD_EXEC: since 6.3 a memfd for execution should say so; older kernels do not know it.
-        fd = os.memfd_create(name, flags | 0x0010)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create(name, flags)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 _executable: bytes | None = None
@@ -115,6 +93,9 @@ class CellSpec:
             limits.io_read_iops,
             limits.io_write_iops,
         )
+
+
+_PING = Writer(MessageType.READY).message()
 
 
 class Zygote:
@@ -197,10 +178,12 @@ class Zygote:
                 start_new_session=True,
             )
             theirs.close()
-            socket.send_fds(control, [config.header(memfd=True)], [body, *fds])
+            send_fds(control, config.header(memfd=True), [body, *fds])
             self._await_ready(control)
         except TimeoutError as error:
             raise PoolBrokenError(f"the zygote was not ready after {START_SECONDS} s") from error
+        except BrokenPipeError as error:
+            raise self._died_at_start() from error
         finally:
             theirs.close()
             os.close(body)
@@ -215,7 +198,7 @@ class Zygote:
             except ConnectionResetError:
                 datagram = b""
             if not datagram:
-                raise PoolBrokenError("the zygote died while it started")
+                raise self._died_at_start()
             message = wire.decode(datagram)
             if message.kind is MessageType.READY:
                 return
@@ -224,6 +207,18 @@ class Zygote:
                 control.send(Writer(MessageType.MAP).message())
             else:
                 raise failures.to_exception(wire.parse_failure(message))
+
+    def _died_at_start(self) -> IsojobError:
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(1) == -signal.SIGSYS:
+                return HostNotSupportedError(
+                    "a seccomp filter around this process kills it for a system call that making "
+                    "a sandbox needs",
+                    "systemd: SystemCallFilter=@system-service @mount, SystemCallErrorNumber=EPERM;"
+                    f" else {failures.CONTAINER}",
+                )
+        return PoolBrokenError("the zygote died while it started")
 
     def _map_ids(self) -> None:
         """newuidmap(1): our own id as 0, the subordinate ones from 1."""
@@ -242,8 +237,11 @@ class Zygote:
                     program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()
                 )
 
-    def make(self, spec: CellSpec) -> socket.socket:
+    def make(self, spec: CellSpec | None) -> socket.socket:
         """Asks for a cell; its lease can be used at once, even before the cell exists.
+
+        Args:
+            spec: What kind of cell; None for none at all, just a sign of life.
 
         Raises:
             BlockingIOError: Too many requests are under way; try again in a moment.
@@ -257,7 +255,8 @@ class Zygote:
             if control is None:
                 raise PoolBrokenError
             try:
-                socket.send_fds(control, [spec.message], [theirs.fileno()])
+                message = _PING if spec is None else spec.message
+                send_fds(control, message, [theirs.fileno()])
             except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
                 self.broken = True
                 raise PoolBrokenError from error
@@ -267,6 +266,29 @@ class Zygote:
         finally:
             theirs.close()
         return lease
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether it takes a request within so many seconds; a dead one is as good an answer."""
+        with anyio.move_on_after(seconds):
+            while True:
+                try:
+                    asked = self.make(None)
+                    break
+                except BlockingIOError:
+                    await anyio.sleep(0.05)
+                except PoolBrokenError:
+                    return True
+            with asked:
+                # The zygote closes its end of what it does not know.
+                await anyio.wait_readable(asked)
+                return True
+        return False
+
+    def kill(self) -> None:
+        """Ends it at once, for it does not answer; its parked cells go with it."""
+        self.broken = True
+        if (process := self._process) is not None:
+            process.kill()
 
     @property
     def alive(self) -> bool:

@@ -86,9 +86,9 @@ def usage(evidence: Evidence) -> Usage:
     throttled = (evidence.cpu_stat or {}).get("throttled_usec")
     devices = None if evidence.io is None else list(evidence.io.values())
     return Usage(
-        cpu_time=_seconds(evidence.cpu_ns),
-        user_time=_seconds(evidence.user_ns),
-        system_time=_seconds(evidence.system_ns),
+        cpu_time=_seconds(evidence.cpu_ns) if evidence.cpu_is_whole else None,
+        user_time=_seconds(evidence.user_ns) if evidence.cpu_is_whole else None,
+        system_time=_seconds(evidence.system_ns) if evidence.cpu_is_whole else None,
         wall_time=evidence.wall_ns / _NS,
         setup_time=evidence.setup_ns / _NS,
         teardown_time=evidence.teardown_ns / _NS,

@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from isojob import _zygote
+from isojob._descriptors import sealed_memfd
 from isojob.errors import HostNotSupportedError, IsojobError
 from isojob.host import failures, ids, kernel
 from isojob.host.doctor_cgroups import examine_cgroups
@@ -145,7 +146,7 @@ def _executable() -> Check:
     """Starts the zygote's executable from a sealed memfd; without arguments it only complains."""
     name, needed = "isojob-zygote", "making cells"
     try:
-        fd = _zygote.sealed_memfd("isojob-zygote", _zygote._program())
+        fd = sealed_memfd("isojob-zygote", _zygote._program())
     except HostNotSupportedError as error:
         return _check(_HOST, name, False, error.missing, needed, error.cure)
     except OSError as error:

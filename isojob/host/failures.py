@@ -9,9 +9,9 @@ from pathlib import Path
 from isojob.errors import HostNotSupportedError, IsojobError, SandboxSetupError
 from isojob.wire import Failure
 
-__all__ = ["to_exception"]
+__all__ = ["CONTAINER", "to_exception"]
 
-_CONTAINER = (
+CONTAINER = (
     "in a container give it its own seccomp profile that allows clone, unshare and mount, and an "
     "unmasked /proc (docker run --security-opt seccomp=unconfined --security-opt "
     "systempaths=unconfined; Kubernetes: procMount: Unmasked); see docs/hosts.md"
@@ -35,7 +35,7 @@ def _user_namespaces() -> str:
             "load an AppArmor profile with `userns,` for this program, or sysctl "
             "kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    return _CONTAINER
+    return CONTAINER
 
 
 def to_exception(failure: Failure) -> IsojobError:
@@ -52,15 +52,19 @@ def to_exception(failure: Failure) -> IsojobError:
         return HostNotSupportedError(
             f"a cell cannot mount its own /proc ({os.strerror(number)}): the outer one is covered "
             "in part",
-            _CONTAINER,
+            CONTAINER,
         )
     if stage in ("make mounts private", "mount root tmpfs", "pivot_root", "mount namespace") and (
         denied
     ):
-        return HostNotSupportedError(f"{stage}: {os.strerror(number)}", _CONTAINER)
+        return HostNotSupportedError(f"{stage}: {os.strerror(number)}", CONTAINER)
+    if stage == "seccomp listener thread" and number == errno.EAGAIN:
+        return SandboxSetupError(
+            stage, number, "this seccomp profile needs limits.processes of at least 2"
+        )
     if number == errno.ENOSYS:
         return HostNotSupportedError(
             f"{stage}: the kernel, or a seccomp filter around us, lacks the system call",
-            f"upgrade to Linux 5.14, or {_CONTAINER}",
+            f"upgrade to Linux 5.14, or {CONTAINER}",
         )
     return SandboxSetupError(stage, number)

@@ -57,7 +57,9 @@ def claim(count: int, within: range = DEFAULT_RANGE) -> IdBlock:
     try:
         LOCKS.mkdir(mode=0o700, exist_ok=True)
         taken = sorted(_taken(within))
-        for first in range(within.start, within.stop - count + 1, count):
+        # Multiples of `count`: ranges that begin elsewhere and overlap have the same locks.
+        start = -(-within.start // count) * count
+        for first in range(start, within.stop - count + 1, count):
             if any(start < first + count and first < stop for start, stop in taken):
                 continue
             fd = os.open(

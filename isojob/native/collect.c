@@ -88,9 +88,13 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
     if (next < 0) {
         if (exact) {
             struct stat st;
+            int error = errno;
             bool there = fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) == 0;
-            const char *reason =
-                there && S_ISLNK(st.st_mode) ? "behind a symbolic link" : "not found";
+            const char *reason = !there                 ? "not found"
+                                 : S_ISLNK(st.st_mode)  ? "behind a symbolic link"
+                                 : !S_ISDIR(st.st_mode) ? "not in a directory"
+                                 : error == EXDEV       ? "in another mount"
+                                                        : "not found";
             snprintf(s->name + used + len, sizeof(s->name) - used - len, "/%s", rest);
             send_file(s, reason, -1);
         }
@@ -106,8 +110,11 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     char component[256];
     size_t len = strcspn(pattern, "/");
     const char *rest = pattern[len] ? pattern + len + 1 : NULL;
-    if (len == 0 || len >= sizeof(component) || depth > MAX_DEPTH)
+    if (len == 0 || len >= sizeof(component) || depth > MAX_DEPTH) {
+        snprintf(s->name + used, sizeof(s->name) - used, "%s", pattern);
+        send_file(s, depth > MAX_DEPTH ? "too many directories deep" : "not a file name", -1);
         return;
+    }
     memcpy(component, pattern, len);
     component[len] = 0;
     if (!strpbrk(component, "*?[")) {
@@ -116,8 +123,11 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     }
     cleanup_close int again = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *entries = again < 0 ? NULL : fdopendir(again);
-    if (!entries)
+    if (!entries) {
+        snprintf(s->name + used, sizeof(s->name) - used, "%s", pattern);
+        send_file(s, strerror(errno), -1);
         return;
+    }
     again = -1; /* closedir owns it */
     struct dirent *e;
     while ((e = readdir(entries)) && s->looked_at++ < MAX_LOOKED_AT)
@@ -125,6 +135,10 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
             fnmatch(component, e->d_name, FNM_PERIOD) == 0)
             descend(s, dir, e->d_name, rest, used, depth, false);
     closedir(entries);
+    if (e) {
+        snprintf(s->name + used, sizeof(s->name) - used, "%s", pattern);
+        send_file(s, "too many directory entries", -1);
+    }
 }
 
 void collect_files(const struct cell *cell)

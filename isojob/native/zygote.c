@@ -45,6 +45,18 @@ static int ask_for_maps(int control, struct failure *f)
     return 0;
 }
 
+/* A host that the OOM killer is to spare (oom_score_adj below 0) does not hand that on to jobs. */
+static int own_oom_score(struct failure *f)
+{
+    char text[16] = "";
+    cleanup_close int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : fail(f, "oom_score_adj");
+    if (read(fd, text, sizeof(text) - 1) > 0 && text[0] == '-' && write_all(fd, "0", 1) < 0)
+        return fail(f, "oom_score_adj");
+    return 0;
+}
+
 static int own_user_namespace(const struct config *c, int control, struct failure *f)
 {
     char uids[48], gids[48];
@@ -86,6 +98,8 @@ static int set_up(struct zygote *z, struct failure *f)
     z->slots = calloc(z->config.slots, sizeof(*z->slots));
     if (!z->slots)
         return fail(f, "memory");
+    if (own_oom_score(f) < 0)
+        return -1;
     z->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (z->proc < 0)
         return fail(f, "open /proc");
@@ -119,7 +133,7 @@ static void retire(struct zygote *z, struct slot *s)
 {
     if (!cell_remove(z, s)) {
         z->removing++;
-        s->tries++;
+        z->stubborn |= ++s->tries > 400;
         return;
     }
     close(s->lease);
@@ -146,6 +160,7 @@ static void reap(struct zygote *z)
 static void retry_removals(struct zygote *z)
 {
     z->removing = 0;
+    z->stubborn = false;
     for (uint32_t i = 0; i < z->config.slots; i++)
         if (z->slots[i].pid == -1)
             retire(z, &z->slots[i]);
@@ -186,8 +201,7 @@ static bool serve(struct zygote *z)
         if (n < 0) {
             if (errno == EAGAIN)
                 return true;
-            /* EMFILE loses the descriptor of that request: its host end reads end of file and the
-             * host asks again. Only a host that speaks another protocol is left. */
+            /* No descriptor was free for that request: its host end reads end of file. */
             if (errno == EBADMSG)
                 continue;
             return errno != ENOTCONN && errno != ECONNRESET;
@@ -211,7 +225,8 @@ static void run(struct zygote *z)
         {.fd = z->config.host, .events = POLLIN},
     };
     for (;;) {
-        int n = poll(p, ARRAY_LEN(p), z->removing ? 5 : -1);
+        /* One that takes more than two seconds has a process in uninterruptible sleep. */
+        int n = poll(p, ARRAY_LEN(p), !z->removing ? -1 : z->stubborn ? 500 : 5);
         if (n < 0 && errno != EINTR)
             return;
         if (n == 0 || z->removing)

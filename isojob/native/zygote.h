@@ -131,6 +131,7 @@ struct zygote {
     int control, signals, proc, alive_read, alive_write;
     struct slot *slots;
     uint32_t next_slot, next_id, live, removing;
+    bool stubborn; /* a cgroup that will not go */
 };
 void cell_make(struct zygote *z, int lease, struct reader *r);
 /* Removes the cgroups of a cell; false when the kernel still says EBUSY. */

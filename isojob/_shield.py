@@ -1,0 +1,53 @@
+"""To the end: what must be finished is, whatever cancels come meanwhile.
+
+anyio's shield keeps out the cancels of anyio and trio. asyncio's own `Task.cancel` goes through it
+(a second ctrl-C, a `TaskGroup` that fails, a web server that loses its client), so that one is
+caught, and raised again when the work is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+from anyio import CancelScope
+
+__all__ = ["in_thread", "shielded"]
+
+T = TypeVar("T")
+
+
+async def shielded(again: Callable[[], Awaitable[T]]) -> T:
+    """Awaits what `again` returns; a cancelled one is started anew.
+
+    Args:
+        again: Makes the awaitable: bounded, and the same however often it is begun.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while True:
+        try:
+            with CancelScope(shield=True):
+                result = await again()
+        except asyncio.CancelledError as error:
+            cancelled = error
+            continue
+        if cancelled is not None:
+            raise cancelled
+        return result
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Runs a bounded, blocking function once in a thread, and returns only when it has."""
+    lock = threading.Lock()
+    done: list[T] = []
+
+    def once() -> T:
+        with lock:  # a thread whose task was cancelled is still at it
+            if not done:
+                done.append(function())
+            return done[0]
+
+    return await shielded(lambda: anyio.to_thread.run_sync(once))

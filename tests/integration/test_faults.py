@@ -1,0 +1,205 @@
+"""What goes wrong around a job: stopped helpers, second cancels, unreadable files, odd hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import SLOW
+
+import isojob
+from isojob import Limits, Pool, PoolBrokenError, run_isolated
+from isojob import _cell as cell_module
+
+
+def script(*lines: str) -> subprocess.CompletedProcess[str]:
+    """A Python program of its own, for what would change the whole process."""
+    head = "import os, resource, signal, sys, isojob\nrun = isojob.run_isolated_sync\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+async def test_stopped_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zygote that somebody stopped is replaced after a bounded wait; nobody waits for ever."""
+    monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.5 * SLOW)
+    async with Pool(parked=0) as pool:
+        assert pool._zygote is not None
+        os.kill(pool._zygote.pid, signal.SIGSTOP)
+        with anyio.fail_after(20 * SLOW), pytest.raises(PoolBrokenError, match="not answer"):
+            await pool.run(["true"])
+        assert (await pool.run(["true"])).ok
+        assert pool.statistics().zygotes == 2
+
+
+async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped init cannot keep the wall time limit; the call ends, its zygote is replaced."""
+    monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.5 * SLOW)
+    async with Pool(parked=0) as pool:
+
+        async def stop() -> None:
+            await anyio.sleep(0.3 * SLOW)
+            assert pool._zygote is not None
+            children = Path(f"/proc/{pool._zygote.pid}/task/{pool._zygote.pid}/children")
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGSTOP)
+
+        with anyio.fail_after(20 * SLOW):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stop)
+                with pytest.raises(PoolBrokenError, match="wall time"):
+                    await pool.run(["sleep", "600"], limits=Limits(wall_time=0.6 * SLOW))
+            assert (await pool.run(["true"])).ok
+        assert pool.statistics().zygotes == 2
+        assert pool._retired == []
+
+
+async def test_long_jobs_are_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sign of life is all it takes, with a wall time limit and without."""
+    monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.1 * SLOW)
+    for limits in (Limits(), Limits(wall_time=None)):
+        result = await run_isolated(["sh", "-c", f"sleep {0.5 * SLOW}; echo end"], limits=limits)
+        assert result.stdout == b"end\n"
+
+
+async def test_dead_zygotes_do_not_pile_up() -> None:
+    """A dead zygote's cgroups and uids go with its last job, not only with the pool."""
+    async with Pool(parked=1) as pool:
+        for number in range(3):
+            assert pool._zygote is not None
+            subtree = pool._zygote._subtree
+            assert subtree is not None
+            os.kill(pool._zygote.pid, signal.SIGKILL)
+            with anyio.fail_after(10 * SLOW):
+                while pool.statistics().zygotes < number + 2:
+                    with suppress(PoolBrokenError):  # met the dying one
+                        assert (await pool.run(["true"])).ok
+            assert pool._retired == []
+            assert not any(directory.exists() for directory in subtree.directories)
+
+
+def test_second_native_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio's cancel goes through anyio's shield: the call returns with nothing left anyway."""
+    gone: list[bool] = []
+    original = cell_module.Lease._until_end_of_file
+
+    async def recorded(self: cell_module.Lease, deadline: float) -> bool:
+        gone.append(await original(self, deadline))
+        return gone[-1]
+
+    monkeypatch.setattr(cell_module.Lease, "_until_end_of_file", recorded)
+
+    async def main() -> None:
+        async with Pool(parked=0) as pool:
+            for number, pause in enumerate((0.0, 0.0005, 0.002, 0.005)):
+                task = asyncio.create_task(
+                    pool.run(["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 600 & done; wait"])
+                )
+                await asyncio.sleep(0.3 * SLOW)
+                task.cancel()
+                await asyncio.sleep(pause)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert gone == [True] * (number + 1)
+            assert pool.statistics().running == 0
+
+    asyncio.run(main())
+
+
+def test_cancel_while_the_pool_opens() -> None:
+    """A native cancel of `async with Pool()` leaves no zygote behind."""
+
+    async def main() -> None:
+        for pause in (0.0, 0.001, 0.003, 0.01):
+            pool = Pool()
+            task = asyncio.create_task(pool.__aenter__())
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                assert pool._zygote is None
+            else:  # was faster
+                await pool.aclose()
+
+    asyncio.run(main())
+
+
+async def test_unreadable_stdin() -> None:
+    """A read error of the caller's file is the caller's OSError, not half an input."""
+    with open("/proc/self/mem", "rb") as unreadable, pytest.raises(OSError, match="Input/output"):
+        await run_isolated(["sleep", "5"], stdin=unreadable)
+
+
+def test_host_with_default_sigpipe() -> None:
+    """A job that closes its stdin does not kill a host that put SIGPIPE back to its default."""
+    done = script(
+        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
+        "for job in ('exec <&-; sleep 0.1', 'exit 3', 'sleep 0.02; exit 3'):",
+        "    run(['sh', '-c', job], input=bytes(10_000_000))",
+        "print(signal.sigpending(), run(['true']).status)",
+    )
+    assert (done.stdout, done.returncode) == ("set() ok\n", 0), done.stderr
+
+
+def test_protection_from_the_oom_killer_is_not_inherited() -> None:
+    """A daemon with OOMScoreAdjust=-900 does not pass that on to jobs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to lower its own oom_score_adj")
+    done = script(
+        "open('/proc/self/oom_score_adj', 'w').write('-900')",
+        "print(run(['cat', '/proc/self/oom_score_adj']).stdout)",
+    )
+    assert done.stdout == "b'0\\n'\n", done.stderr
+
+
+def test_no_descriptor_for_collected_files() -> None:
+    """The result comes back; what could not be taken is named."""
+    done = script(
+        "run(['true'])",
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]",
+        "room = max(map(int, os.listdir('/proc/self/fd')))",
+        "reasons = set()",
+        "for more in range(1, 16):",
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (room + more, hard))",
+        "    try: r = run(['sh', '-c', 'echo 1 > a; echo 2 > b'], collect=['a', 'b'])",
+        "    except (OSError, isojob.SandboxSetupError): continue",
+        "    except isojob.PoolBrokenError as e: reasons.add(str(e)); continue",
+        "    assert r.ok and len(r.files) + len(r.uncollected) == 2, r",
+        "    reasons.update(r.uncollected.values())",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))",
+        "assert run(['true']).ok",
+        "print(sorted(reason for reason in reasons if 'nonsense' in reason))",
+    )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+async def test_collect_says_what_it_skips(tmp_path: Path) -> None:
+    """Too deep, in another mount: named, never silently left out."""
+    (tmp_path / "there").write_text("x")
+    tmp_path.chmod(0o755)
+    (tmp_path / "there").chmod(0o644)
+    sandbox = isojob.Sandbox(mounts=[isojob.Mount.bind(tmp_path, "/box/bound")])
+    deep = "/".join("d" * 40)
+    result = await run_isolated(
+        ["sh", "-c", f"mkdir -p {deep}; touch {deep}/file"],
+        collect=["bound/there", f"{deep}/file"],
+        sandbox=sandbox,
+    )
+    assert result.uncollected == {
+        "bound/there": "in another mount",
+        f"{deep}/file": "too many directories deep",
+    }
