@@ -30,6 +30,14 @@ default_python() {
     head -n 1 <<<"$found" | cut -f 2
 }
 
+# with_debian PROGRAM PACKAGE: installs what a test needs, where this is a Debian and we are root.
+with_debian() {
+    command -v "$1" >/dev/null && return
+    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
+    printf '==> apt-get install %s\n' "$2" >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"; } >/dev/null
+}
+
 # install_checkout EXTRAS: the checkout, as a user would install it, into the main environment.
 install_checkout() {
     scripts/venv.sh "$(default_python)" "$venv"

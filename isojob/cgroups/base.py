@@ -128,8 +128,8 @@ def make_subtree(parents: Mapping[int, Path]) -> Subtree:
             made, parent_fds, base_fds = [], [], []
             for parent in parents.values():
                 parent_fd = _open_directory(parent, stack)
-                os.mkdir(name, 0o755, dir_fd=parent_fd)
                 directory = parent / name
+                directory.mkdir(0o755)
                 stack.callback(_remove_unless_kept, directory, kept := _Kept())
                 base_fd = _open_directory(directory, stack)
                 fcntl.flock(base_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

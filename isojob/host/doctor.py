@@ -132,6 +132,7 @@ def _host() -> Iterator[Check]:
     who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
     yield _check(_HOST, "surroundings", True, f"{surroundings()[1]}, as {who}", "the cures")
     yield _executable()
+    yield _core_pattern()
     try:
         compiled = SeccompProfile.default().compile()
     except IsojobError as error:
@@ -140,6 +141,22 @@ def _host() -> Iterator[Check]:
     else:
         found = f"{_libseccomp_version()}, default profile: {len(compiled.bpf) // 8} instructions"
         yield _check(_HOST, "libseccomp", True, found, "compiling seccomp profiles")
+
+
+def _core_pattern() -> Check:
+    """A pipe there starts a program as root of the host on what a crashed process leaves (core(5)).
+
+    Jobs start with the limit that keeps it from starting, but they may set another (RLIMIT_CORE 0).
+    """
+    name, needed = "core dumps", "keeping jobs from the host's core dump handler"
+    try:
+        pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    except OSError as error:
+        return _check(_HOST, name, None, f"core_pattern: {error.strerror}", needed, "mount proc")
+    if not pattern.startswith("|"):
+        return _check(_HOST, name, True, f"written to files ({pattern})", needed)
+    found = f"piped to {pattern[1:].split()[0] if pattern[1:].split() else 'nothing'}"
+    return _check(_HOST, name, None, found, needed, "sysctl kernel.core_pattern=core")
 
 
 def _executable() -> Check:

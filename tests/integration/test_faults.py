@@ -89,7 +89,7 @@ async def test_dead_zygotes_do_not_pile_up() -> None:
 
 
 def test_second_native_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """asyncio's cancel goes through anyio's shield: the call returns with nothing left anyway."""
+    """A cancel by asyncio itself goes through anyio's shield: the call returns with nothing left anyway."""
     gone: list[bool] = []
     original = cell_module.Lease._until_end_of_file
 

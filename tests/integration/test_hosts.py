@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +109,56 @@ assert os.geteuid() == 0
 accept = Sandbox(allow_missing={"cgroup"})
 """
 DUMPABLE = "import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)"
+
+
+SUBORDINATE = """
+import tempfile
+run(["true"]); isojob._run._close_pools()
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x00020000) == 0 and libc.mount(None, b"/", None, 0x44000, None) == 0
+for file in ("/etc/subuid", "/etc/subgid"):
+    with tempfile.NamedTemporaryFile("w") as own:
+        own.write("65534:1879048192:64\\n"); own.flush(); os.chmod(own.name, 0o644)
+        if not os.path.exists(file): open(file, "w").close()
+        assert libc.mount(own.name.encode(), file.encode(), None, 0x1000, None) == 0, file
+accept = {"cgroup"}
+if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+    # Delegated as systemd does it: the directory and two of its files belong to the user.
+    above = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().strip().removeprefix("0::")
+    mine = os.path.dirname(above) + f"/isojob-test-{os.getpid()}"
+    os.mkdir(mine)
+    for name in ("", "cgroup.procs", "cgroup.subtree_control"):
+        os.chown(f"{mine}/{name}", 65534, 65534)
+    open(f"{mine}/cgroup.procs", "w").write("0")
+    accept = set()
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+libc.prctl(4, 1, 0, 0, 0)
+"""
+
+
+def test_subordinate_ids() -> None:
+    """An ordinary user with subordinate ids: each job has host ids that are not the user's own."""
+    needs_root()
+    assert shutil.which("newuidmap"), "needs newuidmap (Debian: apt-get install uidmap)"
+    done = python(
+        SUBORDINATE,
+        "s = Sandbox(allow_missing=accept)",
+        "seen = [run(['cat', '/proc/self/uid_map', '/proc/self/gid_map'], sandbox=s) for _ in '123']",
+        "assert {r.posture.privilege for r in seen} == {'user+ranges'}, seen",
+        "assert all((r.posture.cgroup == 'v2') == (not accept) for r in seen), seen",
+        "hosts = [[int(line.split()[1]) for line in r.stdout.splitlines()] for r in seen]",
+        "assert all(len(set(h[:2])) == 2 and h[:2] == h[2:] for h in hosts), hosts",
+        "assert all(1 <= i <= 64 for h in hosts for i in h), hosts",
+        "assert len({i for h in hosts for i in h[:2]}) == 6, hosts",
+        "files = {'x': b'x'}",
+        "r = run(['sh', '-c', 'id -u; id -g; id -G; stat -c %u x .'], sandbox=s, files=files)",
+        "print(r.status, r.stdout.split())",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ok [b'1000', b'1000', b'1000', b'1000', b'1000']\n", done.stderr
+    for directory in Path("/sys/fs/cgroup").glob("**/isojob-test-*"):
+        for inner in sorted(directory.glob("**/"), reverse=True):
+            inner.rmdir()
 
 
 def test_user_namespaces_switched_off() -> None:

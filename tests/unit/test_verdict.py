@@ -187,6 +187,7 @@ MAYBE = st.none() | st.integers(0, 2**62)
 TABLES = st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=2)
 IDLE = {
     "syscall": st.none() | st.text(max_size=5),
+    "cpu_is_whole": st.booleans(),
     "user_ns": MAYBE,
     "system_ns": MAYBE,
     "setup_ns": st.integers(0, 2**62),
@@ -257,6 +258,12 @@ def test_without_an_own_limit_memory_is_never_to_blame(fields: dict[str, Any]) -
         assert killed
         assert own
         assert fields["cause"] in {"none", "oom"}
+
+
+def test_part_of_the_cpu_time_is_no_usage() -> None:
+    """Without a cgroup a job can hide processes from the sum: Usage does not pass it on."""
+    part = usage(evidence(cpu_ns=5, user_ns=3, system_ns=2, cpu_is_whole=False))
+    assert (part.cpu_time, part.user_time, part.system_time) == (None, None, None)
 
 
 def test_usage_is_the_evidence_in_seconds_bytes_and_counts() -> None:
