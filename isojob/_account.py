@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from isojob._job import Job
 from isojob.cgroups import Driver
 from isojob.errors import (
     CommandNotExecutableError,
@@ -15,11 +17,12 @@ from isojob.errors import (
 )
 from isojob.host import failures
 from isojob.limits import Limits
-from isojob.result import Evidence
+from isojob.result import Evidence, Posture, Result
 from isojob.seccomp import syscall_name
+from isojob.verdict import usage, verdict
 from isojob.wire import JobState, RawResult
 
-__all__ = ["HostSide", "failure", "make_evidence"]
+__all__ = ["HostSide", "Outcome", "failure", "make_evidence", "make_result"]
 
 _CODES: dict[int, Literal["exited", "killed", "dumped"]] = {1: "exited", 2: "killed", 3: "dumped"}
 _ENOENT, _ENOTDIR, _ELOOP = 2, 20, 40
@@ -36,6 +39,25 @@ class HostSide:
     stderr_bytes: int = 0
     stdout_exceeded: bool = False
     stderr_exceeded: bool = False
+
+
+class Outcome:
+    """What came back from one cell."""
+
+    __slots__ = ("files", "host", "raw", "stderr", "stdout", "uncollected")
+
+    def __init__(self) -> None:
+        self.host = HostSide()
+        self.raw: RawResult | None = None
+        self.stdout: bytes | None = None
+        self.stderr: bytes | None = None
+        self.files: dict[str, bytes] = {}
+        self.uncollected: dict[str, str] = {}
+
+    def stop_reason(self, reason: Literal["output", "kill"]) -> None:
+        """Why the host ends the job; the first reason stays."""
+        if self.host.stop == "none":
+            self.host.stop = reason
 
 
 def failure(raw: RawResult, command: str | bytes, path: str) -> IsojobError | None:
@@ -114,4 +136,34 @@ def make_evidence(raw: RawResult, driver: Driver, host: HostSide, limits: Limits
         stderr_exceeded=host.stderr_exceeded,
         cpu_limit_ns=None if limits.cpu_time is None else round(limits.cpu_time * 1e9),
         wall_limit_ns=None if limits.wall_time is None else round(limits.wall_time * 1e9),
+    )
+
+
+def make_result(
+    job: Job, outcome: Outcome, driver: Driver, posture: Posture, index: int | None
+) -> Result:
+    """What the caller gets.
+
+    Raises:
+        IsojobError: The job never ran.
+    """
+    assert outcome.raw is not None
+    path = job.environment.get("PATH", "")
+    if error := failure(outcome.raw, os.fsdecode(job.argv[0]), path):
+        raise error
+    evidence = make_evidence(outcome.raw, driver, outcome.host, job.limits)
+    return Result(
+        args=tuple(os.fsdecode(argument) for argument in job.argv),
+        status=verdict(evidence),
+        returncode=evidence.returncode,
+        stdout=outcome.stdout,
+        stderr=outcome.stderr,
+        stdout_truncated=evidence.stdout_exceeded,
+        stderr_truncated=evidence.stderr_exceeded,
+        usage=usage(evidence),
+        files=outcome.files,
+        uncollected=outcome.uncollected,
+        evidence=evidence,
+        posture=posture,
+        index=index,
     )

@@ -1,4 +1,7 @@
-"""Slots: first come, first served, across threads and event loops; waiting costs no descriptor."""
+"""Slots and memory: first come, first served, across threads and event loops.
+
+Waiting costs no descriptor and no thread.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,62 @@ from collections.abc import Callable
 import anyio
 import sniffio
 
+from isojob._models import Model
+from isojob.cgroups import memory_ceiling
 from isojob.errors import PoolClosedError, QueueFullError
 
-__all__ = ["Slots", "default_max_jobs"]
+__all__ = ["PoolStatistics", "Slots", "default_max_jobs", "memory_budget", "soon"]
+
+
+def soon() -> Callable[[Callable[[], object]], object]:
+    """How another thread has something called in the event loop that runs now.
+
+    Returns:
+        A function that raises RuntimeError when that loop is gone (as trio's RunFinishedError is).
+    """
+    if sniffio.current_async_library() == "asyncio":
+        return asyncio.get_running_loop().call_soon_threadsafe
+    import trio
+
+    return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+class PoolStatistics(Model, frozen=True):
+    """A snapshot of a pool.
+
+    Attributes:
+        max_jobs: Slots.
+        running: Jobs that have a slot.
+        waiting: Calls in the queue.
+        memory: What the running jobs may be allowed together, bytes.
+        memory_reserved: What they are allowed together.
+        parked: Cells ready for a job.
+        zygotes: Zygotes started so far; more than one means that one died.
+    """
+
+    max_jobs: int
+    running: int
+    waiting: int
+    memory: int
+    memory_reserved: int
+    parked: int
+    zygotes: int
 
 
 class _Waiter:
     """One waiting task; `wake` may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int) -> None:
         self.event = anyio.Event()
+        self.memory = memory
         self.admitted = False
-        self._call_soon: Callable[[Callable[[], None]], object]
-        if sniffio.current_async_library() == "asyncio":
-            self._call_soon = asyncio.get_running_loop().call_soon_threadsafe
-        else:
-            import trio
-
-            self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        self._soon = soon()
 
     def wake(self) -> None:
         """Sets the event in its own loop, unless that loop is gone."""
         try:
-            self._call_soon(self.event.set)
-        except RuntimeError:  # closed; trio's RunFinishedError is one, too
+            self._soon(self.event.set)
+        except RuntimeError:
             self.admitted = False
 
 
@@ -44,69 +79,99 @@ class Slots:
     Args:
         total: Jobs at once.
         queue: Tasks that may wait; None: any number.
+        memory: Bytes that the jobs at once may be allowed together. A job that is allowed more
+            than that runs alone.
     """
 
-    def __init__(self, total: int, queue: int | None) -> None:
+    def __init__(self, total: int, queue: int | None, memory: int) -> None:
         self.total = total
+        self.memory = memory
         self._queue = queue
         self._lock = threading.Lock()
-        self._free = total
+        self._running = 0
+        self._reserved = 0
         self._waiting: deque[_Waiter] = deque()
         self._closed = False
 
     @property
     def running(self) -> int:
         """Slots in use."""
-        return self.total - self._free
+        return self._running
+
+    @property
+    def reserved(self) -> int:
+        """Bytes the running jobs are allowed together."""
+        return self._reserved
 
     @property
     def waiting(self) -> int:
         """Tasks in the queue."""
         return len(self._waiting)
 
-    async def acquire(self) -> None:
+    async def acquire(self, memory: int | None, *, patient: bool = False) -> int:
         """Waits for a slot; cancelling gives up the place in the queue.
+
+        Args:
+            memory: Bytes the job is allowed; None: any number.
+            patient: Wait even where the queue is full.
+
+        Returns:
+            What to give back with `release`.
 
         Raises:
             QueueFullError: The queue is full.
             PoolClosedError: The pool was closed meanwhile.
         """
+        wanted = self.memory if memory is None else min(memory, self.memory)
         with self._lock:
             if self._closed:
                 raise PoolClosedError
-            if self._free > 0 and not self._waiting:
-                self._free -= 1
-                return
-            if self._queue is not None and len(self._waiting) >= self._queue:
+            if not self._waiting and self._fits(wanted):
+                self._take(wanted)
+                return wanted
+            if self._queue is not None and len(self._waiting) >= self._queue and not patient:
                 raise QueueFullError
-            waiter = _Waiter()
+            waiter = _Waiter(wanted)
             self._waiting.append(waiter)
         try:
             await waiter.event.wait()
         except BaseException:
             with self._lock:
                 if waiter.admitted:
-                    self._free += 1
-                    self._admit()
+                    self._give_back(wanted)
                 elif waiter in self._waiting:
                     self._waiting.remove(waiter)
+                self._admit()  # whoever stood behind may fit
             raise
         if not waiter.admitted:
             raise PoolClosedError
+        return wanted
 
-    def release(self) -> None:
+    def release(self, reserved: int) -> None:
         """Gives a slot back, to the one who waited longest."""
         with self._lock:
-            self._free += 1
+            self._give_back(reserved)
             self._admit()
 
+    def _fits(self, wanted: int) -> bool:
+        return self._running < self.total and self._reserved + wanted <= self.memory
+
+    def _take(self, wanted: int) -> None:
+        self._running += 1
+        self._reserved += wanted
+
+    def _give_back(self, reserved: int) -> None:
+        self._running -= 1
+        self._reserved -= reserved
+
     def _admit(self) -> None:
-        while self._free > 0 and self._waiting:
+        # A large job at the head holds up small ones behind it: else it might wait for ever.
+        while self._waiting and self._fits(self._waiting[0].memory):
             waiter = self._waiting.popleft()
             waiter.admitted = True
             waiter.wake()
             if waiter.admitted:
-                self._free -= 1
+                self._take(waiter.memory)
 
     def close(self) -> None:
         """Turns everybody in the queue away."""
@@ -117,10 +182,17 @@ class Slots:
             waiter.wake()
 
 
-def default_max_jobs() -> int:
-    """Twice the CPUs, at least 4; but one for each 256 MiB of memory at most."""
+def memory_budget() -> int:
+    """Bytes that this machine has, or that our own cgroup may use if those are fewer."""
     if not hasattr(os, "sched_getaffinity"):
-        return 4  # not Linux: no job will run
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    by_cpu = max(4, 2 * len(os.sched_getaffinity(0)))
-    return max(1, min(by_cpu, memory // (256 << 20)))
+        return 1 << 40  # not Linux: no job will run
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ceiling = memory_ceiling()
+    return physical if ceiling is None else min(physical, ceiling)
+
+
+def default_max_jobs() -> int:
+    """Twice the CPUs we may use, at least 4."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 4
+    return max(4, 2 * len(os.sched_getaffinity(0)))

@@ -13,13 +13,12 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal
 
 import anyio
 from anyio import CancelScope
 
 from isojob import wire
-from isojob._account import HostSide
+from isojob._account import Outcome
 from isojob._descriptors import close_all, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
 from isojob._shield import shielded
@@ -28,9 +27,9 @@ from isojob._zygote import Zygote
 from isojob.cgroups import Driver
 from isojob.errors import PoolBrokenError
 from isojob.limits import Limits
-from isojob.wire import Failure, MessageType, RawResult, Stdio, Writer
+from isojob.wire import Failure, MessageType, Stdio, Writer
 
-__all__ = ["CellFailedError", "CellGoneError", "Lease", "Outcome", "run_job"]
+__all__ = ["CellFailedError", "CellGoneError", "Lease", "run_job"]
 
 LATE_READER_SECONDS = 0.005
 """Most short jobs are over by then, and their pipes need no watching at all."""
@@ -144,25 +143,6 @@ class Lease:
     def close(self) -> None:
         """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
         self._socket.close()
-
-
-class Outcome:
-    """What came back from one cell."""
-
-    __slots__ = ("files", "host", "raw", "stderr", "stdout", "uncollected")
-
-    def __init__(self) -> None:
-        self.host = HostSide()
-        self.raw: RawResult | None = None
-        self.stdout: bytes | None = None
-        self.stderr: bytes | None = None
-        self.files: dict[str, bytes] = {}
-        self.uncollected: dict[str, str] = {}
-
-    def stop_reason(self, reason: Literal["output", "kill"]) -> None:
-        """Why the host ends the job; the first reason stays."""
-        if self.host.stop == "none":
-            self.host.stop = reason
 
 
 class _Run:

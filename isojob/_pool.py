@@ -7,25 +7,26 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 
 from isojob import wire
-from isojob._account import failure, make_evidence
-from isojob._admission import Slots, default_max_jobs
+from isojob._account import Outcome, make_result
+from isojob._admission import PoolStatistics, Slots, default_max_jobs, memory_budget
 from isojob._cell import (
     STUCK_SECONDS,
     CellFailedError,
     CellGoneError,
     Lease,
-    Outcome,
     run_job,
 )
 from isojob._job import CAPTURE, DEVNULL, Content, Job, StdioArg, StrOrBytesPath
-from isojob._models import Model
+from isojob._map import JobLike, Results
+from isojob._models import parse_bytes
 from isojob._shield import in_thread
 from isojob._zygote import CellSpec, Zygote, privilege
 from isojob.cgroups import Driver
@@ -37,30 +38,11 @@ from isojob.host.rootfs import block_devices
 from isojob.limits import Limits
 from isojob.result import Posture, Result
 from isojob.sandbox import Sandbox
-from isojob.verdict import usage, verdict
 
 __all__ = ["Pool", "PoolStatistics"]
 
 PARKED = 8
 _ATTEMPTS = 2
-
-
-class PoolStatistics(Model, frozen=True):
-    """A snapshot of a pool.
-
-    Attributes:
-        max_jobs: Slots.
-        running: Jobs that have a slot.
-        waiting: Calls in the queue.
-        parked: Cells ready for a job.
-        zygotes: Zygotes started so far; more than one means that one died.
-    """
-
-    max_jobs: int
-    running: int
-    waiting: int
-    parked: int
-    zygotes: int
 
 
 class Pool:
@@ -73,9 +55,12 @@ class Pool:
         sandbox: What the jobs see; the template of all cells.
         limits: Used where a call gives none. Cells are parked with these limits; a job that
             differs in more than memory, processes, times and rlimits gets a cell made on demand.
-        max_jobs: Jobs at once; by default twice the CPUs, at least 4, as memory allows.
+        max_jobs: Jobs at once; by default twice the CPUs, at least 4.
+        memory: What the jobs at once may be allowed together, bytes or a string such as
+            ``"8GiB"``: the sum of their `Limits.memory`. A larger job runs alone. By default the
+            memory of this machine or of our own cgroup.
         parked: Cells kept ready (some 0.6 MB each).
-        queue: Calls that may wait for a slot; None: any number.
+        queue: Calls that may wait for their turn; None: any number.
         uid_range: Host uids and gids to take a block from, as root.
     """
 
@@ -85,6 +70,7 @@ class Pool:
         limits: Limits | None = None,
         *,
         max_jobs: int | None = None,
+        memory: int | str | None = None,
         parked: int | None = None,
         queue: int | None = None,
         uid_range: range = DEFAULT_RANGE,
@@ -96,6 +82,7 @@ class Pool:
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.limits = Limits() if limits is None else limits
         self._max_jobs = max_jobs or default_max_jobs()
+        self._memory = None if memory is None else parse_bytes(memory)
         self._parked = PARKED if parked is None else parked
         self._queue = queue
         self._uid_range = uid_range
@@ -105,7 +92,7 @@ class Pool:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._open = False
-        self._slots = Slots(self._max_jobs, self._queue)
+        self._slots = Slots(self._max_jobs, self._queue, self._memory or memory_budget())
         self._zygote: Zygote | None = None
         self._stock: deque[Lease] = deque()
         self._active: set[Lease] = set()
@@ -270,10 +257,10 @@ class Pool:
         check: bool = False,
     ) -> Result:
         """Runs one job in a fresh cell; the arguments are those of `run_isolated`."""
-        job = Job.make(
+        return await self._run(
             command,
-            sandbox=self.sandbox,
-            limits=self.limits if limits is None else limits,
+            limits=limits,
+            check=check,
             input=input,
             stdin=stdin,
             stdout=stdout,
@@ -283,24 +270,58 @@ class Pool:
             files=files,
             collect=collect,
         )
-        result = await self._run(job)
-        if check:
-            result.check_returncode()
-        return result
 
-    async def _run(self, job: Job) -> Result:
+    def map(
+        self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, ordered: bool = False
+    ) -> Results:
+        """Runs many jobs, as many at once as there are slots, and yields their results.
+
+            async for result in pool.map(["prog", str(n)] for n in range(10_000)):
+                print(result.index, result.status)
+
+        Jobs are taken and results kept only as fast as the caller takes results: at most twice
+        the slots are in memory. Cancelling ends what runs before it returns; so does `aclose` or
+        leaving it as an async context manager. These jobs wait, however full the queue is.
+
+        Args:
+            jobs: Commands, or mappings with the arguments of `run`, from any iterable.
+            ordered: Yield in the order of the jobs, else as they end; `Result.index` tells.
+
+        Raises:
+            IsojobError: While iterating, what `run` raises for a job, with a note that tells
+                which; the others end.
+        """
+        run = partial(self._run, patient=True)
+        return Results(run, jobs, ordered=ordered, workers=self._max_jobs)
+
+    async def _run(
+        self,
+        command: Sequence[StrOrBytesPath],
+        *,
+        limits: Limits | None = None,
+        check: bool = False,
+        patient: bool = False,
+        index: int | None = None,
+        **options: Any,
+    ) -> Result:
+        limits = self.limits if limits is None else limits
+        job = Job.make(command, sandbox=self.sandbox, limits=limits, **options)
         if not self._open:
             raise PoolClosedError
         asked = time.monotonic_ns()
         slots = self._slots
-        await slots.acquire()
+        reserved = await slots.acquire(limits.memory, patient=patient)
         queued = time.monotonic_ns() - asked
         try:
             outcome = await self._attempt(job)
         finally:
-            slots.release()
+            slots.release(reserved)
         outcome.host.queue_ns = queued
-        return self._result(job, outcome)
+        assert self._driver is not None and self._posture is not None
+        result = make_result(job, outcome, self._driver, self._posture, index)
+        if check:
+            result.check_returncode()
+        return result
 
     async def _attempt(self, job: Job) -> Outcome:
         for attempt in range(_ATTEMPTS):
@@ -339,27 +360,6 @@ class Pool:
             return PoolBrokenError(f"the cell's init sent nonsense: {error}")
         return zygote.diagnose()
 
-    def _result(self, job: Job, outcome: Outcome) -> Result:
-        assert outcome.raw is not None and self._driver is not None and self._posture is not None
-        path = job.environment.get("PATH", "")
-        if error := failure(outcome.raw, os.fsdecode(job.argv[0]), path):
-            raise error
-        evidence = make_evidence(outcome.raw, self._driver, outcome.host, job.limits)
-        return Result(
-            args=tuple(os.fsdecode(argument) for argument in job.argv),
-            status=verdict(evidence),
-            returncode=evidence.returncode,
-            stdout=outcome.stdout,
-            stderr=outcome.stderr,
-            stdout_truncated=evidence.stdout_exceeded,
-            stderr_truncated=evidence.stderr_exceeded,
-            usage=usage(evidence),
-            files=outcome.files,
-            uncollected=outcome.uncollected,
-            evidence=evidence,
-            posture=self._posture,
-        )
-
     @property
     def busy(self) -> bool:
         """Whether jobs run, wait or are about to."""
@@ -371,6 +371,8 @@ class Pool:
             max_jobs=self._max_jobs,
             running=self._slots.running,
             waiting=self._slots.waiting,
+            memory=self._slots.memory,
+            memory_reserved=self._slots.reserved,
             parked=len(self._stock),
             zygotes=self._zygotes,
         )

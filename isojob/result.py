@@ -61,6 +61,7 @@ class Result(Model, frozen=True):
         uncollected: Files that were asked for and not collected, with the reason.
         evidence: The raw counters that `status` and `usage` were made from.
         posture: Which protections held.
+        index: Position among the jobs given to `Pool.map`; else None.
     """
 
     args: tuple[Name, ...]
@@ -75,6 +76,7 @@ class Result(Model, frozen=True):
     uncollected: dict[Name, str] = Field(default_factory=dict)
     evidence: Evidence
     posture: Posture
+    index: int | None = None
 
     @property
     def ok(self) -> bool:

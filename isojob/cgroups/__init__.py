@@ -8,6 +8,6 @@ stays here.
 from __future__ import annotations
 
 from isojob.cgroups.base import CellFiles, Counters, Driver, Subtree
-from isojob.cgroups.discovery import find
+from isojob.cgroups.discovery import find, memory_ceiling
 
-__all__ = ["CellFiles", "Counters", "Driver", "Subtree", "find"]
+__all__ = ["CellFiles", "Counters", "Driver", "Subtree", "find", "memory_ceiling"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from isojob.cgroups.base import CellFiles, Counters, Driver, Subtree, Write
+from isojob.cgroups.base import CellFiles, Counters, Driver, Subtree, Write, numbers
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
 from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
 
-__all__ = ["NoCgroups", "find", "locate"]
+__all__ = ["NoCgroups", "find", "locate", "memory_ceiling"]
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -109,6 +110,29 @@ class NoCgroups(Driver):
 
     def counters(self, evidence: Mapping[int, bytes]) -> Counters:
         return Counters()
+
+
+def memory_ceiling() -> int | None:
+    """The lowest memory limit of the cgroups we are in, bytes; None: there is none we can see.
+
+    v2 shows each ancestor's ``memory.max``, up to the root of our cgroup namespace; v1 tells the
+    lowest of them as ``hierarchical_memory_limit`` of ``memory.stat``.
+    """
+    try:
+        own = Path("/proc/self/cgroup").read_text()
+        unified, legacy = locate(own, Path("/proc/self/mountinfo").read_text())
+    except OSError:
+        return None
+    found: list[int] = []
+    directory = unified
+    while directory is not None and (directory / "cgroup.procs").exists():
+        with suppress(OSError, ValueError):  # "max"; the root has none
+            found.append(int((directory / "memory.max").read_text()))
+        directory = directory.parent
+    with suppress(OSError, KeyError):
+        stat = numbers((legacy["memory"] / "memory.stat").read_bytes())
+        found.append(stat["hierarchical_memory_limit"])
+    return min(found, default=None)
 
 
 def find() -> Driver:

@@ -1,0 +1,212 @@
+"""Pool.map: thousands of jobs through one pool, a bounded number of them in memory.
+
+The workers belong to the event loop, not to a task group around the consumer: nothing may be held
+open over a `yield`, and a loop left by `break` looks like one that goes on. So the iterator ends
+them, when it is exhausted, closed, cancelled, or forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import anyio
+import sniffio
+from anyio import CancelScope
+
+from isojob._admission import soon
+from isojob._job import StrOrBytesPath
+from isojob._shield import shielded
+from isojob.result import Result
+
+__all__ = ["JobLike", "Results"]
+
+JobLike: TypeAlias = Sequence[StrOrBytesPath] | Mapping[str, Any]
+"""A command, or the arguments of `Pool.run` by name, with ``command`` among them."""
+
+
+def _spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> object:
+    """Starts a task outside of any task group; keep what is returned until it ends."""
+    if sniffio.current_async_library() == "asyncio":
+        import asyncio
+
+        return asyncio.get_running_loop().create_task(function())
+    import trio
+
+    return trio.lowlevel.spawn_system_task(function)
+
+
+class _Work:
+    """What workers and iterator share; it does not hold the iterator, so that can be forgotten."""
+
+    def __init__(
+        self,
+        run: Callable[..., Awaitable[Result]],
+        jobs: AsyncIterable[JobLike] | Iterable[JobLike],
+        room: int,
+    ) -> None:
+        self.run = run
+        self.room = room
+        self.changed = anyio.Event()
+        self.done: dict[int, Result] = {}
+        self.given = 0
+        self.workers = 0
+        self.failure: BaseException | None = None
+        self._taken = 0
+        self._exhausted = False
+        self._source = jobs.__aiter__() if isinstance(jobs, AsyncIterable) else iter(jobs)
+        self._turn = anyio.Lock()
+        self._scopes: list[CancelScope] = []
+
+    def change(self) -> None:
+        """Wakes everybody who waits for something to be different."""
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    def cancel(self) -> None:
+        """Takes no more jobs and ends those that run."""
+        self._exhausted = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _take(self) -> tuple[int, JobLike] | None:
+        """The next job, as soon as there is room for its result."""
+        async with self._turn:
+            while self._taken - self.given >= self.room and not self._exhausted:
+                await self.changed.wait()
+            if self._exhausted:
+                return None
+            try:
+                if isinstance(self._source, AsyncIterator):
+                    job = await anext(self._source)
+                else:
+                    job = next(self._source)
+            except (StopIteration, StopAsyncIteration):
+                self._exhausted = True
+                return None
+            self._taken += 1
+            return self._taken - 1, job
+
+    async def worker(self) -> None:
+        """Runs one job after the other, until there are no more or one raises."""
+        scope = CancelScope()
+        self._scopes.append(scope)
+        try:
+            with scope:
+                if self._exhausted:
+                    return
+                while (taken := await self._take()) is not None:
+                    index, job = taken
+                    arguments = job if isinstance(job, Mapping) else {"command": job}
+                    try:
+                        self.done[index] = await self.run(**arguments, index=index)
+                    except Exception as error:
+                        error.add_note(f"job {index} of Pool.map")
+                        raise
+                    self.change()
+        except BaseException as error:  # noqa: BLE001 - the iterator raises it
+            self.failure = self.failure or error
+            self.cancel()
+        finally:
+            self.workers -= 1
+            self.change()
+
+
+class Results(AsyncIterator[Result]):
+    """The results of `Pool.map`, as they come or in the order of the jobs.
+
+    Iterate it in the event loop where the first result is awaited. To end it early for certain, use
+    it as an async context manager or call `aclose`; one that is simply dropped ends its jobs, too,
+    but nobody waits for that.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Awaitable[Result]],
+        jobs: AsyncIterable[JobLike] | Iterable[JobLike],
+        *,
+        ordered: bool,
+        workers: int,
+    ) -> None:
+        self._arguments = (run, jobs, 2 * workers)
+        self._ordered = ordered
+        self._workers = workers
+        self._work: _Work | None = None
+        self._soon: Callable[[Callable[[], object]], object] | None = None
+        self._tasks: list[object] = []
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Result:
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            return await self._next(self._work or self._start())
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _start(self) -> _Work:
+        work = self._work = _Work(*self._arguments)
+        self._soon = soon()
+        work.workers = self._workers
+        self._tasks = [_spawn(work.worker) for _ in range(self._workers)]
+        return work
+
+    async def _next(self, work: _Work) -> Result:
+        while True:
+            if work.failure is not None:
+                raise work.failure
+            index = work.given if self._ordered else next(iter(work.done), -1)
+            if index in work.done:
+                result = work.done.pop(index)
+                work.given += 1
+                work.change()
+                return result
+            if work.workers == 0:
+                raise StopAsyncIteration
+            await work.changed.wait()
+
+    async def aclose(self) -> None:
+        """Ends the jobs that run and waits until nothing of them is left. Idempotent."""
+        self._closed = True
+        work = self._work
+        if work is None or work.workers == 0:
+            return
+        work.cancel()
+
+        async def ended() -> None:
+            while work.workers > 0:
+                await work.changed.wait()
+
+        await shielded(ended)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        work = getattr(self, "_work", None)
+        if work is not None and work.workers > 0 and self._soon is not None:
+            with suppress(RuntimeError):  # that loop is gone, and with it its tasks
+                self._soon(work.cancel)

@@ -1,0 +1,104 @@
+"""Slots: first come, first served, by number and by memory, without a kernel."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from isojob import PoolClosedError, QueueFullError
+from isojob._admission import Slots
+
+MIB = 1 << 20
+
+
+async def start(slots: Slots, memory: int | None, order: list[str], name: str, hold: float) -> None:
+    """One job that takes its turn and notes it."""
+    reserved = await slots.acquire(memory)
+    order.append(name)
+    await anyio.sleep(hold)
+    slots.release(reserved)
+
+
+async def test_first_come_first_served() -> None:
+    """Jobs start in the order in which they asked."""
+    slots, order = Slots(1, None, 100 * MIB), list[str]()
+    async with anyio.create_task_group() as tasks:
+        for name in "abcdef":
+            tasks.start_soon(start, slots, MIB, order, name, 0.01)
+            await anyio.sleep(0.001)
+    assert order == list("abcdef")
+    assert (slots.running, slots.waiting, slots.reserved) == (0, 0, 0)
+
+
+async def test_memory_is_a_limit_of_its_own() -> None:
+    """Two jobs that may use 60 of 100 MiB do not run together; a third small one keeps its turn."""
+    slots, order = Slots(8, None, 100 * MIB), list[str]()
+    first = await slots.acquire(60 * MIB)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start, slots, 60 * MIB, order, "large", 0.05)
+        await anyio.sleep(0.01)
+        tasks.start_soon(start, slots, 1 * MIB, order, "small", 0)
+        await anyio.sleep(0.01)
+        assert order == []
+        assert (slots.running, slots.waiting, slots.reserved) == (1, 2, 60 * MIB)
+        slots.release(first)
+        await anyio.sleep(0.01)
+        assert order == ["large", "small"]
+    assert (slots.running, slots.waiting, slots.reserved) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("memory", [None, 101 * MIB, 1 << 50])
+async def test_a_job_larger_than_everything_runs_alone(memory: int | None) -> None:
+    """It is neither refused nor starved."""
+    slots, order = Slots(8, None, 100 * MIB), list[str]()
+    small = await slots.acquire(MIB)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start, slots, memory, order, "huge", 0.03)
+        await anyio.sleep(0.01)
+        tasks.start_soon(start, slots, MIB, order, "next", 0)
+        await anyio.sleep(0.01)
+        assert order == []
+        slots.release(small)
+        await anyio.sleep(0.01)
+        assert order == ["huge"]
+        assert slots.reserved == 100 * MIB
+    assert order == ["huge", "next"]
+
+
+async def test_a_cancelled_waiter_lets_the_next_one_go() -> None:
+    """A large job that gives up no longer holds up the small one behind it."""
+    slots, order = Slots(8, None, 100 * MIB), list[str]()
+    await slots.acquire(60 * MIB)
+    async with anyio.create_task_group() as tasks:
+        with anyio.move_on_after(0.03):
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(start, slots, 60 * MIB, order, "large", 0)
+                await anyio.sleep(0.01)
+                tasks.start_soon(start, slots, MIB, order, "small", 0)
+        await anyio.sleep(0.01)
+        assert order == ["small"]
+    assert (slots.running, slots.waiting) == (1, 0)
+
+
+async def test_bounded_queue_and_the_patient() -> None:
+    """A full queue refuses; who is patient waits all the same; closing turns all away."""
+    slots = Slots(1, 0, 100 * MIB)
+    await slots.acquire(MIB)
+    with pytest.raises(QueueFullError):
+        await slots.acquire(MIB)
+    refused: list[str] = []
+
+    async def patient() -> None:
+        try:
+            await slots.acquire(MIB, patient=True)
+        except PoolClosedError:
+            refused.append("closed")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(patient)
+        await anyio.sleep(0.01)
+        assert slots.waiting == 1
+        slots.close()
+    assert refused == ["closed"]
+    with pytest.raises(PoolClosedError):
+        await slots.acquire(MIB)
