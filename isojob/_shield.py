@@ -27,16 +27,16 @@ async def shielded(again: Callable[[], Awaitable[T]]) -> T:
         again: Makes the awaitable: bounded, and the same however often it is begun.
     """
     cancelled: asyncio.CancelledError | None = None
-    while True:
+    results: list[T] = []
+    while not results:
         try:
             with CancelScope(shield=True):
-                result = await again()
+                results.append(await again())
         except asyncio.CancelledError as error:
             cancelled = error
-            continue
-        if cancelled is not None:
-            raise cancelled
-        return result
+    if cancelled is not None:
+        raise cancelled
+    return results[0]
 
 
 async def in_thread(function: Callable[[], T]) -> T:
