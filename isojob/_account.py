@@ -44,9 +44,10 @@ class HostSide:
 class Outcome:
     """What came back from one cell."""
 
-    __slots__ = ("files", "host", "raw", "stderr", "stdout", "uncollected")
+    __slots__ = ("driver", "files", "host", "raw", "stderr", "stdout", "uncollected")
 
-    def __init__(self) -> None:
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
         self.host = HostSide()
         self.raw: RawResult | None = None
         self.stdout: bytes | None = None
@@ -105,7 +106,7 @@ def make_evidence(raw: RawResult, driver: Driver, host: HostSide, limits: Limits
     if raw.syscall is not None:
         syscall = syscall_name(raw.syscall[0], raw.syscall[1])
     start = raw.start_ns or raw.end_ns
-    return Evidence(
+    return Evidence.trusted(
         si_code=code,
         si_status=raw.si_status,
         cause=cast('Literal["none", "wall", "cpu", "oom", "seccomp", "stop"]', raw.cause),
@@ -139,20 +140,17 @@ def make_evidence(raw: RawResult, driver: Driver, host: HostSide, limits: Limits
     )
 
 
-def make_result(
-    job: Job, outcome: Outcome, driver: Driver, posture: Posture, index: int | None
-) -> Result:
+def make_result(job: Job, outcome: Outcome, posture: Posture, index: int | None) -> Result:
     """What the caller gets.
 
     Raises:
         IsojobError: The job never ran.
     """
     assert outcome.raw is not None
-    path = job.environment.get("PATH", "")
-    if error := failure(outcome.raw, os.fsdecode(job.argv[0]), path):
+    if error := failure(outcome.raw, os.fsdecode(job.argv[0]), job.environment.path):
         raise error
-    evidence = make_evidence(outcome.raw, driver, outcome.host, job.limits)
-    return Result(
+    evidence = make_evidence(outcome.raw, outcome.driver, outcome.host, job.limits)
+    return Result.trusted(
         args=tuple(os.fsdecode(argument) for argument in job.argv),
         status=verdict(evidence),
         returncode=evidence.returncode,

@@ -11,7 +11,6 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
@@ -22,11 +21,11 @@ from isojob._account import Outcome
 from isojob._descriptors import close_all, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
 from isojob._shield import shielded
+from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed
+from isojob._wait import readable
 from isojob._zygote import Zygote
-from isojob.cgroups import Driver
 from isojob.errors import PoolBrokenError
-from isojob.limits import Limits
 from isojob.wire import Failure, MessageType, Stdio, Writer
 
 __all__ = ["CellFailedError", "CellGoneError", "Lease", "run_job"]
@@ -59,10 +58,10 @@ class Lease:
         zygote: Whose cell it is.
     """
 
-    __slots__ = ("_socket", "_stopped", "zygote")
+    __slots__ = ("_stopped", "socket", "zygote")
 
     def __init__(self, lease: socket.socket, zygote: Zygote) -> None:
-        self._socket = lease
+        self.socket = lease
         self._stopped = False
         self.zygote = zygote
 
@@ -76,9 +75,9 @@ class Lease:
         try:
             if out.length > wire.INLINE_MAX:
                 body = sealed_memfd("isojob-job", out.body())
-                send_fds(self._socket, out.header(memfd=True), [body, *fds])
+                send_fds(self.socket, out.header(memfd=True), [body, *fds])
             else:
-                send_fds(self._socket, out.message(), fds)
+                send_fds(self.socket, out.message(), fds)
         except (BrokenPipeError, ConnectionResetError):
             # What init said before it went is still to be read.
             pass
@@ -89,18 +88,20 @@ class Lease:
     def send_collect(self, message: bytes) -> None:
         """Leaves init its errand; it reads it when the job is over."""
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.send(message, socket.MSG_NOSIGNAL)
+            self.socket.send(message, socket.MSG_NOSIGNAL)
 
-    async def receive(self) -> tuple[wire.Message, list[int]] | None:
-        """The next message with its descriptors, or None at end of file."""
+    def read(self) -> tuple[wire.Message, list[int]] | None:
+        """The next message with its descriptors, or None at end of file.
+
+        Raises:
+            BlockingIOError: Nothing there yet.
+            wire.WireError: Not a message.
+        """
         while True:
             try:
                 datagram, fds, flags, _ = socket.recv_fds(
-                    self._socket, wire.RECEIVE_SIZE, _MAX_FILE_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                    self.socket, wire.RECEIVE_SIZE, _MAX_FILE_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
                 )
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-                continue
             except ConnectionResetError:
                 # An unread message of ours died with the cell; its last words are still there.
                 continue
@@ -115,12 +116,20 @@ class Lease:
                 close_all(fds)
                 raise
 
+    async def receive(self) -> tuple[wire.Message, list[int]] | None:
+        """Waits for what `read` returns."""
+        while True:
+            try:
+                return self.read()
+            except BlockingIOError:
+                await anyio.wait_readable(self.socket)
+
     def stop(self) -> None:
         """Tells init to end the job now and report. Idempotent."""
         if not self._stopped:
             self._stopped = True
             with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
+                self.socket.shutdown(socket.SHUT_WR)
 
     async def gone(self) -> bool:
         """Waits until nothing of the cell is left, bounded; whether that was seen."""
@@ -142,28 +151,28 @@ class Lease:
 
     def close(self) -> None:
         """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
-        self._socket.close()
+        self.socket.close()
 
 
 class _Run:
     def __init__(self, lease: Lease, job: Job) -> None:
         self.lease = lease
         self.job = job
-        self.outcome = Outcome()
+        self.outcome = Outcome(lease.zygote.driver)
         self.feed: Feed | None = None
         self.captures: dict[str, Capture] = {}
         self._collected = 0
         self._failed: Exception | None = None
 
-    async def run(self, driver: Driver, parked: Limits, sent: Callable[[], None]) -> Outcome:
+    async def run(self, spec: CellSpec) -> Outcome:
         """Sends the job and waits for its end; the caller owns the lease."""
         job = self.job
         try:
             fds, stdio = self._open_streams()
             out = (
-                await anyio.to_thread.run_sync(job.message, driver, parked, stdio)
+                await anyio.to_thread.run_sync(job.message, spec, stdio)
                 if job.files
-                else job.message(driver, parked, stdio)
+                else job.message(spec, stdio)
             )
             fed = self.feed is None or self.feed.start()
             self.outcome.host.sent_ns = time.monotonic_ns()
@@ -174,10 +183,12 @@ class _Run:
                 capture.sent()
             if self.feed is not None:
                 self.feed.sent()
-            sent()
-            if fed:
-                with anyio.move_on_after(LATE_READER_SECONDS):
-                    await self._finish()
+            while fed and self.outcome.raw is None:
+                if not await readable(self.lease.socket, LATE_READER_SECONDS):
+                    break
+                with suppress(BlockingIOError):
+                    while self.outcome.raw is None:
+                        self._take(self.lease.read())
             if self.outcome.raw is None:
                 await self._stream()
             self._drain()
@@ -221,22 +232,24 @@ class _Run:
     async def _finish(self) -> None:
         """Reads the cell's messages up to its report."""
         while self.outcome.raw is None:
-            received = await self.lease.receive()
-            if received is None:
-                raise CellGoneError
-            message, fds = received
-            try:
-                match message.kind:
-                    case MessageType.RESULT:
-                        self.outcome.raw = wire.parse_result(message)
-                    case MessageType.FILE:
-                        self._collect(wire.parse_file(message), fds)
-                    case MessageType.ERROR:
-                        raise CellFailedError(wire.parse_failure(message))
-                    case _:
-                        raise wire.WireError(f"unexpected message {message.kind}")
-            finally:
-                close_all(fds)
+            self._take(await self.lease.receive())
+
+    def _take(self, received: tuple[wire.Message, list[int]] | None) -> None:
+        if received is None:
+            raise CellGoneError
+        message, fds = received
+        try:
+            match message.kind:
+                case MessageType.RESULT:
+                    self.outcome.raw = wire.parse_result(message)
+                case MessageType.FILE:
+                    self._collect(wire.parse_file(message), fds)
+                case MessageType.ERROR:
+                    raise CellFailedError(wire.parse_failure(message))
+                case _:
+                    raise wire.WireError(f"unexpected message {message.kind}")
+        finally:
+            close_all(fds)
 
     async def _stream(self) -> None:
         """A longer job: watch its pipes until it ends, and end it if it writes too much."""
@@ -329,17 +342,13 @@ def _read(fd: int, size: int) -> bytes:
     return b"".join(chunks)
 
 
-async def run_job(
-    lease: Lease, job: Job, driver: Driver, parked: Limits, sent: Callable[[], None]
-) -> Outcome:
+async def run_job(lease: Lease, job: Job, spec: CellSpec) -> Outcome:
     """Runs one job in one cell. When it raises, nothing of the cell is left (bounded wait).
 
     Args:
         lease: The cell; it stays the caller's.
         job: What to run.
-        driver: The cgroups of the cell.
-        parked: The limits the cell was made with.
-        sent: Called when the job is on its way.
+        spec: What the cell was made with.
 
     Raises:
         CellFailedError: The cell could not be made.
@@ -348,4 +357,4 @@ async def run_job(
         OSError: The file given as stdin could not be read.
         wire.WireError: It reported nonsense.
     """
-    return await _Run(lease, job).run(driver, parked, sent)
+    return await _Run(lease, job).run(spec)

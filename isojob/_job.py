@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from isojob.cgroups import Driver
+from isojob._spec import CellSpec
 from isojob.errors import SandboxSetupError
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
@@ -52,17 +51,29 @@ StdioArg: TypeAlias = int | HasFileno
 
 # One argument or variable with its NUL (MAX_ARG_STRLEN, execve(2)).
 _MAX_STRING = 131072
-_UNLIMITED = 2**64 - 1
-_RLIMITS = {
-    "file_size": 1,
-    "stack": 3,
-    "core": 4,
-    "open_files": 7,
-    "address_space": 9,
-}
-# A second line behind the cgroup: kernel objects that a process may hoard (getrlimit(2)).
-_FIXED_RLIMITS = ((8, 8 << 20), (11, 4096), (12, 819200), (13, 0), (14, 0))
-_NPROC, _CPU = 6, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A job's variables, as fields of its message, and where its program is looked up."""
+
+    path: str
+    fields: bytes
+
+    @classmethod
+    def make(cls, variables: Mapping[str, str]) -> Environment:
+        """Writes the fields.
+
+        Raises:
+            SandboxSetupError: A variable is longer than the kernel takes (E2BIG).
+        """
+        out = Writer(MessageType.JOB)
+        for name, value in variables.items():
+            _check_length(os.fsencode(f"{name}={value}"))
+            out.text(Tag.ENV, f"{name}={value}")
+        path = variables.get("PATH", "")
+        out.text(Tag.PATH, path)
+        return cls(path, out.body())
 
 
 @dataclass(slots=True)
@@ -71,8 +82,9 @@ class Job:
 
     argv: tuple[bytes, ...]
     limits: Limits
-    environment: dict[str, str]
-    cwd: str
+    environment: Environment
+    cwd: str | None
+    workdir: str
     input: bytes | None = None
     stdin_fd: int | None = None
     stdin_file: int | None = None
@@ -88,6 +100,7 @@ class Job:
         *,
         sandbox: Sandbox,
         limits: Limits,
+        environment: Environment | None = None,
         input: bytes | None = None,
         stdin: StdioArg = DEVNULL,
         stdout: StdioArg = CAPTURE,
@@ -107,13 +120,14 @@ class Job:
         job = cls(
             argv=_argv(command),
             limits=limits,
-            environment=sandbox.environment(env),
-            cwd=sandbox.workdir if cwd is None else _cwd(cwd),
+            environment=environment
+            if environment is not None and not env
+            else Environment.make(sandbox.environment(env)),
+            cwd=None if cwd is None else _cwd(cwd),
+            workdir=sandbox.workdir,
             files=_files(files or {}, limits),
             collect=_patterns(collect),
         )
-        for name, value in job.environment.items():
-            _check_length(os.fsencode(f"{name}={value}"))
         if input is not None:
             if not _is(stdin, DEVNULL):
                 raise ValueError("give either input= or stdin=, not both")
@@ -146,70 +160,25 @@ class Job:
                 "or a regular file opened read-only"
             )
 
-    def message(self, driver: Driver, parked: Limits, stdio: Stdio) -> Writer:
+    def message(self, spec: CellSpec, stdio: Stdio) -> Writer:
         """The JOB message; contents of `files` that are paths are read here (blocking)."""
         out = Writer(MessageType.JOB)
         for argument in self.argv:
             out.text(Tag.ARG, argument)
-        for name, value in self.environment.items():
-            out.text(Tag.ENV, f"{name}={value}")
-        out.text(Tag.CWD, self.cwd)
-        out.text(Tag.PATH, self.environment.get("PATH", ""))
+        out.fields(self.environment.fields)
+        if self.cwd is not None:
+            out.text(Tag.CWD, self.cwd)
         out.put(Tag.STDIO, b"", stdio)
-        for index, value_bytes in driver.job(self.limits, parked):
-            out.put(Tag.LIMIT, value_bytes, index)
-        self._put_rlimits(out, driver)
-        if self.limits.wall_time is not None:
-            out.number(Tag.WALL, round(self.limits.wall_time * 1e9))
-        if self.limits.cpu_time is not None:
-            out.number(Tag.CPU, round(self.limits.cpu_time * 1e9), self._cpus(driver))
+        out.fields(spec.job_fields(self.limits))
         for name, content in self.files.items():
             mode, data = _content(content)
             out.blob(Tag.PUT, name, data, mode)
         return out
 
-    def _put_rlimits(self, out: Writer, driver: Driver) -> None:
-        def put(resource: int, soft: int, hard: int) -> None:
-            out.put(Tag.RLIMIT, struct.pack("<QQ", soft, hard), resource)
-
-        for name, resource in _RLIMITS.items():
-            value = getattr(self.limits, name)
-            value = _UNLIMITED if value is None else value
-            if name == "core" and value == 0:
-                # A core_pattern that pipes ignores 0 and starts its handler, as root of the host;
-                # 1 is the value that it honours (core(5)). No file is that short.
-                value = 1
-            put(resource, value, value)
-        for resource, value in _FIXED_RLIMITS:
-            put(resource, value, value)
-        if driver.version == 0:
-            # Counted per user namespace since 5.14: the launcher, init and the job's processes.
-            if self.limits.processes is not None:
-                put(_NPROC, self.limits.processes + 1, self.limits.processes + 1)
-            if self.limits.memory is not None and self.limits.address_space is None:
-                put(_RLIMITS["address_space"], self.limits.memory, self.limits.memory)
-            if self.limits.cpu_time is not None:
-                seconds = max(1, -int(-self.limits.cpu_time // 1))
-                put(_CPU, seconds, seconds + 1)
-
-    def _cpus(self, driver: Driver) -> int:
-        """How many CPUs the job may use at once.
-
-        Not its quota: two threads burn twice as fast. Not our affinity: the job can undo that.
-        """
-        usable = set(range(os.cpu_count() or 1))
-        if self.limits.cpuset is not None and "cpuset" not in driver.missing:
-            listed: set[int] = set()
-            for part in self.limits.cpuset.split(","):
-                first, _, last = part.partition("-")
-                listed.update(range(int(first), int(last or first) + 1))
-            usable &= listed
-        return max(1, min(len(usable), 65535))
-
     def collect_message(self) -> bytes:
         """The COLLECT message for init."""
         out = Writer(MessageType.COLLECT)
-        out.text(Tag.CWD, self.cwd)
+        out.text(Tag.CWD, self.cwd or self.workdir)
         for pattern in self.collect:
             out.text(Tag.PATTERN, pattern)
         return out.message()

@@ -57,6 +57,20 @@ class Model(
     repeat ``frozen=True``, without which type checkers do not see that they hash.
     """
 
+    @classmethod
+    def trusted(cls, **values: Any) -> Self:
+        """Builds an instance from values that are right by construction, some 20 times faster.
+
+        Every field is given, none is converted: for what isojob itself has computed.
+        """
+        new = cls.__new__(cls)
+        put = object.__setattr__
+        put(new, "__dict__", values)
+        put(new, "__pydantic_fields_set__", set(values))
+        put(new, "__pydantic_extra__", None)
+        put(new, "__pydantic_private__", None)
+        return new
+
     @override
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copies the model with some fields changed, validated as in the constructor.

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
-
 from isojob import wire
 from isojob._account import Outcome, make_result
 from isojob._admission import PoolStatistics, Slots, default_max_jobs, memory_budget
 from isojob._cell import (
-    STUCK_SECONDS,
     CellFailedError,
     CellGoneError,
-    Lease,
     run_job,
 )
-from isojob._job import CAPTURE, DEVNULL, Content, Job, StdioArg, StrOrBytesPath
+from isojob._job import (
+    CAPTURE,
+    DEVNULL,
+    Content,
+    Environment,
+    Job,
+    StdioArg,
+    StrOrBytesPath,
+)
 from isojob._map import JobLike, Results
 from isojob._models import parse_bytes
 from isojob._shield import in_thread
-from isojob._zygote import CellSpec, Zygote, privilege
-from isojob.cgroups import Driver
+from isojob._stock import Stock
+from isojob._zygote import Zygote
 from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
-from isojob.host import failures, kernel
+from isojob.host import failures
 from isojob.host.ids import DEFAULT_RANGE
-from isojob.host.posture import check_limits, find_driver, posture
-from isojob.host.rootfs import block_devices
 from isojob.limits import Limits
-from isojob.result import Posture, Result
+from isojob.result import Result
 from isojob.sandbox import Sandbox
 
 __all__ = ["Pool", "PoolStatistics"]
@@ -81,6 +81,7 @@ class Pool:
             raise ValueError("parked must not be negative")
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.limits = Limits() if limits is None else limits
+        self._environment = Environment.make(self.sandbox.environment())
         self._max_jobs = max_jobs or default_max_jobs()
         self._memory = None if memory is None else parse_bytes(memory)
         self._parked = PARKED if parked is None else parked
@@ -90,25 +91,15 @@ class Pool:
         _pools.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._open = False
         self._slots = Slots(self._max_jobs, self._queue, self._memory or memory_budget())
-        self._zygote: Zygote | None = None
-        self._stock: deque[Lease] = deque()
-        self._active: set[Lease] = set()
-        self._spec: CellSpec | None = None
-        self._driver: Driver | None = None
-        self._posture: Posture | None = None
-        self._devices: tuple[str, ...] = ()
-        self._zygotes = 0
+        self._stock = Stock(self.sandbox, self.limits, self._parked, self._uid_range)
         self.pins = 0
         """Calls that hold the pool but no slot yet; counted by the owner of the default pools."""
-        self._retired: list[Zygote] = []
 
     async def __aenter__(self) -> Self:
         self.open_now()
         try:
-            await in_thread(self._ensure_zygote)
+            await in_thread(self._stock.start)
         except BaseException:
             await in_thread(self.close)
             raise
@@ -124,10 +115,10 @@ class Pool:
 
     def open_now(self) -> None:
         """Admits jobs; the zygote starts with the first."""
-        if self._open:
+        if self._stock.open:
             raise RuntimeError("the pool is open already")
         self._reset()
-        self._open = True
+        self._stock.open = True
 
     async def aclose(self) -> None:
         """Ends every job and cell and waits until nothing of them is left (bounded)."""
@@ -135,111 +126,16 @@ class Pool:
 
     def close(self) -> None:
         """As `aclose`, blocking. Calls still under way end with `PoolClosedError`."""
-        with self._lock:
-            self._open = False
-            zygotes, self._retired = self._retired, []
-            if self._zygote is not None:
-                zygotes.append(self._zygote)
-                self._zygote = None
-            stock, self._stock = self._stock, deque()
+        self._stock.open = False  # before anybody in the queue is told
         self._slots.close()
-        for lease in stock:
-            lease.close()
-        # The cells of a zygote that died earlier listen to nobody else.
-        for lease in list(self._active):
-            lease.stop()
-        for zygote in zygotes:
-            zygote.close()
+        self._stock.close()
 
     def forget(self) -> None:
         """In a forked child: lets go of the parent's leases without touching its cells."""
-        zygotes = [*self._retired, *([] if self._zygote is None else [self._zygote])]
-        stock, active = self._stock, self._active
-        was_open = self._open
+        before = self._stock
         self._reset()
-        for lease in (*stock, *active):
-            lease.close()
-        for zygote in zygotes:
-            zygote.let_go()
-        self._open = was_open
-
-    def _ensure_zygote(self) -> Zygote:
-        with self._lock:
-            if not self._open:
-                raise PoolClosedError
-            if self._zygote is not None and self._zygote.alive:
-                return self._zygote
-            if self._zygote is not None:
-                self._discard(self._zygote)
-            kernel.check()
-            driver = find_driver(self.sandbox.allow_missing)
-            devices = block_devices(self.sandbox)
-            check_limits(driver, self.limits, devices, self.sandbox.allow_missing)
-            zygote = Zygote(self.sandbox, driver, self._uid_range)
-            self._driver, self._devices = driver, devices
-            self._spec = CellSpec(driver, self.limits, devices)
-            self._posture = posture(self.sandbox, driver, privilege(self._uid_range))
-            self._zygote = zygote
-            self._zygotes += 1
-            return zygote
-
-    def _discard(self, zygote: Zygote) -> None:
-        """Jobs of it may still run and report: their cgroups and uids stay ours until the last."""
-        stock, self._stock = self._stock, deque()
-        for lease in stock:
-            lease.close()
-        self._zygote = None
-        self._retired.append(zygote)
-
-    async def _let_go(self, lease: Lease) -> None:
-        """Ends a lease; the last one of a discarded zygote takes that along."""
-        self._active.discard(lease)
-        lease.close()
-        if not self._retired:
-            return
-        with self._lock:
-            held = {other.zygote for other in list(self._active)}
-            over = [zygote for zygote in self._retired if zygote not in held]
-            self._retired = [zygote for zygote in self._retired if zygote in held]
-        for zygote in over:
-            await in_thread(zygote.close)
-
-    async def _take(self, limits: Limits) -> tuple[Lease, Limits]:
-        """A lease, from the stock or made now, and the limits its cell was made with."""
-        zygote = self._zygote
-        if not self._open:
-            raise PoolClosedError
-        if zygote is None or not zygote.alive:
-            zygote = await in_thread(self._ensure_zygote)
-        spec = self._spec
-        assert spec is not None and self._driver is not None
-        if CellSpec.key_of(limits) == spec.key:
-            try:
-                return self._stock.popleft(), spec.limits
-            except IndexError:
-                pass
-        else:
-            check_limits(self._driver, limits, self._devices, self.sandbox.allow_missing)
-            spec = CellSpec(self._driver, limits, self._devices)
-        with anyio.move_on_after(STUCK_SECONDS):
-            while True:
-                try:
-                    return Lease(zygote.make(spec), zygote), spec.limits
-                except BlockingIOError:
-                    await anyio.sleep(0.001)
-        zygote.kill()
-        raise PoolBrokenError("the pool's zygote does not answer")
-
-    def _refill(self) -> None:
-        """After the job is on its way: its cell's successor is made while it runs."""
-        zygote, spec = self._zygote, self._spec
-        if zygote is None or spec is None or not self._open:
-            return
-        try:
-            while len(self._stock) < self._parked:
-                self._stock.append(Lease(zygote.make(spec), zygote))
-        except (OSError, PoolBrokenError):
-            return  # the next job that finds the stock empty says why
+        before.let_go()
+        self._stock.open = before.open
 
     async def run(
         self,
@@ -305,8 +201,14 @@ class Pool:
         **options: Any,
     ) -> Result:
         limits = self.limits if limits is None else limits
-        job = Job.make(command, sandbox=self.sandbox, limits=limits, **options)
-        if not self._open:
+        job = Job.make(
+            command,
+            sandbox=self.sandbox,
+            limits=limits,
+            environment=self._environment,
+            **options,
+        )
+        if not self._stock.open:
             raise PoolClosedError
         asked = time.monotonic_ns()
         slots = self._slots
@@ -317,8 +219,7 @@ class Pool:
         finally:
             slots.release(reserved)
         outcome.host.queue_ns = queued
-        assert self._driver is not None and self._posture is not None
-        result = make_result(job, outcome, self._driver, self._posture, index)
+        result = make_result(job, outcome, self._stock.posture, index)
         if check:
             result.check_returncode()
         return result
@@ -326,16 +227,14 @@ class Pool:
     async def _attempt(self, job: Job) -> Outcome:
         for attempt in range(_ATTEMPTS):
             try:
-                lease, parked = await self._take(job.limits)
+                lease, spec = await self._stock.take(job.limits)
             except PoolBrokenError:
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue  # with a new zygote
-            self._active.add(lease)
+            self._stock.active.add(lease)
             try:
-                assert self._driver is not None
-                # Not before the message is out; run_job sends without a pause.
-                outcome = await run_job(lease, job, self._driver, parked, self._refill)
+                outcome = await run_job(lease, job, spec)
             except CellFailedError as error:
                 # A parked cell may have failed long ago, for a reason that has passed.
                 if error.failure.stage == "zygote":
@@ -345,16 +244,16 @@ class Pool:
             except (CellGoneError, wire.WireError) as error:
                 raise self._why_gone(lease.zygote, error) from None
             else:
-                if not self._open:
+                if not self._stock.open:
                     # Closing ends what runs, by more than one way: no verdict is true any more.
                     raise self._why_gone(lease.zygote, CellGoneError())
                 return outcome
             finally:
-                await self._let_go(lease)
+                await self._stock.give_back(lease)
         raise AssertionError
 
     def _why_gone(self, zygote: Zygote, error: Exception) -> IsojobError:
-        if not self._open:
+        if not self._stock.open:
             return PoolClosedError("the pool was closed while the job ran")
         if isinstance(error, wire.WireError):
             return PoolBrokenError(f"the cell's init sent nonsense: {error}")
@@ -373,8 +272,8 @@ class Pool:
             waiting=self._slots.waiting,
             memory=self._slots.memory,
             memory_reserved=self._slots.reserved,
-            parked=len(self._stock),
-            zygotes=self._zygotes,
+            parked=self._stock.parked,
+            zygotes=self._stock.started,
         )
 
 

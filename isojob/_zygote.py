@@ -17,15 +17,15 @@ import anyio
 
 from isojob import wire
 from isojob._descriptors import sealed_memfd, send_fds
+from isojob._spec import FIXED_RLIMITS, CellSpec, rlimit
 from isojob.cgroups import Driver, Subtree
 from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
 from isojob.host import failures, ids
 from isojob.host.rootfs import write_plan
-from isojob.limits import Limits
 from isojob.sandbox import Sandbox
 from isojob.wire import FilterFlag, MessageType, Tag, Writer
 
-__all__ = ["CellSpec", "Zygote", "privilege"]
+__all__ = ["Zygote", "privilege"]
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
@@ -59,40 +59,6 @@ def _program() -> bytes:
                 "reinstall isojob on Linux with a C compiler: pip install --force-reinstall isojob",
             ) from error
     return _executable
-
-
-class CellSpec:
-    """What a cell is made with; cells of equal `key` can stand in for one another."""
-
-    __slots__ = ("key", "limits", "message")
-
-    def __init__(self, driver: Driver, limits: Limits, devices: tuple[str, ...]) -> None:
-        self.limits = limits
-        self.key = self.key_of(limits)
-        out = Writer(MessageType.MAKE)
-        mask, writes = driver.cell(limits, devices)
-        out.number(Tag.CG_MASK, mask)
-        for write in writes:
-            index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)
-            out.blob(Tag.CG_WRITE, write.file, write.value, index)
-        # tmpfs reads 0 as "no limit"; the memory limit still holds.
-        out.number(Tag.DISK, limits.disk or 0)
-        out.number(Tag.INODES, limits.inodes or 0)
-        self.message = out.message()
-
-    @staticmethod
-    def key_of(limits: Limits) -> tuple[object, ...]:
-        """The limits that a parked cell cannot change any more."""
-        return (
-            limits.disk,
-            limits.inodes,
-            limits.cpus,
-            limits.cpuset,
-            limits.io_read_bps,
-            limits.io_write_bps,
-            limits.io_read_iops,
-            limits.io_write_iops,
-        )
 
 
 _PING = Writer(MessageType.READY).message()
@@ -147,6 +113,8 @@ class Zygote:
             flags = FilterFlag.EARLY if compiled.preload else FilterFlag(0)
             flags |= FilterFlag.NOTIFY if compiled.notify else FilterFlag(0)
             config.put(Tag.FILTER, compiled.bpf, flags)
+        for resource, value in FIXED_RLIMITS:
+            rlimit(config, resource, value, value)
         write_cgroups(config, self.driver, self._subtree, fds)
         write_plan(config, sandbox)
         pidfd = os.pidfd_open(os.getpid())

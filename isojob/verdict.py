@@ -85,7 +85,7 @@ def usage(evidence: Evidence) -> Usage:
     voluntary, involuntary = evidence.voluntary_switches, evidence.involuntary_switches
     throttled = (evidence.cpu_stat or {}).get("throttled_usec")
     devices = None if evidence.io is None else list(evidence.io.values())
-    return Usage(
+    return Usage.trusted(
         cpu_time=_seconds(evidence.cpu_ns) if evidence.cpu_is_whole else None,
         user_time=_seconds(evidence.user_ns) if evidence.cpu_is_whole else None,
         system_time=_seconds(evidence.system_ns) if evidence.cpu_is_whole else None,

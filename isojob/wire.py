@@ -184,6 +184,11 @@ class Writer:
         self._parts.append(data)
         self.length += _FIELD.size + len(data)
 
+    def fields(self, data: bytes) -> None:
+        """Appends the whole body of another message."""
+        self._parts.append(data)
+        self.length += len(data)
+
     def text(self, tag: Tag, value: str | bytes, index: int = 0) -> None:
         """Appends a string; its NUL is added here."""
         self.put(tag, _raw(value) + b"\0", index)
@@ -220,7 +225,7 @@ def _raw(value: str | bytes) -> bytes:
     return data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Field:
     """One field of a received message."""
 
@@ -345,6 +350,10 @@ class RawResult:
     evidence: dict[int, bytes] = field(default_factory=dict)
 
 
+# A plain int: comparing with an IntEnum member goes through its attribute lookup each time.
+_EVIDENCE = int(Tag.EVIDENCE)
+
+
 def parse_result(message: Message) -> RawResult:
     """Reads a RESULT message.
 
@@ -353,38 +362,38 @@ def parse_result(message: Message) -> RawResult:
     """
     raw = RawResult()
     for item in message.fields:
-        match item.tag:
-            case Tag.STATE:
-                (state,) = _unpack(item, "Q")
-                if state > JobState.FAILED:
-                    raise WireError(f"unknown state {state}")
-                raw.state = JobState(state)
-            case Tag.EXIT:
-                raw.si_code, raw.si_status = _unpack(item, "ii")
-            case Tag.CAUSE:
-                (cause,) = _unpack(item, "Q")
-                if cause >= len(CAUSES):
-                    raise WireError(f"unknown cause {cause}")
-                raw.cause = CAUSES[cause]
-            case Tag.SYSCALL:
-                arch, number = _unpack(item, "Ii")
-                raw.syscall = (arch, number)
-            case Tag.TIMES:
-                raw.start_ns, raw.end_ns, raw.done_ns, raw.cpu_base_ns = _unpack(item, "qqqq")
-            case Tag.CPU_END:
-                (raw.cpu_end_ns,) = _unpack(item, "Q")
-            case Tag.RUSAGE:
-                (
-                    raw.user_us,
-                    raw.system_us,
-                    raw.max_rss_kib,
-                    raw.voluntary,
-                    raw.involuntary,
-                ) = _unpack(item, "qqqqq")
-            case Tag.EVIDENCE:
-                raw.evidence[item.index] = item.data
-            case Tag.STAGE | Tag.ERRNO:
-                raw.failure = parse_failure(message)
-            case _:
-                raise WireError(f"unexpected field {item.tag}")
+        tag = item.tag
+        if tag == _EVIDENCE:  # most of them
+            raw.evidence[item.index] = item.data
+        elif tag == Tag.STATE:
+            (state,) = _unpack(item, "Q")
+            if state > JobState.FAILED:
+                raise WireError(f"unknown state {state}")
+            raw.state = JobState(state)
+        elif tag == Tag.EXIT:
+            raw.si_code, raw.si_status = _unpack(item, "ii")
+        elif tag == Tag.CAUSE:
+            (cause,) = _unpack(item, "Q")
+            if cause >= len(CAUSES):
+                raise WireError(f"unknown cause {cause}")
+            raw.cause = CAUSES[cause]
+        elif tag == Tag.RUSAGE:
+            (
+                raw.user_us,
+                raw.system_us,
+                raw.max_rss_kib,
+                raw.voluntary,
+                raw.involuntary,
+            ) = _unpack(item, "qqqqq")
+        elif tag == Tag.TIMES:
+            raw.start_ns, raw.end_ns, raw.done_ns, raw.cpu_base_ns = _unpack(item, "qqqq")
+        elif tag == Tag.CPU_END:
+            (raw.cpu_end_ns,) = _unpack(item, "Q")
+        elif tag == Tag.SYSCALL:
+            arch, number = _unpack(item, "Ii")
+            raw.syscall = (arch, number)
+        elif tag in (Tag.STAGE, Tag.ERRNO):
+            raw.failure = parse_failure(message)
+        else:
+            raise WireError(f"unexpected field {tag}")
     return raw

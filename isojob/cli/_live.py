@@ -139,7 +139,7 @@ class Foreground:
 
     def _stop(self) -> None:
         # The one job's lease, once it has one: init kills everything and reports.
-        leases = list(self._pool._active)
+        leases = list(self._pool._stock.active)
         for lease in leases:
             lease.stop()
         if not leases and self._scope is not None:

@@ -92,6 +92,11 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         return (c->workdir = wire_string(f)) != NULL && c->workdir[0] == '/';
     case TAG_FILTER:
         return take_filter(c, f);
+    case TAG_RLIMIT:
+        if (c->nrlimits >= MAX_RLIMITS)
+            return false;
+        c->rlimits[c->nrlimits++] = *f;
+        return true;
     case TAG_HIERARCHIES:
         if (!take_number(f, &n) || n > MAX_HIERARCHIES || c->nhier)
             return false;

@@ -34,6 +34,37 @@ static void keep_only(const struct cell *cell)
     close_all_but(keep, n);
 }
 
+static int set_rlimit(const struct field *fl, struct failure *f)
+{
+    uint64_t pair[2];
+    struct rlimit limit, old;
+    __rlimit_resource_t resource = (__rlimit_resource_t)fl->index;
+    if (fl->length != sizeof(pair)) {
+        errno = EBADMSG;
+        return fail(f, "rlimit");
+    }
+    memcpy(pair, fl->data, sizeof(pair));
+    limit = (struct rlimit){.rlim_cur = pair[0], .rlim_max = pair[1]};
+    if (setrlimit(resource, &limit) == 0)
+        return 0;
+    /* A hard limit of the caller lower than ours stays in force: it is only stricter. */
+    if (errno != EPERM || getrlimit(resource, &old) < 0)
+        return fail(f, "rlimit");
+    if (limit.rlim_cur > old.rlim_max)
+        limit.rlim_cur = old.rlim_max;
+    limit.rlim_max = old.rlim_max;
+    return setrlimit(resource, &limit) < 0 ? fail(f, "rlimit") : 0;
+}
+
+static int set_rlimits(struct reader r, struct failure *f)
+{
+    struct field fl;
+    while (wire_next(&r, &fl) > 0)
+        if (fl.tag == TAG_RLIMIT && set_rlimit(&fl, f) < 0)
+            return -1;
+    return 0;
+}
+
 static int become_harmless(struct cell *cell, struct failure *f)
 {
     const struct config *c = cell->config;
@@ -55,6 +86,9 @@ static int become_harmless(struct cell *cell, struct failure *f)
         return fail(f, "drop capabilities");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return fail(f, "no_new_privs");
+    for (unsigned i = 0; i < c->nrlimits; i++)
+        if (set_rlimit(&c->rlimits[i], f) < 0)
+            return -1;
     return 0;
 }
 
@@ -194,35 +228,6 @@ static int write_files(struct reader r, struct failure *f)
         }
         if (put_file(here, path, data, len, fl.index & 0777) < 0)
             return fail_at(f, "write file", path);
-    }
-    return 0;
-}
-
-static int set_rlimits(struct reader r, struct failure *f)
-{
-    struct field fl;
-    while (wire_next(&r, &fl) > 0) {
-        uint64_t pair[2];
-        struct rlimit limit;
-        if (fl.tag != TAG_RLIMIT)
-            continue;
-        if (fl.length != sizeof(pair)) {
-            errno = EBADMSG;
-            return fail(f, "rlimit");
-        }
-        memcpy(pair, fl.data, sizeof(pair));
-        limit = (struct rlimit){.rlim_cur = pair[0], .rlim_max = pair[1]};
-        if (setrlimit((__rlimit_resource_t)fl.index, &limit) == 0)
-            continue;
-        /* A hard limit of the caller lower than ours stays in force: it is only stricter. */
-        struct rlimit old;
-        if (errno != EPERM || getrlimit((__rlimit_resource_t)fl.index, &old) < 0)
-            return fail(f, "rlimit");
-        if (limit.rlim_cur > old.rlim_max)
-            limit.rlim_cur = old.rlim_max;
-        limit.rlim_max = old.rlim_max;
-        if (setrlimit((__rlimit_resource_t)fl.index, &limit) < 0)
-            return fail(f, "rlimit");
     }
     return 0;
 }

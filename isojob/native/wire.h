@@ -65,7 +65,7 @@ enum tag {
     TAG_ENV = 49,
     TAG_CWD = 50,
     TAG_STDIO = 51, /* index: STDIO_* */
-    TAG_RLIMIT = 52, /* index: resource; soft, hard */
+    TAG_RLIMIT = 52, /* index: resource; soft, hard; also in CONFIG, for every job */
     TAG_WALL = 53,
     TAG_CPU = 54, /* index: CPUs the job may use at once */
     TAG_LIMIT = 55, /* index: which TAG_CG_LIMIT; content */

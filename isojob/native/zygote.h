@@ -14,6 +14,7 @@
 #define MAX_HIERARCHIES 8
 #define MAX_CG_FILES 24
 #define MAX_MASKS 32
+#define MAX_RLIMITS 16
 #define MAX_ROOT_OPS 512
 #define MAX_CELL_MOUNTS 64
 
@@ -40,6 +41,8 @@ struct config {
     uint32_t uid_base, slots, job_uid, job_gid;
     const char *hostname, *workdir;
     struct sock_fprog filter;
+    struct field rlimits[MAX_RLIMITS]; /* the same for every job */
+    unsigned nrlimits;
     bool filter_early, filter_notify;
     unsigned nhier;
     int hier[MAX_HIERARCHIES];

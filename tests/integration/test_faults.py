@@ -34,8 +34,8 @@ async def test_stopped_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
     """A zygote that somebody stopped is replaced after a bounded wait; nobody waits for ever."""
     monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.5 * SLOW)
     async with Pool(parked=0) as pool:
-        assert pool._zygote is not None
-        os.kill(pool._zygote.pid, signal.SIGSTOP)
+        assert pool._stock.zygote is not None
+        os.kill(pool._stock.zygote.pid, signal.SIGSTOP)
         with anyio.fail_after(20 * SLOW), pytest.raises(PoolBrokenError, match="not answer"):
             await pool.run(["true"])
         assert (await pool.run(["true"])).ok
@@ -49,8 +49,10 @@ async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
 
         async def stop() -> None:
             await anyio.sleep(0.3 * SLOW)
-            assert pool._zygote is not None
-            children = Path(f"/proc/{pool._zygote.pid}/task/{pool._zygote.pid}/children")
+            assert pool._stock.zygote is not None
+            children = Path(
+                f"/proc/{pool._stock.zygote.pid}/task/{pool._stock.zygote.pid}/children"
+            )
             for pid in children.read_text().split():
                 os.kill(int(pid), signal.SIGSTOP)
 
@@ -61,7 +63,7 @@ async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
                     await pool.run(["sleep", "600"], limits=Limits(wall_time=0.6 * SLOW))
             assert (await pool.run(["true"])).ok
         assert pool.statistics().zygotes == 2
-        assert pool._retired == []
+        assert pool._stock.retired == []
 
 
 async def test_long_jobs_are_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,15 +78,15 @@ async def test_dead_zygotes_do_not_pile_up() -> None:
     """A dead zygote's cgroups and uids go with its last job, not only with the pool."""
     async with Pool(parked=1) as pool:
         for number in range(3):
-            assert pool._zygote is not None
-            subtree = pool._zygote._subtree
+            assert pool._stock.zygote is not None
+            subtree = pool._stock.zygote._subtree
             assert subtree is not None
-            os.kill(pool._zygote.pid, signal.SIGKILL)
+            os.kill(pool._stock.zygote.pid, signal.SIGKILL)
             with anyio.fail_after(10 * SLOW):
                 while pool.statistics().zygotes < number + 2:
                     with suppress(PoolBrokenError):  # met the dying one
                         assert (await pool.run(["true"])).ok
-            assert pool._retired == []
+            assert pool._stock.retired == []
             assert not any(directory.exists() for directory in subtree.directories)
 
 
@@ -131,7 +133,7 @@ def test_cancel_while_the_pool_opens() -> None:
             try:
                 await task
             except asyncio.CancelledError:
-                assert pool._zygote is None
+                assert pool._stock.zygote is None
             else:  # was faster
                 await pool.aclose()
 

@@ -150,8 +150,8 @@ async def test_dead_zygote_is_replaced() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one)
             await anyio.sleep(0.2 * SLOW)
-            assert pool._zygote is not None
-            os.kill(pool._zygote.pid, signal.SIGKILL)
+            assert pool._stock.zygote is not None
+            os.kill(pool._stock.zygote.pid, signal.SIGKILL)
             # Another pool that starts now sweeps; the job of the dead zygote is not its to end.
             async with Pool(parked=0) as other:
                 assert (await other.run(["true"])).ok
@@ -166,8 +166,10 @@ async def test_dead_init_is_an_error() -> None:
 
         async def kill() -> None:
             await anyio.sleep(0.3 * SLOW)
-            assert pool._zygote is not None
-            children = Path(f"/proc/{pool._zygote.pid}/task/{pool._zygote.pid}/children")
+            assert pool._stock.zygote is not None
+            children = Path(
+                f"/proc/{pool._stock.zygote.pid}/task/{pool._stock.zygote.pid}/children"
+            )
             for pid in children.read_text().split():
                 os.kill(int(pid), signal.SIGKILL)
 
@@ -249,20 +251,20 @@ import os, sys, asyncio, isojob
 async def go(n):
     return (await isojob.run_isolated(["echo", str(n)])).stdout
 assert asyncio.run(go(1)) == b"1\\n"
-parent = next(iter(isojob._run._pools.values()))._zygote.pid
+parent = next(iter(isojob._run._pools.values()))._stock.zygote.pid
 children = []
 for i in range(3):
     pid = os.fork()
     if pid == 0:
         ok = asyncio.run(go(i)) == b"%d\\n" % i
-        mine = next(iter(isojob._run._pools.values()))._zygote.pid
+        mine = next(iter(isojob._run._pools.values()))._stock.zygote.pid
         ok = ok and mine != parent
         isojob._run._close_pools()
         os._exit(0 if ok else 1)
     children.append(pid)
 assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
 assert asyncio.run(go(9)) == b"9\\n"
-assert next(iter(isojob._run._pools.values()))._zygote.pid == parent
+assert next(iter(isojob._run._pools.values()))._stock.zygote.pid == parent
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
@@ -278,7 +280,7 @@ import asyncio, os, signal, sys, isojob
 async def main():
     task = asyncio.create_task(isojob.run_isolated(["sleep", "4321"]))
     await asyncio.sleep({0.5 * SLOW})
-    zygote = next(iter(isojob._run._pools.values()))._zygote
+    zygote = next(iter(isojob._run._pools.values()))._stock.zygote
     print(zygote.pid, zygote._subtree.directories[0], flush=True)
     how = {how!r}
     if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
@@ -307,7 +309,7 @@ import asyncio, os, signal, isojob
 async def main():
     task = asyncio.create_task(isojob.run_isolated(["sleep", "600"]))
     await asyncio.sleep({0.5 * SLOW})
-    zygote = next(iter(isojob._run._pools.values()))._zygote
+    zygote = next(iter(isojob._run._pools.values()))._stock.zygote
     print(*zygote._subtree.directories, flush=True)
     os.kill(zygote.pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -338,8 +340,8 @@ async def test_close_ends_the_jobs_of_a_dead_zygote() -> None:
     async with anyio.create_task_group() as tasks, pool:
         tasks.start_soon(one)
         await anyio.sleep(0.3 * SLOW)
-        assert pool._zygote is not None
-        os.kill(pool._zygote.pid, signal.SIGKILL)
+        assert pool._stock.zygote is not None
+        os.kill(pool._stock.zygote.pid, signal.SIGKILL)
         await anyio.sleep(0.1 * SLOW)
     assert errors == [PoolClosedError]
 

@@ -1,0 +1,121 @@
+"""What a cell is made with, and what a job adds: limits as the kernel takes them."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from isojob import wire
+from isojob.cgroups import Driver
+from isojob.limits import Limits
+from isojob.wire import MessageType, Tag, Writer
+
+__all__ = ["FIXED_RLIMITS", "CellSpec", "rlimit"]
+
+_UNLIMITED = 2**64 - 1
+_RLIMITS = {
+    "file_size": 1,
+    "stack": 3,
+    "core": 4,
+    "open_files": 7,
+    "address_space": 9,
+}
+_NPROC, _CPU = 6, 0
+FIXED_RLIMITS = ((8, 8 << 20), (11, 4096), (12, 819200), (13, 0), (14, 0))
+"""A second line behind the cgroup: kernel objects that a process may hoard, and priorities
+(RLIMIT_MEMLOCK, SIGPENDING, MSGQUEUE, NICE, RTPRIO of getrlimit(2)); the same for every job."""
+
+
+def rlimit(out: Writer, resource: int, soft: int, hard: int) -> None:
+    """Appends one RLIMIT field."""
+    out.put(Tag.RLIMIT, struct.pack("<QQ", soft, hard), resource)
+
+
+class CellSpec:
+    """What a cell is made with; cells of equal `key` can stand in for one another."""
+
+    __slots__ = ("_driver", "_last", "key", "limits", "message")
+
+    def __init__(self, driver: Driver, limits: Limits, devices: tuple[str, ...]) -> None:
+        self.limits = limits
+        self.key = self.key_of(limits)
+        self._driver = driver
+        self._last: tuple[Limits, bytes] | None = None
+        out = Writer(MessageType.MAKE)
+        mask, writes = driver.cell(limits, devices)
+        out.number(Tag.CG_MASK, mask)
+        for write in writes:
+            index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)
+            out.blob(Tag.CG_WRITE, write.file, write.value, index)
+        # tmpfs reads 0 as "no limit"; the memory limit still holds.
+        out.number(Tag.DISK, limits.disk or 0)
+        out.number(Tag.INODES, limits.inodes or 0)
+        self.message = out.message()
+
+    @staticmethod
+    def key_of(limits: Limits) -> tuple[object, ...]:
+        """The limits that a parked cell cannot change any more."""
+        return (
+            limits.disk,
+            limits.inodes,
+            limits.cpus,
+            limits.cpuset,
+            limits.io_read_bps,
+            limits.io_write_bps,
+            limits.io_read_iops,
+            limits.io_write_iops,
+        )
+
+    def fits(self, limits: Limits) -> bool:
+        """Whether a job with these limits can run in such a cell."""
+        return limits is self.limits or self.key_of(limits) == self.key
+
+    def job_fields(self, limits: Limits) -> bytes:
+        """The fields of a JOB message that depend on its limits alone; the last ones are kept."""
+        last = self._last
+        if last is not None and last[0] is limits:
+            return last[1]
+        out = Writer(MessageType.JOB)
+        for index, value in self._driver.job(limits, self.limits):
+            out.put(Tag.LIMIT, value, index)
+        self._put_rlimits(out, limits)
+        if limits.wall_time is not None:
+            out.number(Tag.WALL, round(limits.wall_time * 1e9))
+        if limits.cpu_time is not None:
+            out.number(Tag.CPU, round(limits.cpu_time * 1e9), self._cpus(limits))
+        fields = out.body()
+        self._last = limits, fields
+        return fields
+
+    def _put_rlimits(self, out: Writer, limits: Limits) -> None:
+        for name, resource in _RLIMITS.items():
+            value = getattr(limits, name)
+            value = _UNLIMITED if value is None else value
+            if name == "core" and value == 0:
+                # A core_pattern that pipes ignores 0 and starts its handler, as root of the host;
+                # 1 is the value that it honours (core(5)). No file is that short.
+                value = 1
+            rlimit(out, resource, value, value)
+        if self._driver.version == 0:
+            # Counted per user namespace since 5.14: the launcher, init and the job's processes.
+            if limits.processes is not None:
+                rlimit(out, _NPROC, limits.processes + 1, limits.processes + 1)
+            if limits.memory is not None and limits.address_space is None:
+                rlimit(out, _RLIMITS["address_space"], limits.memory, limits.memory)
+            if limits.cpu_time is not None:
+                seconds = max(1, -int(-limits.cpu_time // 1))
+                rlimit(out, _CPU, seconds, seconds + 1)
+
+    def _cpus(self, limits: Limits) -> int:
+        """How many CPUs the job may use at once.
+
+        Not its quota: two threads burn twice as fast. Not our affinity: the job can undo that.
+        """
+        usable = set(range(os.cpu_count() or 1))
+        if limits.cpuset is not None and "cpuset" not in self._driver.missing:
+            listed: set[int] = set()
+            for part in limits.cpuset.split(","):
+                first, _, last = part.partition("-")
+                listed.update(range(int(first), int(last or first) + 1))
+            usable &= listed
+        return max(1, min(len(usable), 65535))

@@ -1,0 +1,183 @@
+"""A pool's zygote, the cells it has parked, and what is left of the zygotes before it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import anyio
+
+from isojob._cell import STUCK_SECONDS, Lease
+from isojob._shield import in_thread
+from isojob._spec import CellSpec
+from isojob._wait import soon
+from isojob._zygote import Zygote, privilege
+from isojob.errors import PoolBrokenError, PoolClosedError
+from isojob.host import kernel
+from isojob.host.posture import check_limits, find_driver, posture
+from isojob.host.rootfs import block_devices
+from isojob.limits import Limits
+from isojob.result import Posture
+from isojob.sandbox import Sandbox
+
+__all__ = ["Stock"]
+
+
+class Stock:
+    """Hands out leases, from any thread or event loop, while it is open.
+
+    Args:
+        sandbox: The template of all cells.
+        limits: Those that cells are parked with.
+        parked: Cells to keep ready.
+        uid_range: Host uids and gids to take a block from, as root.
+    """
+
+    def __init__(self, sandbox: Sandbox, limits: Limits, parked: int, uid_range: range) -> None:
+        self.sandbox = sandbox
+        self.limits = limits
+        self.open = False
+        self.zygote: Zygote | None = None
+        self.started = 0
+        """Zygotes so far."""
+        self.active: set[Lease] = set()
+        """Leases with a job."""
+        self.retired: list[Zygote] = []
+        """Dead or broken: their jobs may still run and report."""
+        self._wanted = parked
+        self._uid_range = uid_range
+        self._lock = threading.Lock()
+        self._parked: deque[Lease] = deque()
+        self._spent: list[Lease] = []
+        self._spec: CellSpec | None = None
+        self._posture: Posture | None = None
+        self._devices: tuple[str, ...] = ()
+
+    @property
+    def parked(self) -> int:
+        """Cells ready for a job."""
+        return len(self._parked)
+
+    @property
+    def posture(self) -> Posture:
+        """What holds for the cells of the zygote."""
+        assert self._posture is not None
+        return self._posture
+
+    def start(self) -> Zygote:
+        """The zygote, started if there is none that lives (blocking).
+
+        Raises:
+            IsojobError: It cannot be started, or the stock is closed.
+        """
+        with self._lock:
+            if not self.open:
+                raise PoolClosedError
+            if self.zygote is not None and self.zygote.alive:
+                return self.zygote
+            if self.zygote is not None:
+                self._discard(self.zygote)
+            kernel.check()
+            accepted = self.sandbox.allow_missing
+            driver = find_driver(accepted)
+            self._devices = block_devices(self.sandbox)
+            check_limits(driver, self.limits, self._devices, accepted)
+            zygote = Zygote(self.sandbox, driver, self._uid_range)
+            self._spec = CellSpec(driver, self.limits, self._devices)
+            self._posture = posture(self.sandbox, driver, privilege(self._uid_range))
+            self.zygote = zygote
+            self.started += 1
+            return zygote
+
+    def _discard(self, zygote: Zygote) -> None:
+        parked, self._parked = self._parked, deque()
+        for lease in parked:
+            lease.close()
+        self.zygote = None
+        self.retired.append(zygote)
+
+    async def take(self, limits: Limits) -> tuple[Lease, CellSpec]:
+        """A lease, parked or made now, and what its cell was made with.
+
+        Raises:
+            HostNotSupportedError: These limits cannot be enforced here.
+            PoolBrokenError: The zygote does not answer.
+            PoolClosedError: The stock is closed.
+        """
+        if not self.open:
+            raise PoolClosedError
+        spec = self._spec
+        if spec is not None and spec.fits(limits):
+            try:
+                # Should its zygote be dead by now, the cell says so.
+                return self._parked.popleft(), spec
+            except IndexError:
+                pass
+        zygote = self.zygote
+        if zygote is None or not zygote.alive:
+            zygote = await in_thread(self.start)
+            spec = self._spec
+        assert spec is not None
+        if not spec.fits(limits):
+            check_limits(zygote.driver, limits, self._devices, self.sandbox.allow_missing)
+            spec = CellSpec(zygote.driver, limits, self._devices)
+        with anyio.move_on_after(STUCK_SECONDS):
+            while True:
+                try:
+                    return Lease(zygote.make(spec), zygote), spec
+                except BlockingIOError:
+                    await anyio.sleep(0.001)
+        zygote.kill()
+        raise PoolBrokenError("the pool's zygote does not answer")
+
+    async def give_back(self, lease: Lease) -> None:
+        """Ends an active lease; what that means happens when its caller has the result."""
+        self.active.discard(lease)
+        self._spent.append(lease)
+        soon(self._clean_up)
+        if not self.retired:
+            return
+        # The cgroups and uids of a retired zygote are ours until its last job has ended.
+        with self._lock:
+            held = {other.zygote for other in list(self.active)}
+            over = [zygote for zygote in self.retired if zygote not in held]
+            self.retired = [zygote for zygote in self.retired if zygote in held]
+        for zygote in over:
+            await in_thread(zygote.close)
+
+    def _clean_up(self) -> None:
+        """Lets go of cells and has others made: not while a job runs that shares the CPU."""
+        while self._spent:
+            self._spent.pop().close()
+        zygote, spec = self.zygote, self._spec
+        if zygote is None or spec is None or not self.open:
+            return
+        try:
+            while len(self._parked) < self._wanted:
+                self._parked.append(Lease(zygote.make(spec), zygote))
+        except (OSError, PoolBrokenError):
+            return  # the next job that finds none parked says why
+
+    def close(self) -> None:
+        """Ends every cell and zygote, and waits for that (blocking, bounded)."""
+        with self._lock:
+            self.open = False
+            zygotes, self.retired = self.retired, []
+            if self.zygote is not None:
+                zygotes.append(self.zygote)
+                self.zygote = None
+            parked, self._parked = self._parked, deque()
+        for lease in (*parked, *self._spent):
+            lease.close()
+        # The cells of a zygote that died earlier listen to nobody else.
+        for lease in list(self.active):
+            lease.stop()
+        for zygote in zygotes:
+            zygote.close()
+
+    def let_go(self) -> None:
+        """In a forked child: closes the descriptors; cells and zygotes are the parent's."""
+        for lease in (*self._parked, *self.active, *self._spent):
+            lease.close()
+        for zygote in (*self.retired, *([] if self.zygote is None else [self.zygote])):
+            zygote.let_go()
