@@ -8,6 +8,7 @@ mount and cgroup of the cell is gone.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import time
@@ -36,6 +37,8 @@ GONE_SECONDS = 5.0
 """How long a cancelled call waits for the end of its cell; 500 processes take 23 ms."""
 STUCK_SECONDS = 30.0
 """How long zygote and init may be silent when a word from them is due."""
+BUDGET = 4 << 20
+"""Bytes from one pipe before the others have their turn."""
 _MAX_FILE_DESCRIPTORS = 4
 
 
@@ -186,9 +189,7 @@ class _Run:
             while fed and self.outcome.raw is None:
                 if not await readable(self.lease.socket, LATE_READER_SECONDS):
                     break
-                with suppress(BlockingIOError):
-                    while self.outcome.raw is None:
-                        self._take(self.lease.read())
+                self._take_all()
             if self.outcome.raw is None:
                 await self._stream()
             self._drain()
@@ -229,10 +230,11 @@ class _Run:
                 stdio |= flag
         return fds, stdio
 
-    async def _finish(self) -> None:
-        """Reads the cell's messages up to its report."""
-        while self.outcome.raw is None:
-            self._take(await self.lease.receive())
+    def _take_all(self) -> None:
+        """Reads the cell's messages that are there, up to its report."""
+        with suppress(BlockingIOError):
+            while self.outcome.raw is None:
+                self._take(self.lease.read())
 
     def _take(self, received: tuple[wire.Message, list[int]] | None) -> None:
         if received is None:
@@ -252,53 +254,65 @@ class _Run:
             close_all(fds)
 
     async def _stream(self) -> None:
-        """A longer job: watch its pipes until it ends, and end it if it writes too much."""
-        async with anyio.create_task_group() as tasks:
-            for capture in self.captures.values():
-                tasks.start_soon(self._watch, capture)
-            if self.feed is not None:
-                tasks.start_soon(self._fill, self.feed)
-            try:
-                await self._finish_or_stuck()
-            except (CellFailedError, CellGoneError, PoolBrokenError, wire.WireError) as error:
-                self._failed = self._failed or error
-            tasks.cancel_scope.cancel()
-        if self._failed is not None:
-            raise self._failed  # not as part of a group
-
-    async def _finish_or_stuck(self) -> None:
-        """`_finish`, but no wait without an end where somebody else stops zygote or init.
+        """A longer job: service its pipes until it ends, and end it if it writes too much.
 
         Raises:
-            PoolBrokenError: Nothing was heard of them for `STUCK_SECONDS` longer than it may take.
+            PoolBrokenError: Nothing was heard of zygote or init for `STUCK_SECONDS` longer than
+                it may take: somebody has stopped them.
         """
-        with anyio.move_on_after(STUCK_SECONDS):
-            await self._finish()
-        if self.outcome.raw is not None:
-            return
-        # Asked in order: a zygote that answers has made our cell before.
-        zygote = self.lease.zygote
-        if not await zygote.answers(STUCK_SECONDS):
-            zygote.kill()
-            raise PoolBrokenError("the pool's zygote does not answer")
-        allowed = self.job.limits.wall_time
-        with anyio.move_on_after(None if allowed is None else allowed + STUCK_SECONDS) as patience:
-            await self._finish()
-        if patience.cancelled_caught:
-            zygote.broken = True  # the next call discards it, and with it goes this init
-            raise PoolBrokenError("the cell's init did not end the job at its wall time limit")
-
-    async def _watch(self, capture: Capture) -> None:
-        await capture.pump()
-        if capture.exceeded:
-            self.outcome.stop_reason("output")
-            self.lease.stop()
-
-    async def _fill(self, feed: Feed) -> None:
         try:
-            await feed.pump()
+            await self._stream_or_raise()
+        except (CellFailedError, CellGoneError):
+            if self._failed is None:
+                raise
+        if self._failed is not None:
+            raise self._failed  # which came first
+
+    async def _stream_or_raise(self) -> None:
+        with select.epoll() as poll:
+            poll.register(self.lease.socket, select.EPOLLIN)
+            for capture in self.captures.values():
+                capture.widen()
+                poll.register(capture.read_end, select.EPOLLIN)
+            if self.feed is not None and self.feed.write_end >= 0:
+                self.feed.widen()
+                poll.register(self.feed.write_end, select.EPOLLOUT)
+            await self._service(poll, STUCK_SECONDS)
+            if self.outcome.raw is None:
+                zygote = self.lease.zygote
+                # Asked in order: a zygote that answers has made our cell before.
+                if not await zygote.answers(STUCK_SECONDS):
+                    zygote.kill()
+                    raise PoolBrokenError("the pool's zygote does not answer")
+                allowed = self.job.limits.wall_time
+                await self._service(poll, None if allowed is None else allowed + STUCK_SECONDS)
+                if self.outcome.raw is None:
+                    zygote.broken = True  # the next call discards it, and with it goes this init
+                    raise PoolBrokenError("the cell's init did not end the job at its wall time")
+
+    async def _service(self, poll: select.epoll, seconds: float | None) -> None:
+        captures = {capture.read_end: capture for capture in self.captures.values()}
+        with anyio.move_on_after(seconds):
+            while self.outcome.raw is None:
+                await anyio.wait_readable(poll.fileno())
+                for fd, _ in poll.poll(0):
+                    if fd == self.lease.socket.fileno():
+                        self._take_all()
+                    elif fd not in captures:
+                        await self._fill()
+                    elif captures[fd].drain(budget=BUDGET):
+                        poll.unregister(fd)
+                        if captures[fd].exceeded:
+                            self.outcome.stop_reason("output")
+                            self.lease.stop()
+
+    async def _fill(self) -> None:
+        assert self.feed is not None
+        try:
+            await self.feed.fill()
         except OSError as error:  # of the caller's file: a job with half its input proves nothing
             self._failed = error
+            self.feed.close()
             self.lease.stop()
 
     def _drain(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 import anyio
 
@@ -134,7 +135,10 @@ class Stock:
         """Ends an active lease; what that means happens when its caller has the result."""
         self.active.discard(lease)
         self._spent.append(lease)
-        soon(self._clean_up)
+        if self.open:
+            soon(self._clean_up)
+        else:  # close() may have looked before
+            self._let_go_of_spent()
         if not self.retired:
             return
         # The cgroups and uids of a retired zygote are ours until its last job has ended.
@@ -147,16 +151,25 @@ class Stock:
 
     def _clean_up(self) -> None:
         """Lets go of cells and has others made: not while a job runs that shares the CPU."""
-        while self._spent:
-            self._spent.pop().close()
-        zygote, spec = self.zygote, self._spec
-        if zygote is None or spec is None or not self.open:
+        self._let_go_of_spent()
+        # Who holds the lock starts a zygote, for a while, or closes: nothing to do then.
+        if not self._lock.acquire(blocking=False):
             return
         try:
+            zygote, spec = self.zygote, self._spec
+            if zygote is None or spec is None or not self.open:
+                return
             while len(self._parked) < self._wanted:
                 self._parked.append(Lease(zygote.make(spec), zygote))
         except (OSError, PoolBrokenError):
-            return  # the next job that finds none parked says why
+            pass  # the next job that finds none parked says why
+        finally:
+            self._lock.release()
+
+    def _let_go_of_spent(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._spent.pop().close()
 
     def close(self) -> None:
         """Ends every cell and zygote, and waits for that (blocking, bounded)."""
@@ -167,7 +180,8 @@ class Stock:
                 zygotes.append(self.zygote)
                 self.zygote = None
             parked, self._parked = self._parked, deque()
-        for lease in (*parked, *self._spent):
+        self._let_go_of_spent()
+        for lease in parked:
             lease.close()
         # The cells of a zygote that died earlier listen to nobody else.
         for lease in list(self.active):

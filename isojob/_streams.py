@@ -53,15 +53,15 @@ class Capture:
         cap: Bytes to keep; None: all.
     """
 
-    __slots__ = ("_chunks", "_fd", "cap", "total", "write_end")
+    __slots__ = ("_chunks", "cap", "read_end", "total", "write_end")
 
     def __init__(self, cap: int | None) -> None:
         self.cap = cap
         self.total = 0
         self._chunks: list[bytes] = []
-        self._fd, self.write_end = _pipe()
+        self.read_end, self.write_end = _pipe()
         # Only our end: a job that writes faster than we read must block, not see EAGAIN.
-        os.set_blocking(self._fd, False)
+        os.set_blocking(self.read_end, False)
         # /dev/stdout opens the pipe anew, as another uid: let it write, not read.
         with suppress(OSError):
             os.fchmod(self.write_end, 0o222)
@@ -84,7 +84,7 @@ class Capture:
             if room <= 0:
                 return True
             try:
-                data = os.read(self._fd, room)
+                data = os.read(self.read_end, room)
             except BlockingIOError:
                 return False
             if not data:
@@ -94,11 +94,9 @@ class Capture:
             self._chunks.append(data)
         return False
 
-    async def pump(self) -> None:
-        """Reads until end of file or beyond the cap."""
-        _widen(self._fd)
-        while not self.drain(budget=4 * WIDE):
-            await anyio.wait_readable(self._fd)
+    def widen(self) -> None:
+        """For a longer stream."""
+        _widen(self.read_end)
 
     def data(self) -> bytes:
         """What was kept."""
@@ -107,10 +105,10 @@ class Capture:
 
     def close(self) -> None:
         """Closes both ends; idempotent."""
-        for fd in (self._fd, self.write_end):
+        for fd in (self.read_end, self.write_end):
             if fd >= 0:
                 os.close(fd)
-        self._fd = self.write_end = -1
+        self.read_end = self.write_end = -1
 
 
 class Feed:
@@ -122,14 +120,14 @@ class Feed:
             so that a second attempt reads the same; never handed over.
     """
 
-    __slots__ = ("_at", "_file", "_left", "_write", "read_end")
+    __slots__ = ("_at", "_file", "_left", "read_end", "write_end")
 
     def __init__(self, data: bytes | None, file: int | None = None) -> None:
         self._left = memoryview(data or b"")
         self._file = file
         self._at = 0 if file is None else os.lseek(file, 0, os.SEEK_CUR)
-        self.read_end, self._write = _pipe()
-        os.set_blocking(self._write, False)
+        self.read_end, self.write_end = _pipe()
+        os.set_blocking(self.write_end, False)
 
     def sent(self) -> None:
         """The launcher has its own copy of the read end by now."""
@@ -138,46 +136,47 @@ class Feed:
 
     def start(self) -> bool:
         """Writes what fits without waiting; true when all is written and the pipe closed."""
-        return self._step() if self._file is None else False
+        if self._file is None:
+            self._step()
+        return self.write_end < 0
 
-    def _step(self) -> bool:
-        try:
-            while self._left:
-                self._left = self._left[_write(self._write, self._left[:WIDE]) :]
-        except BlockingIOError:
-            return False
-        except BrokenPipeError:
-            pass  # a job that reads no further is no error
-        self._close_write()
-        return True
+    def widen(self) -> None:
+        """For a longer stream."""
+        _widen(self.write_end)
 
-    async def pump(self) -> None:
-        """Writes the rest."""
-        if self._write >= 0:
-            _widen(self._write)
-        while self._write >= 0:
-            if not self._left and self._file is not None:
+    async def fill(self) -> None:
+        """Writes what fits, from a file a few megabytes at most; at the end it closes the pipe.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        for _ in range(4):
+            if self._file is not None and not self._left:
                 data = await anyio.to_thread.run_sync(os.pread, self._file, WIDE, self._at)
                 self._at += len(data)
                 self._left = memoryview(data)
                 if not data:
-                    self._close_write()
-                    return
-            try:
-                while self._left:
-                    self._left = self._left[_write(self._write, self._left[:WIDE]) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._write)
-            except BrokenPipeError:
-                self._close_write()
-            else:
-                if self._file is None:
-                    self._close_write()
+                    self._file = None
+            if not self._step():
+                return
+
+    def _step(self) -> bool:
+        """Writes what there is; false if the pipe is full or closed."""
+        try:
+            while self._left:
+                self._left = self._left[_write(self.write_end, self._left[:WIDE]) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:  # a job that reads no further is no error
+            self._file = None
+        if self._file is None:
+            self._close_write()
+        return self.write_end >= 0
 
     def _close_write(self) -> None:
-        if self._write >= 0:
-            os.close(self._write)
-            self._write = -1
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
 
     def close(self) -> None:
         """Closes both ends; idempotent."""
