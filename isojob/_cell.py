@@ -19,7 +19,7 @@ from anyio import CancelScope
 
 from isojob import wire
 from isojob._account import Outcome
-from isojob._descriptors import close_all, sealed_memfd, send_fds
+from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
 from isojob._shield import shielded
 from isojob._spec import CellSpec
@@ -39,7 +39,6 @@ STUCK_SECONDS = 30.0
 """How long zygote and init may be silent when a word from them is due."""
 BUDGET = 4 << 20
 """Bytes from one pipe before the others have their turn."""
-_MAX_FILE_DESCRIPTORS = 4
 
 
 class CellFailedError(Exception):
@@ -102,9 +101,7 @@ class Lease:
         """
         while True:
             try:
-                datagram, fds, flags, _ = socket.recv_fds(
-                    self.socket, wire.RECEIVE_SIZE, _MAX_FILE_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-                )
+                datagram, fds, flags = receive_fds(self.socket, wire.RECEIVE_SIZE)
             except ConnectionResetError:
                 # An unread message of ours died with the cell; its last words are still there.
                 continue

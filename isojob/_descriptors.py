@@ -12,7 +12,12 @@ from collections.abc import Iterable
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["close_all", "sealed_memfd", "send_fds"]
+__all__ = ["close_all", "receive_fds", "sealed_memfd", "send_fds"]
+
+_INT = array.array("i").itemsize
+# Windows has no CMSG_SPACE, and nobody who receives anything.
+_ROOM = socket.CMSG_SPACE(4 * _INT) if hasattr(socket, "CMSG_SPACE") else 0
+"""For four descriptors."""
 
 
 def sealed_memfd(name: str, data: bytes) -> int:
@@ -44,6 +49,17 @@ def send_fds(over: socket.socket, message: bytes, fds: list[int]) -> None:
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     over.sendmsg([message], rights, socket.MSG_NOSIGNAL)
+
+
+def receive_fds(over: socket.socket, size: int) -> tuple[bytes, list[int], int]:
+    """One message of at most so many bytes, its descriptors (close-on-exec), and the flags."""
+    message, control, flags, _ = over.recvmsg(size, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(data) - len(data) % _INT
+            fds.extend(memoryview(data[:whole]).cast("i"))
+    return message, fds, flags
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -41,7 +41,7 @@ VERSION = 1
 INLINE_MAX = 65536
 MAX_FDS = 16
 FLAG_MEMFD = 1
-RECEIVE_SIZE = INLINE_MAX + 16
+RECEIVE_SIZE = 32768
 """Longest datagram that a cell or zygote sends."""
 
 _HEADER = struct.Struct("<IHHII")

@@ -80,6 +80,7 @@ static int become_init(struct cell *cell, struct failure *f)
     }
     close(channel[1]);
     cell->channel = channel[0];
+    prctl(PR_SET_NAME, "isojob-init");
     if (cell->job < 0)
         return fail(f, c->into ? "clone into cgroup" : "clone launcher");
     if (setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)

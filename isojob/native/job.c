@@ -109,6 +109,14 @@ static void park(struct cell *cell, struct failure *f)
         close(listener);
     if (c->filter_early || !c->filter_notify)
         close_fd(&cell->channel);
+    /* What a job does not say otherwise; ours until then. */
+    cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
+    for (int target = 0; target < 3; target++)
+        if (null < 0 || dup3(null, target, 0) < 0) {
+            fail(f, "open /dev/null");
+            give_up(cell, f);
+        }
+    memset(buffer, 0, 4096); /* a page fault less when the job comes */
 }
 
 struct job {
@@ -152,12 +160,15 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
     errno = EBADMSG;
     if (count(r, &args, &envs) < 0 || args == 0)
         return fail(f, "job message");
-    *job = (struct job){.argv = calloc(args + 1, sizeof(char *)),
-                        .envp = calloc(envs + 1, sizeof(char *)),
-                        .cwd = cell->config->workdir,
-                        .path = ""};
-    if (!job->argv || !job->envp)
+    /* A heap would have to be made first. */
+    static char *few[256];
+    char **strings = few;
+    if (args + envs + 2 > ARRAY_LEN(few))
+        strings = calloc(args + envs + 2, sizeof(char *));
+    if (!strings)
         return fail(f, "memory");
+    *job = (struct job){
+        .argv = strings, .envp = strings + args + 1, .cwd = cell->config->workdir, .path = ""};
     while (wire_next(&r, &fl) > 0) {
         const char *s = NULL;
         switch (fl.tag) {
@@ -235,7 +246,6 @@ static int write_files(struct reader r, struct failure *f)
 static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsigned next,
                      struct failure *f)
 {
-    int null = -1;
     for (int target = 0; target < 3; target++) {
         int from;
         if (target == 2 && (job->stdio & STDIO_MERGE))
@@ -245,12 +255,9 @@ static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsig
             if (next >= nfds)
                 return fail(f, "stdio");
             from = fds[next++];
-        } else {
-            if (null < 0)
-                null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
-            from = null;
-        }
-        if (from < 0 || dup3(from, target, 0) < 0)
+        } else
+            continue; /* /dev/null, since it parked */
+        if (dup3(from, target, 0) < 0)
             return fail(f, "stdio");
     }
     return 0;
@@ -314,6 +321,7 @@ _Noreturn void job_main(struct cell *cell)
     sigset_t none;
     if (become_harmless(cell, &f) < 0)
         give_up(cell, &f);
+    prctl(PR_SET_NAME, "isojob-cell");
     park(cell, &f);
     advance(cell, JOB_SETUP, JOB_PARKED);
     int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);

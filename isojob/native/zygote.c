@@ -263,6 +263,8 @@ int main(int argc, char **argv)
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    /* Not the number of the descriptor we were started from. */
+    prctl(PR_SET_NAME, "isojob-zygote");
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
