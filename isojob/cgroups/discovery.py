@@ -123,6 +123,11 @@ def memory_ceiling() -> int | None:
         unified, legacy = locate(own, Path("/proc/self/mountinfo").read_text())
     except OSError:
         return None
+    return ceiling(unified, legacy)
+
+
+def ceiling(unified: Path | None, legacy: Mapping[str, Path]) -> int | None:
+    """The same for what `locate` found."""
     found: list[int] = []
     directory = unified
     while directory is not None and (directory / "cgroup.procs").exists():

@@ -189,3 +189,12 @@ def test_sync() -> None:
     assert isojob.run_isolated_sync(["echo", "1"]).stdout == b"1\n"
     with pytest.raises(TimeoutError):
         isojob.run_isolated_sync(["sleep", "60"], timeout=0.2)
+
+
+async def test_results_are_whole() -> None:
+    """Isojob fills its models without validation; validating them changes nothing."""
+    result = await run_isolated(["sh", "-c", "echo x > f; echo y"], collect=["f", "g"])
+    for model in (result, result.evidence, result.usage, result.posture):
+        assert model.__dict__.keys() == type(model).model_fields.keys()
+        assert type(model).model_validate(dict(model.__dict__)) == model
+    assert type(result).model_validate_json(result.model_dump_json()) == result

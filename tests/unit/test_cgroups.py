@@ -8,7 +8,7 @@ import pytest
 
 from isojob import Limits
 from isojob.cgroups import base
-from isojob.cgroups.discovery import locate
+from isojob.cgroups.discovery import ceiling, locate
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
 
@@ -180,3 +180,20 @@ def test_v1_comounted(tmp_path: Path) -> None:
     driver = V1({"cpu": tmp_path / "both", "cpuacct": tmp_path / "both"})
     assert len(driver.hierarchies) == 1
     assert {"memory_limit", "process_limit"} <= set(driver.missing)
+
+
+def test_memory_ceiling(tmp_path: Path) -> None:
+    """The lowest limit on the way up counts; "max" and an absent file are none."""
+    inner = tmp_path / "system.slice" / "app.service"
+    inner.mkdir(parents=True)
+    assert ceiling(inner, {}) is None
+    for directory, limit in ((tmp_path, None), (inner.parent, "2147483648"), (inner, "max")):
+        (directory / "cgroup.procs").touch()
+        if limit is not None:
+            (directory / "memory.max").write_text(f"{limit}\n")
+    assert ceiling(inner, {}) == 2 << 30
+    (inner / "memory.max").write_text("1048576\n")
+    assert ceiling(inner, {}) == 1 << 20
+    (tmp_path / "memory.stat").write_text("cache 1\nhierarchical_memory_limit 4096\n")
+    assert ceiling(None, {"memory": tmp_path}) == 4096
+    assert ceiling(None, {}) is None
