@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # test-vm.sh root|user|systemd WHEEL [PYTEST-ARGUMENT...]: runs the integration tests on the cgroup
 # v2 kernel behind $TEST_VM: as root, as uid 1000 that owns its cgroup, or as uid 1000 in a unit
-# that systemd delegated. $TEST_VM is the beginning of a command line:
+# that systemd delegated. Before, once: test-vm.sh --prepare WHEEL, which makes their environment.
+# $TEST_VM is the beginning of a command line:
 #     $TEST_VM [-u UID] [--systemd] -e NAME=VALUE -- COMMAND...
 # The guest sees this machine's files, keeps no change to them, and is about 20 times slower;
 # tests find that number in ISOJOB_TEST_SLOWNESS.
@@ -10,6 +11,12 @@
 [[ -n ${TEST_VM:-} ]] || die "TEST_VM is not set"
 who=$1 wheel=$2
 shift 2
+
+dir=$venv-vm
+if [[ $who == --prepare ]]; then
+    # An interpreter below root's home is closed to uid 1000, so the system's comes first.
+    exec scripts/environment.sh "$(scripts/pythons.sh | head -n 1 | cut -f 2)" "$dir" "$wheel"
+fi
 # The guest is slow. The command line and the examples are the same code for every user: once. What
 # systemd does otherwise is the cgroup a job starts from.
 if (($# == 0)); then
@@ -26,11 +33,6 @@ user) options=(-u 1000) ;;
 systemd) options=(-u 1000 --systemd) ;;
 *) die "unknown user: $who" ;;
 esac
-
-# An interpreter below root's home is closed to uid 1000, so the system's comes first.
-python=$(scripts/pythons.sh | head -n 1 | cut -f 2)
-dir=$venv-vm
-scripts/environment.sh "$python" "$dir" "$wheel"
 
 export PATH=$dir/bin:$PATH VIRTUAL_ENV=$dir
 # shellcheck disable=SC2086  # a command with its options

@@ -2,17 +2,20 @@
 # Everything that has to hold before a change lands: lint, a build without warnings, the tests on
 # each interpreter here, the distributions, and the integration tests once more on a cgroup v2
 # kernel where $TEST_VM leads to one (scripts/test-vm.sh). A failed stage does not hide the next.
-# The guest is emulated and busy for long: it works beside the tests on this kernel, and what it
-# says is printed when it is done.
+# A guest is emulated, and its tests mostly wait: all work beside the tests on this kernel, and what
+# they say is printed when they are done.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 with_debian newuidmap uidmap
 
 work=$(mktemp -d)
-beside=
+declare -A beside=()
 cleanup() {
-    # The whole process group: a guest has children of its own.
-    [[ -z $beside ]] || kill -- "-$beside" 2>/dev/null || true
+    local group
+    # Whole process groups: a guest has children of its own.
+    for group in "${beside[@]}"; do
+        kill -- "-$group" 2>/dev/null || true
+    done
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -27,12 +30,6 @@ stage() {
 absent() {
     printf '%-8s %6s  %s\n' 'not run' '' "$1" >>"$report"
 }
-guests() {
-    local who
-    for who in "$@"; do
-        stage "cgroup v2 guest as $who: integration" scripts/test-vm.sh "$who" "$wheel"
-    done
-}
 
 printf '==> wheel\n'
 wheel=$(scripts/wheel.sh cmake.define.ISOJOB_WERROR=ON)
@@ -42,9 +39,13 @@ report=$work/report
 : >"$report"
 read -ra users <<<"${TEST_VM_USERS:-root user systemd}"
 if [[ -n ${TEST_VM:-} ]]; then
+    scripts/test-vm.sh --prepare "$wheel"
     set -m
-    report=$work/report-guests guests "${users[@]}" >"$work/guests" 2>&1 </dev/null &
-    beside=$!
+    for who in "${users[@]}"; do
+        report=$work/report-$who stage "cgroup v2 guest as $who: integration" \
+            scripts/test-vm.sh "$who" "$wheel" >"$work/output-$who" 2>&1 </dev/null &
+        beside[$who]=$!
+    done
     set +m
 else
     absent "cgroup v2 guest: TEST_VM is not set"
@@ -65,15 +66,12 @@ done
 
 stage packaging scripts/test-native.sh "${pythons[0]#*$'\t'}" "$wheel" tests/packaging
 
-if [[ -n $beside ]]; then
-    wait "$beside" || true
-    beside=
-    cat "$work/guests"
-    for who in "${users[@]}"; do
-        grep -q " as $who:" "$work/report-guests" || printf 'FAILED            cgroup v2 guest as %s\n' "$who" >>"$report"
-    done
-    cat "$work/report-guests" >>"$report"
-fi
+for who in "${!beside[@]}"; do
+    wait "${beside[$who]}" || true
+    unset "beside[$who]"
+    cat "$work/output-$who"
+    cat "$work/report-$who" >>"$report" || printf 'FAILED            cgroup v2 guest as %s\n' "$who" >>"$report"
+done
 
 printf '\n'
 cat "$report"
