@@ -24,7 +24,7 @@ from isojob._job import CAPTURE, STDOUT, Job
 from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed
-from isojob._wait import Readable
+from isojob._wait import readable
 from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError
 from isojob.wire import Failure, MessageType, Stdio, Writer
@@ -175,18 +175,18 @@ class _Run:
                 else job.message(spec, stdio)
             )
             fed = self.feed is None or self.feed.start()
-            with Readable(self.lease.socket, LATE_READER_SECONDS) as ready:
-                self.outcome.host.sent_ns = time.monotonic_ns()
-                self.lease.send(out, fds)
-                if job.collect:
-                    self.lease.send_collect(job.collect_message())
-                quick = fed and await ready.wait()
-            while quick:
-                self._take_all()
-                if self.outcome.raw is not None:
+            self.outcome.host.sent_ns = time.monotonic_ns()
+            self.lease.send(out, fds)
+            if job.collect:
+                self.lease.send_collect(job.collect_message())
+            for capture in self.captures.values():
+                capture.sent()
+            if self.feed is not None:
+                self.feed.sent()
+            while fed and self.outcome.raw is None:
+                if not await readable(self.lease.socket, LATE_READER_SECONDS):
                     break
-                with Readable(self.lease.socket, LATE_READER_SECONDS) as ready:
-                    quick = await ready.wait()
+                self._take_all()
             if self.outcome.raw is None:
                 await self._stream()
             self._drain()
@@ -269,11 +269,8 @@ class _Run:
         with select.epoll() as poll:
             poll.register(self.lease.socket, select.EPOLLIN)
             for capture in self.captures.values():
-                capture.sent()
                 capture.widen()
                 poll.register(capture.read_end, select.EPOLLIN)
-            if self.feed is not None:
-                self.feed.sent()
             if self.feed is not None and self.feed.write_end >= 0:
                 self.feed.widen()
                 poll.register(self.feed.write_end, select.EPOLLOUT)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Self
 
 import sniffio
 
-__all__ = ["Readable", "soon"]
+__all__ = ["readable", "soon"]
 
 
 def _wake(future: asyncio.Future[bool], answer: bool) -> None:
@@ -21,44 +20,24 @@ def _wake(future: asyncio.Future[bool], answer: bool) -> None:
         future.set_result(answer)
 
 
-class Readable:
-    """Waits once until there is something to read, at most so long.
-
-    A context manager, armed on entry: what is sent after that wakes a process that shares our CPU,
-    and it runs when we pause, so little should be left to do until then.
-    """
-
-    __slots__ = ("_future", "_seconds", "_sock", "_timer")
-
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
-        self._sock = sock
-        self._seconds = seconds
-        self._future: asyncio.Future[bool] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> Self:
-        if sniffio.current_async_library() == "asyncio":
-            loop = asyncio.get_running_loop()
-            self._future = loop.create_future()
-            loop.add_reader(self._sock, _wake, self._future, True)
-            self._timer = loop.call_later(self._seconds, _wake, self._future, False)
-        return self
-
-    async def wait(self) -> bool:
-        """Whether there is something."""
-        if self._future is not None:
-            return await self._future
+async def readable(sock: socket.socket, seconds: float) -> bool:
+    """Waits until there is something to read, at most so long; whether there is."""
+    if sniffio.current_async_library() != "asyncio":
         import trio
 
-        with trio.move_on_after(self._seconds):
-            await trio.lowlevel.wait_readable(self._sock)
+        with trio.move_on_after(seconds):
+            await trio.lowlevel.wait_readable(sock)
             return True
         return False
-
-    def __exit__(self, *_: object) -> None:
-        if self._future is not None and self._timer is not None:
-            self._timer.cancel()
-            self._future.get_loop().remove_reader(self._sock)
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bool] = loop.create_future()
+    loop.add_reader(sock, _wake, future, True)
+    timer = loop.call_later(seconds, _wake, future, False)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+        loop.remove_reader(sock)
 
 
 def soon(function: Callable[[], object]) -> None:
