@@ -87,7 +87,8 @@ class Slots:
         self.total = total
         self.memory = memory
         self._queue = queue
-        self._lock = threading.Lock()
+        # Reentrant: allocating under it may collect garbage, and that an abandoned waiter.
+        self._lock = threading.RLock()
         self._running = 0
         self._reserved = 0
         self._waiting: deque[_Waiter] = deque()
@@ -129,9 +130,15 @@ class Slots:
             if not self._waiting and self._fits(wanted):
                 self._take(wanted)
                 return wanted
+        waiter = _Waiter(wanted)
+        with self._lock:
+            if self._closed:
+                raise PoolClosedError
+            if not self._waiting and self._fits(wanted):
+                self._take(wanted)
+                return wanted
             if self._queue is not None and len(self._waiting) >= self._queue and not patient:
                 raise QueueFullError
-            waiter = _Waiter(wanted)
             self._waiting.append(waiter)
         try:
             await waiter.event.wait()

@@ -23,7 +23,7 @@ from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
 from isojob._shield import shielded
 from isojob._spec import CellSpec
-from isojob._streams import Capture, Feed
+from isojob._streams import Capture, Feed, FileFeed
 from isojob._wait import readable
 from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError
@@ -58,14 +58,16 @@ class Lease:
 
     Attributes:
         zygote: Whose cell it is.
+        pipes: Those of its job, which end with it.
     """
 
-    __slots__ = ("_stopped", "socket", "zygote")
+    __slots__ = ("_stopped", "pipes", "socket", "zygote")
 
     def __init__(self, lease: socket.socket, zygote: Zygote) -> None:
         self.socket = lease
         self._stopped = False
         self.zygote = zygote
+        self.pipes: list[Capture | Feed | FileFeed] = []
 
     def send(self, out: Writer, fds: list[int]) -> None:
         """Sends the job; never blocks: the socket is empty and takes a whole message.
@@ -152,6 +154,8 @@ class Lease:
     def close(self) -> None:
         """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
         self.socket.close()
+        while self.pipes:
+            self.pipes.pop().close()
 
 
 class _Run:
@@ -159,10 +163,9 @@ class _Run:
         self.lease = lease
         self.job = job
         self.outcome = Outcome(lease.zygote.driver)
-        self.feed: Feed | None = None
+        self.feed: Feed | FileFeed | None = None
         self.captures: dict[str, Capture] = {}
         self._collected = 0
-        self._failed: Exception | None = None
 
     async def run(self, spec: CellSpec) -> Outcome:
         """Sends the job and waits for its end; the caller owns the lease."""
@@ -174,7 +177,11 @@ class _Run:
                 if job.files
                 else job.message(spec, stdio)
             )
-            fed = self.feed is None or self.feed.start()
+            fed = True
+            if isinstance(self.feed, Feed):
+                fed = self.feed.start()
+            elif self.feed is not None:
+                self.feed.start()
             self.outcome.host.sent_ns = time.monotonic_ns()
             self.lease.send(out, fds)
             if job.collect:
@@ -189,17 +196,23 @@ class _Run:
                 self._take_all()
             if self.outcome.raw is None:
                 await self._stream()
+            self._check_stdin()
             self._drain()
-        except BaseException:
+        except GeneratorExit:  # the event loop is gone: nobody waits any more
+            self.lease.stop()
+            raise
+        except BaseException as error:
             with suppress(Exception):
                 await self.lease.gone()
+            if isinstance(error, (CellFailedError, CellGoneError)):
+                self._check_stdin()  # it was ended on that account
             raise
-        finally:
-            for capture in self.captures.values():
-                capture.close()
-            if self.feed is not None:
-                self.feed.close()
         return self.outcome
+
+    def _check_stdin(self) -> None:
+        """A job with half its input proves nothing."""
+        if isinstance(self.feed, FileFeed) and self.feed.error is not None:
+            raise self.feed.error
 
     def _open_streams(self) -> tuple[list[int], Stdio]:
         job, fds, stdio = self.job, [], Stdio(0)
@@ -209,7 +222,11 @@ class _Run:
             fds.append(job.stdin_fd)
             stdio |= Stdio.IN
         elif job.input is not None or job.stdin_file is not None:
-            self.feed = Feed(job.input, job.stdin_file)
+            if job.stdin_file is not None:
+                self.feed = FileFeed(job.stdin_file, self.lease.stop)
+            else:
+                self.feed = Feed(job.input or b"")
+            self.lease.pipes.append(self.feed)
             fds.append(self.feed.read_end)
             stdio |= Stdio.IN
         for name, wanted, flag in (
@@ -218,6 +235,7 @@ class _Run:
         ):
             if wanted == CAPTURE:
                 capture = self.captures[name] = Capture(job.limits.output)
+                self.lease.pipes.append(capture)
                 fds.append(capture.write_end)
                 stdio |= flag
             elif wanted == STDOUT:
@@ -240,7 +258,10 @@ class _Run:
         try:
             match message.kind:
                 case MessageType.RESULT:
-                    self.outcome.raw = wire.parse_result(message)
+                    raw = wire.parse_result(message)
+                    if raw.failure is not None and raw.failure.stage == "park":
+                        raise CellFailedError(raw.failure)
+                    self.outcome.raw = raw
                 case MessageType.FILE:
                     self._collect(wire.parse_file(message), fds)
                 case MessageType.ERROR:
@@ -257,21 +278,12 @@ class _Run:
             PoolBrokenError: Nothing was heard of zygote or init for `STUCK_SECONDS` longer than
                 it may take: somebody has stopped them.
         """
-        try:
-            await self._stream_or_raise()
-        except (CellFailedError, CellGoneError):
-            if self._failed is None:
-                raise
-        if self._failed is not None:
-            raise self._failed  # which came first
-
-    async def _stream_or_raise(self) -> None:
         with select.epoll() as poll:
             poll.register(self.lease.socket, select.EPOLLIN)
             for capture in self.captures.values():
                 capture.widen()
                 poll.register(capture.read_end, select.EPOLLIN)
-            if self.feed is not None and self.feed.write_end >= 0:
+            if isinstance(self.feed, Feed) and self.feed.write_end >= 0:
                 self.feed.widen()
                 poll.register(self.feed.write_end, select.EPOLLOUT)
             await self._service(poll, STUCK_SECONDS)
@@ -296,21 +308,17 @@ class _Run:
                     if fd == self.lease.socket.fileno():
                         self._take_all()
                     elif fd not in captures:
-                        await self._fill()
+                        assert isinstance(self.feed, Feed)
+                        if self.feed.step():
+                            # First this: a forked child may hold the pipe open, and with it the
+                            # registration.
+                            poll.unregister(fd)
+                            self.feed.close_write()
                     elif captures[fd].drain(budget=BUDGET):
                         poll.unregister(fd)
                         if captures[fd].exceeded:
                             self.outcome.stop_reason("output")
                             self.lease.stop()
-
-    async def _fill(self) -> None:
-        assert self.feed is not None
-        try:
-            await self.feed.fill()
-        except OSError as error:  # of the caller's file: a job with half its input proves nothing
-            self._failed = error
-            self.feed.close()
-            self.lease.stop()
 
     def _drain(self) -> None:
         """Every writer is dead: what is in the pipes is all there will be."""

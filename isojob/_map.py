@@ -8,6 +8,7 @@ them, when it is exhausted, closed, cancelled, or forgotten.
 from __future__ import annotations
 
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
@@ -36,15 +37,24 @@ JobLike: TypeAlias = Sequence[StrOrBytesPath] | Mapping[str, Any]
 """A command, or the arguments of `Pool.run` by name, with ``command`` among them."""
 
 
-def _spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> object:
+def _spawn(function: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> object:
     """Starts a task outside of any task group; keep what is returned until it ends."""
     if sniffio.current_async_library() == "asyncio":
         import asyncio
 
-        return asyncio.get_running_loop().create_task(function())
+        task = asyncio.get_running_loop().create_task(function())
+        # Not in the coroutine: one that is cancelled before its first step never begins.
+        task.add_done_callback(lambda _: ended())
+        return task
     import trio
 
-    return trio.lowlevel.spawn_system_task(function)
+    async def run() -> None:
+        try:
+            await function()
+        finally:
+            ended()
+
+    return trio.lowlevel.spawn_system_task(run)
 
 
 class _Work:
@@ -62,6 +72,7 @@ class _Work:
         self.done: dict[int, Result] = {}
         self.given = 0
         self.workers = 0
+        self.cancelled = False
         self.failure: BaseException | None = None
         self._taken = 0
         self._exhausted = False
@@ -76,7 +87,7 @@ class _Work:
 
     def cancel(self) -> None:
         """Takes no more jobs and ends those that run."""
-        self._exhausted = True
+        self._exhausted = self.cancelled = True
         for scope in self._scopes:
             scope.cancel()
 
@@ -118,9 +129,16 @@ class _Work:
         except BaseException as error:  # noqa: BLE001 - the iterator raises it
             self.failure = self.failure or error
             self.cancel()
-        finally:
-            self.workers -= 1
-            self.change()
+
+    def ended(self) -> None:
+        """One worker less."""
+        self.workers -= 1
+        self.change()
+
+    async def close_source(self) -> None:
+        """An async generator that is left early wants to be told."""
+        if self.cancelled and isinstance(self._source, AsyncGenerator):
+            await self._source.aclose()
 
 
 class Results(AsyncIterator[Result]):
@@ -163,7 +181,7 @@ class Results(AsyncIterator[Result]):
         work = self._work = _Work(*self._arguments)
         self._soon = soon()
         work.workers = self._workers
-        self._tasks = [_spawn(work.worker) for _ in range(self._workers)]
+        self._tasks = [_spawn(work.worker, work.ended) for _ in range(self._workers)]
         return work
 
     async def _next(self, work: _Work) -> Result:
@@ -177,6 +195,8 @@ class Results(AsyncIterator[Result]):
                 work.change()
                 return result
             if work.workers == 0:
+                if work.cancelled:
+                    raise RuntimeError("the iterator was closed by another task")
                 raise StopAsyncIteration
             await work.changed.wait()
 
@@ -192,7 +212,10 @@ class Results(AsyncIterator[Result]):
             while work.workers > 0:
                 await work.changed.wait()
 
-        await shielded(ended)
+        try:
+            await shielded(ended)
+        finally:
+            await shielded(work.close_source)
 
     async def __aenter__(self) -> Self:
         return self

@@ -38,6 +38,7 @@ from isojob.host.ids import DEFAULT_RANGE
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import Sandbox
+from isojob.wire import Failure
 
 __all__ = ["Pool", "PoolStatistics"]
 
@@ -208,56 +209,22 @@ class Pool:
             environment=self._environment,
             **options,
         )
-        if not self._stock.open:
+        # Closing and opening the pool again replaces both.
+        stock, slots = self._stock, self._slots
+        if not stock.open:
             raise PoolClosedError
         asked = time.monotonic_ns()
-        slots = self._slots
         reserved = await slots.acquire(limits.memory, patient=patient)
         queued = time.monotonic_ns() - asked
         try:
-            outcome = await self._attempt(job)
+            outcome = await _attempt(stock, job)
         finally:
             slots.release(reserved)
         outcome.host.queue_ns = queued
-        result = make_result(job, outcome, self._stock.posture, index)
+        result = make_result(job, outcome, stock.posture, index)
         if check:
             result.check_returncode()
         return result
-
-    async def _attempt(self, job: Job) -> Outcome:
-        for attempt in range(_ATTEMPTS):
-            try:
-                lease, spec = await self._stock.take(job.limits)
-            except PoolBrokenError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                continue  # with a new zygote
-            self._stock.active.add(lease)
-            try:
-                outcome = await run_job(lease, job, spec)
-            except CellFailedError as error:
-                # A parked cell may have failed long ago, for a reason that has passed.
-                if error.failure.stage == "zygote":
-                    lease.zygote.broken = True
-                if attempt == _ATTEMPTS - 1:
-                    raise failures.to_exception(error.failure) from None
-            except (CellGoneError, wire.WireError) as error:
-                raise self._why_gone(lease.zygote, error) from None
-            else:
-                if not self._stock.open:
-                    # Closing ends what runs, by more than one way: no verdict is true any more.
-                    raise self._why_gone(lease.zygote, CellGoneError())
-                return outcome
-            finally:
-                await self._stock.give_back(lease)
-        raise AssertionError
-
-    def _why_gone(self, zygote: Zygote, error: Exception) -> IsojobError:
-        if not self._stock.open:
-            return PoolClosedError("the pool was closed while the job ran")
-        if isinstance(error, wire.WireError):
-            return PoolBrokenError(f"the cell's init sent nonsense: {error}")
-        return zygote.diagnose()
 
     @property
     def busy(self) -> bool:
@@ -275,6 +242,50 @@ class Pool:
             parked=self._stock.parked,
             zygotes=self._stock.started,
         )
+
+
+async def _attempt(stock: Stock, job: Job) -> Outcome:
+    for attempt in range(_ATTEMPTS):
+        try:
+            lease, spec = await stock.take(job.limits, fresh=attempt > 0)
+        except PoolBrokenError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue  # with a new zygote
+        try:
+            outcome = await run_job(lease, job, spec)
+        except CellFailedError as error:
+            # A parked cell may have failed long ago, for a reason that has passed.
+            if error.failure.stage == "zygote":
+                lease.zygote.broken = True
+            if attempt == _ATTEMPTS - 1 or not stock.open:
+                raise _why_failed(stock, error.failure) from None
+        except (CellGoneError, wire.WireError) as error:
+            raise _why_gone(stock, lease.zygote, error) from None
+        else:
+            if not stock.open:
+                # Closing ends what runs, by more than one way: no verdict is true any more.
+                raise _why_gone(stock, lease.zygote, CellGoneError())
+            return outcome
+        finally:
+            await stock.give_back(lease)
+    raise AssertionError
+
+
+def _why_failed(stock: Stock, failure: Failure) -> IsojobError:
+    if not stock.open:
+        return PoolClosedError("the pool was closed before the job ran")
+    if failure.stage == "zygote":
+        return PoolBrokenError("the pool's zygote died, and then the next")
+    return failures.to_exception(failure)
+
+
+def _why_gone(stock: Stock, zygote: Zygote, error: Exception) -> IsojobError:
+    if not stock.open:
+        return PoolClosedError("the pool was closed while the job ran")
+    if isinstance(error, wire.WireError):
+        return PoolBrokenError(f"the cell's init sent nonsense: {error}")
+    return zygote.diagnose()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

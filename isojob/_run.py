@@ -14,6 +14,7 @@ import anyio
 
 from isojob._job import CAPTURE, DEVNULL, Content, StdioArg, StrOrBytesPath
 from isojob._pool import Pool
+from isojob._shield import in_thread
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import Sandbox
@@ -48,6 +49,10 @@ def _close_pools() -> None:
     with _lock:
         pools = list(_pools.values())
         _pools.clear()
+    _close_all(pools)
+
+
+def _close_all(pools: list[Pool]) -> None:
     for pool in pools:
         pool.close()
 
@@ -116,8 +121,8 @@ async def run_isolated(
     """
     pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
     try:
-        for old in displaced:
-            await old.aclose()
+        if displaced:
+            await in_thread(partial(_close_all, displaced))
         return await pool.run(
             command,
             limits=Limits() if limits is None else limits,

@@ -25,6 +25,10 @@ async def shielded(again: Callable[[], Awaitable[T]]) -> T:
 
     Args:
         again: Makes the awaitable: bounded, and the same however often it is begun.
+
+    Raises:
+        asyncio.CancelledError: After the end, if a cancel came meanwhile; whatever else went wrong
+            is its cause.
     """
     cancelled: asyncio.CancelledError | None = None
     results: list[T] = []
@@ -34,6 +38,10 @@ async def shielded(again: Callable[[], Awaitable[T]]) -> T:
                 results.append(await again())
         except asyncio.CancelledError as error:
             cancelled = error
+        except BaseException as error:
+            if cancelled is not None:
+                raise cancelled from error
+            raise
     if cancelled is not None:
         raise cancelled
     return results[0]
@@ -43,11 +51,17 @@ async def in_thread(function: Callable[[], T]) -> T:
     """Runs a bounded, blocking function once in a thread, and returns only when it has."""
     lock = threading.Lock()
     done: list[T] = []
+    failed: list[BaseException] = []
 
-    def once() -> T:
+    def once() -> None:
         with lock:  # a thread whose task was cancelled is still at it
-            if not done:
-                done.append(function())
-            return done[0]
+            if not done and not failed:
+                try:
+                    done.append(function())
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    failed.append(error)
 
-    return await shielded(lambda: anyio.to_thread.run_sync(once))
+    await shielded(lambda: anyio.to_thread.run_sync(once))
+    if failed:
+        raise failed[0]
+    return done[0]

@@ -111,11 +111,11 @@ class CellSpec:
 
         Not its quota: two threads burn twice as fast. Not our affinity: the job can undo that.
         """
-        usable = set(range(os.cpu_count() or 1))
+        count = os.sysconf("SC_NPROCESSORS_CONF")
         if limits.cpuset is not None and "cpuset" not in self._driver.missing:
             listed: set[int] = set()
             for part in limits.cpuset.split(","):
                 first, _, last = part.partition("-")
                 listed.update(range(int(first), int(last or first) + 1))
-            usable &= listed
-        return max(1, min(len(usable), 65535))
+            count = min(count, len(listed))
+        return max(1, min(count, 65535))

@@ -97,8 +97,12 @@ class Stock:
         self.zygote = None
         self.retired.append(zygote)
 
-    async def take(self, limits: Limits) -> tuple[Lease, CellSpec]:
-        """A lease, parked or made now, and what its cell was made with.
+    async def take(self, limits: Limits, *, fresh: bool = False) -> tuple[Lease, CellSpec]:
+        """An active lease, parked or made now, and what its cell was made with.
+
+        Args:
+            limits: Those of the job.
+            fresh: Not a parked one.
 
         Raises:
             HostNotSupportedError: These limits cannot be enforced here.
@@ -107,14 +111,14 @@ class Stock:
         """
         if not self.open:
             raise PoolClosedError
-        spec = self._spec
-        if spec is not None and spec.fits(limits):
-            try:
+        spec, zygote = self._spec, self.zygote
+        usable = not fresh and zygote is not None and not zygote.broken
+        if usable and spec is not None and spec.fits(limits):
+            with suppress(IndexError):
+                lease = self._parked.popleft()
+                self.active.add(lease)
                 # Should its zygote be dead by now, the cell says so.
-                return self._parked.popleft(), spec
-            except IndexError:
-                pass
-        zygote = self.zygote
+                return lease, spec
         if zygote is None or not zygote.alive:
             zygote = await in_thread(self.start)
             spec = self._spec
@@ -125,9 +129,12 @@ class Stock:
         with anyio.move_on_after(STUCK_SECONDS):
             while True:
                 try:
-                    return Lease(zygote.make(spec), zygote), spec
+                    lease = Lease(zygote.make(spec), zygote)
                 except BlockingIOError:
                     await anyio.sleep(0.001)
+                    continue
+                self.active.add(lease)
+                return lease, spec
         zygote.kill()
         raise PoolBrokenError("the pool's zygote does not answer")
 
@@ -136,18 +143,31 @@ class Stock:
         self.active.discard(lease)
         self._spent.append(lease)
         if self.open:
-            soon(self._clean_up)
+            try:
+                soon(self._clean_up)
+            except RuntimeError:  # this loop takes nothing any more
+                self._clean_up()
         else:  # close() may have looked before
             self._let_go_of_spent()
         if not self.retired:
             return
-        # The cgroups and uids of a retired zygote are ours until its last job has ended.
-        with self._lock:
+        # The cgroups and uids of a retired zygote are ours until its last job has ended. Who holds
+        # the lock is slow: then the next one looks.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             held = {other.zygote for other in list(self.active)}
             over = [zygote for zygote in self.retired if zygote not in held]
             self.retired = [zygote for zygote in self.retired if zygote in held]
-        for zygote in over:
-            await in_thread(zygote.close)
+        finally:
+            self._lock.release()
+
+        def bury() -> None:
+            for zygote in over:
+                zygote.close()
+
+        if over:
+            await in_thread(bury)  # all of them, whatever cancel comes
 
     def _clean_up(self) -> None:
         """Lets go of cells and has others made: not while a job runs that shares the CPU."""

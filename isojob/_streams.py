@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
-
-import anyio
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Capture", "Feed"]
+__all__ = ["Capture", "Feed", "FileFeed"]
 
 CHUNK = 1 << 18
 WIDE = 1 << 20
@@ -112,20 +112,12 @@ class Capture:
 
 
 class Feed:
-    """A job's stdin, written by us from bytes or from a regular file.
+    """A job's stdin, written by us from bytes."""
 
-    Args:
-        data: What to write, or None to read `file`.
-        file: Descriptor of a regular file; read from its current offset, which stays where it is,
-            so that a second attempt reads the same; never handed over.
-    """
+    __slots__ = ("_left", "read_end", "write_end")
 
-    __slots__ = ("_at", "_file", "_left", "read_end", "write_end")
-
-    def __init__(self, data: bytes | None, file: int | None = None) -> None:
-        self._left = memoryview(data or b"")
-        self._file = file
-        self._at = 0 if file is None else os.lseek(file, 0, os.SEEK_CUR)
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
         self.read_end, self.write_end = _pipe()
         os.set_blocking(self.write_end, False)
 
@@ -136,51 +128,94 @@ class Feed:
 
     def start(self) -> bool:
         """Writes what fits without waiting; true when all is written and the pipe closed."""
-        if self._file is None:
-            self._step()
+        if self.step():
+            self.close_write()
         return self.write_end < 0
 
     def widen(self) -> None:
         """For a longer stream."""
         _widen(self.write_end)
 
-    async def fill(self) -> None:
-        """Writes what fits, from a file a few megabytes at most; at the end it closes the pipe.
-
-        Raises:
-            OSError: The file cannot be read.
-        """
-        for _ in range(4):
-            if self._file is not None and not self._left:
-                data = await anyio.to_thread.run_sync(os.pread, self._file, WIDE, self._at)
-                self._at += len(data)
-                self._left = memoryview(data)
-                if not data:
-                    self._file = None
-            if not self._step():
-                return
-
-    def _step(self) -> bool:
-        """Writes what there is; false if the pipe is full or closed."""
+    def step(self) -> bool:
+        """Writes what fits; true when nothing is left, or nobody reads."""
         try:
             while self._left:
                 self._left = self._left[_write(self.write_end, self._left[:WIDE]) :]
         except BlockingIOError:
             return False
-        except BrokenPipeError:  # a job that reads no further is no error
-            self._file = None
-        if self._file is None:
-            self._close_write()
-        return self.write_end >= 0
+        except BrokenPipeError:
+            pass  # a job that reads no further is no error
+        return True
 
-    def _close_write(self) -> None:
+    def close_write(self) -> None:
+        """The job's end of file."""
         if self.write_end >= 0:
             os.close(self.write_end)
             self.write_end = -1
 
     def close(self) -> None:
         """Closes both ends; idempotent."""
-        self._close_write()
+        self.close_write()
         if self.read_end >= 0:
             os.close(self.read_end)
             self.read_end = -1
+
+
+class FileFeed:
+    """A job's stdin, copied from a regular file by a thread.
+
+    What is regular may still block for ever (a hung network file system, /proc/kmsg): such a read
+    must not keep the call. The thread ends with the file, or when nobody reads any more.
+
+    Args:
+        file: Descriptor; read from its current offset, which stays where it is, so that a second
+            attempt reads the same; never handed over.
+        failed: Called, in the thread, when the file cannot be read: `error` says why.
+    """
+
+    def __init__(self, file: int, failed: Callable[[], None]) -> None:
+        self.error: OSError | None = None
+        self._failed = failed
+        self._at = os.lseek(file, 0, os.SEEK_CUR)
+        # The caller may close theirs as soon as the call returns.
+        self._file = os.dup(file)
+        self.read_end, self._write_end = _pipe()
+        self._owner: int | None = None
+
+    def sent(self) -> None:
+        """The launcher has its own copy of the read end by now."""
+        os.close(self.read_end)
+        self.read_end = -1
+
+    def start(self) -> None:
+        """Starts the thread, which owns file and write end from now on."""
+        self._owner = os.getpid()
+        threading.Thread(target=self._copy, name="isojob-stdin", daemon=True).start()
+
+    def _copy(self) -> None:
+        try:
+            _widen(self._write_end)
+            while data := os.pread(self._file, WIDE, self._at):
+                self._at += len(data)
+                left = memoryview(data)
+                while left:
+                    left = left[_write(self._write_end, left) :]
+        except BrokenPipeError:
+            pass  # a job that reads no further is no error
+        except OSError as error:
+            self.error = error
+            self._failed()
+        finally:
+            os.close(self._file)
+            os.close(self._write_end)
+
+    def close(self) -> None:
+        """Closes what is ours; idempotent."""
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1
+        # A forked child has copies, and no thread.
+        if self._owner != os.getpid():
+            self._owner = os.getpid()
+            os.close(self._file)
+            os.close(self._write_end)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -237,20 +236,24 @@ class Zygote:
 
     async def answers(self, seconds: float) -> bool:
         """Whether it takes a request within so many seconds; a dead one is as good an answer."""
+        unasked = False
         with anyio.move_on_after(seconds):
             while True:
                 try:
                     asked = self.make(None)
                     break
-                except BlockingIOError:
-                    await anyio.sleep(0.05)
                 except PoolBrokenError:
                     return True
+                except OSError as error:
+                    # Its queue is full: its fault. No descriptor is free here: not its fault.
+                    unasked = not isinstance(error, BlockingIOError)
+                    await anyio.sleep(0.05)
+            unasked = False
             with asked:
                 # The zygote closes its end of what it does not know.
                 await anyio.wait_readable(asked)
                 return True
-        return False
+        return unasked
 
     def kill(self) -> None:
         """Ends it at once, for it does not answer; its parked cells go with it."""
@@ -319,9 +322,8 @@ class Zygote:
     def diagnose(self) -> IsojobError:
         """Why a lease ended without a word: the zygote's last one, if it left one."""
         if self._control is not None:
-            with suppress(OSError, wire.WireError):
-                readable, _, _ = select.select([self._control], [], [], 0)
-                if readable and (datagram := self._control.recv(wire.RECEIVE_SIZE)):
+            with suppress(OSError, wire.WireError):  # it does not block
+                if datagram := self._control.recv(wire.RECEIVE_SIZE):
                     return failures.to_exception(wire.parse_failure(wire.decode(datagram)))
         if not self.alive:
             return PoolBrokenError("the pool's zygote died")

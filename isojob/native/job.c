@@ -113,7 +113,7 @@ static void park(struct cell *cell, struct failure *f)
     cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
     for (int target = 0; target < 3; target++)
         if (null < 0 || dup3(null, target, 0) < 0) {
-            fail(f, "open /dev/null");
+            fail(f, "park");
             give_up(cell, f);
         }
     memset(buffer, 0, 4096); /* a page fault less when the job comes */

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,6 +19,8 @@ from environment import SLOW
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, run_isolated
 from isojob import _cell as cell_module
+from isojob import _run as run_module
+from isojob._spec import CellSpec
 
 
 def script(*lines: str) -> subprocess.CompletedProcess[str]:
@@ -205,3 +209,123 @@ async def test_collect_says_what_it_skips(tmp_path: Path) -> None:
         "bound/there": "in another mount",
         f"{deep}/file": "too many directories deep",
     }
+
+
+async def test_dead_zygote_under_a_full_stock() -> None:
+    """Not one call fails for the parked cells of a zygote that was killed in idle times."""
+    async with Pool(parked=8) as pool:
+        await pool.run(["true"])
+        await anyio.sleep(0.2 * SLOW)
+        assert pool.statistics().parked == 8
+        assert pool._stock.zygote is not None
+        os.kill(pool._stock.zygote.pid, signal.SIGKILL)
+        await anyio.sleep(0.2 * SLOW)
+        for _ in range(4):
+            assert (await pool.run(["true"])).ok
+        assert pool.statistics().zygotes == 2
+
+
+async def test_opened_again() -> None:
+    """A call of the pool's former life ends with PoolClosedError, and harms nothing."""
+    errors: list[type[BaseException]] = []
+    pool = Pool(parked=0)
+
+    async def one() -> None:
+        try:
+            await pool.run(["sleep", "600"])
+        except isojob.IsojobError as error:
+            errors.append(type(error))
+
+    async with anyio.create_task_group() as tasks:
+        pool.open_now()
+        tasks.start_soon(one)
+        await anyio.sleep(0.3 * SLOW)
+        pool.close()
+        async with pool:
+            assert (await pool.run(["true"])).ok
+            await anyio.sleep(0.2 * SLOW)
+    assert errors == [isojob.PoolClosedError]
+
+
+def test_fork_while_a_job_reads_its_stdin() -> None:
+    """The child's copy of the pipe does not keep the job from its end of file, nor us busy."""
+    done = script(
+        "import threading, time",
+        "child = []",
+        "def fork():",
+        f"    time.sleep({0.3 * SLOW})",
+        "    pid = os.fork()",
+        f"    if pid == 0: time.sleep({2 * SLOW}); os._exit(0)",
+        "    child.append(pid)",
+        "threading.Thread(target=fork).start()",
+        f"code = 'sleep {0.6 * SLOW}; wc -c; echo end'",
+        "r = run(['sh', '-c', code], input=bytes(1_000_000))",
+        "print(r.status, r.stdout)",
+        "os.waitpid(child[0], 0)",
+    )
+    assert done.stdout == "ok b'1000000\\nend\\n'\n", done.stderr
+
+
+def test_many_open_files() -> None:
+    """Descriptors above 1023 are as good as others when something goes wrong."""
+    done = script(
+        "import asyncio, pathlib",
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))",
+        "held = [open('/dev/null') for _ in range(1100)]",
+        "async def main():",
+        "    async with isojob.Pool(parked=0) as pool:",
+        "        task = asyncio.create_task(pool.run(['sleep', '600']))",
+        f"        await asyncio.sleep({0.3 * SLOW})",
+        "        zygote = pool._stock.zygote.pid",
+        "        children = pathlib.Path(f'/proc/{zygote}/task/{zygote}/children').read_text()",
+        "        for pid in children.split(): os.kill(int(pid), signal.SIGKILL)",
+        "        try: await task",
+        "        except isojob.PoolBrokenError as e: print('broken')",
+        "asyncio.run(main())",
+    )
+    assert (done.stdout, done.stderr) == ("broken\n", "")
+
+
+async def test_sign_of_life_without_a_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the host is out of descriptors when it asks is no reason to end a job."""
+    monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.2 * SLOW)
+    async with Pool(parked=0) as pool:
+        assert pool._stock.zygote is not None
+        make = pool._stock.zygote.make
+
+        def no_room(spec: CellSpec | None) -> socket.socket:
+            if spec is None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return make(spec)
+
+        monkeypatch.setattr(pool._stock.zygote, "make", no_room)
+        result = await pool.run(["sh", "-c", f"sleep {0.8 * SLOW}; echo end"])
+        assert result.stdout == b"end\n"
+
+
+def test_stdin_that_blocks() -> None:
+    """A file whose read never returns does not keep the call, nor the process from ending."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to open /proc/kmsg")
+    done = script(
+        "file = open('/proc/kmsg', 'rb', buffering=0)",  # waits for the kernel's next message
+        f"print(run(['sleep', '0.3'], stdin=file, timeout={20 * SLOW}).status)",
+        f"try: run(['sleep', '600'], stdin=file, timeout={0.5 * SLOW})",
+        "except TimeoutError: print('timeout')",
+    )
+    assert (done.stdout, done.returncode) == ("ok\ntimeout\n", 0), done.stderr
+
+
+async def test_displaced_pools_are_all_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel while pools make room for another one loses none of them."""
+    monkeypatch.setattr(run_module, "MAX_POOLS", 1)
+    pools = [run_module._default_pool(isojob.Sandbox(hostname=f"h{n}"))[0] for n in range(3)]
+    for pool in pools:
+        pool.pins -= 1
+        await pool.run(["true"])
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_isolated(["true"])
+    await run_isolated(["true"])
+    assert [pool._stock.open for pool in pools] == [False, False, False]

@@ -170,3 +170,59 @@ def test_loop_ends_under_it() -> None:
         assert pool.statistics().running == 0
     finally:
         pool.close()
+
+
+def test_loop_ends_before_it_began() -> None:
+    """Workers that are cancelled before their first step are not waited for."""
+
+    async def consume(pool: Pool) -> None:
+        async for _ in pool.map([["sleep", "600"]] * 10):
+            pass
+
+    async def main(pool: Pool) -> None:
+        await pool.__aenter__()
+        kept.append(asyncio.create_task(consume(pool)))
+        await asyncio.sleep(0)
+
+    kept: list[object] = []
+    for _ in range(3):
+        pool = Pool(max_jobs=4)
+        try:
+            asyncio.run(main(pool))
+        finally:
+            pool.close()
+
+
+async def test_closed_by_another_task() -> None:
+    """A consumer whose iterator another task closes does not take that for the end."""
+    seen: list[type[BaseException]] = []
+    async with Pool(max_jobs=2) as pool:
+        results = pool.map([["sleep", "600"]] * 10)
+
+        async def consume() -> None:
+            try:
+                await anext(results)
+            except RuntimeError as error:
+                seen.append(type(error))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume)
+            await anyio.sleep(0.3 * SLOW)
+            await results.aclose()
+    assert seen == [RuntimeError]
+
+
+async def test_source_is_told() -> None:
+    """An async generator that is left early is closed."""
+    ended: list[bool] = []
+
+    async def jobs() -> AsyncIterator[list[str]]:
+        try:
+            while True:
+                yield ["true"]
+        finally:
+            ended.append(True)
+
+    async with Pool(max_jobs=2) as pool, pool.map(jobs()) as results:
+        assert (await anext(results)).ok
+    assert ended == [True]
