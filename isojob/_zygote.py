@@ -182,8 +182,8 @@ class Zygote:
                 return HostNotSupportedError(
                     "a seccomp filter around this process kills it for a system call that making "
                     "a sandbox needs",
-                    "systemd: SystemCallFilter=@system-service @mount, SystemCallErrorNumber=EPERM;"
-                    f" else {failures.CONTAINER}",
+                    "systemd: SystemCallFilter=@system-service @mount sethostname seccomp; "
+                    f"else {failures.CONTAINER}",
                 )
         return PoolBrokenError("the zygote died while it started")
 

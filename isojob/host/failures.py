@@ -58,6 +58,13 @@ def to_exception(failure: Failure) -> IsojobError:
         denied
     ):
         return HostNotSupportedError(f"{stage}: {os.strerror(number)}", CONTAINER)
+    if stage == "launcher":
+        return SandboxSetupError(
+            stage,
+            0,
+            "it died before its job came: killed by a seccomp filter around this process, or for "
+            "want of memory",
+        )
     if stage == "seccomp listener thread" and number == errno.EAGAIN:
         return SandboxSetupError(
             stage, number, "this seccomp profile needs limits.processes of at least 2"

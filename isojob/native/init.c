@@ -363,8 +363,10 @@ _Noreturn void init_main(struct cell *cell)
         struct shared *s = cell->shared;
         if (s->state == JOB_FAILED)
             f = s->failure;
-        else
+        else {
+            errno = ECHILD;
             fail(&f, "launcher");
+        }
         report_error(cell->lease, &f);
         _exit(1);
     }

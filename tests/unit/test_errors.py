@@ -10,7 +10,9 @@ import pytest
 
 from isojob import errors
 from isojob._models import Evidence, Status, Usage
+from isojob.host.failures import to_exception
 from isojob.result import Posture, Result
+from isojob.wire import Failure
 
 RESULT = Result(
     args=("sh", "-c", "exit 3\n"),
@@ -130,3 +132,19 @@ def test_failed_job_says_its_status_in_one_bounded_line() -> None:
         assert "\n" not in text
         assert len(text) < 500
         text.encode()
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (Failure("launcher", errno.ECHILD), "seccomp filter around this process"),
+        (Failure("seccomp listener thread", errno.EAGAIN), "limits.processes of at least 2"),
+        (Failure("user namespace", errno.ENOSPC), "user namespaces cannot be made"),
+        (Failure("mount /proc", errno.EPERM), "cannot mount its own /proc"),
+        (Failure("open_tree", errno.ENOSYS), "lacks the system call"),
+        (Failure("mkdir", errno.EACCES), "Permission denied"),
+    ],
+)
+def test_a_failed_stage_says_what_to_look_at(failure: Failure, words: str) -> None:
+    """Each stage that fails on well-known hosts has its explanation."""
+    assert words in str(to_exception(failure))
