@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -147,10 +148,14 @@ async def on_asyncio(floor: Floor, jobs: int, seconds: float) -> dict[str, objec
         out["latency, no parked cell"] = await interleave(
             {"vfork+exec (C)": floor.once, "isojob": isolated(dry)}, max(30, jobs // 3), 0.003
         )
+        both = {"asyncio exec": asyncio_exec, "isojob": isolated(pool)}
         for at_once in (1, 4, 8, 32):
-            out[f"jobs/s, {at_once} in flight"] = await throughput(
-                {"asyncio exec": asyncio_exec, "isojob": isolated(pool)}, at_once, seconds
-            )
+            out[f"jobs/s, {at_once} in flight"] = await throughput(both, at_once, seconds)
+        out["CPU of the machine, ms/job"] = await cpu_per_job(both, 4 * jobs)
+        for name, row in (await streams(pool, 256)).items():
+            out[f"MB/s of {name}, 256 MB"] = row
+        out["other"] = {"CPU of the loop's thread, ms/job": await in_the_loop(pool, jobs)}
+    out["parked"] = {"MB a parked cell, of 200": await parked_cell(200)}
     return out
 
 
@@ -159,6 +164,93 @@ async def on_trio(jobs: int) -> dict[str, object]:
     async with isojob.Pool() as pool:
         ways = {"trio.run_process": trio_run, "isojob": isolated(pool)}
         return {"latency on trio, 3 ms apart": await interleave(ways, jobs, 0.003)}
+
+
+def busy() -> float:
+    """CPU seconds of the whole machine so far, kernel workers included (proc(5), stat)."""
+    words = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    ticks = [int(word) for word in words]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+async def cpu_per_job(ways: dict[str, Once], jobs: int) -> dict[str, float]:
+    """Milliseconds of CPU that one job costs the machine: 4 in flight, less what idling costs."""
+    out = {}
+    for name, once in ways.items():
+        before, start, done = busy(), time.perf_counter(), 0
+
+        async def worker(once: Once = once) -> None:
+            nonlocal done
+            while done < jobs:
+                done += 1
+                await once()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(worker)
+        used, seconds = busy() - before, time.perf_counter() - start
+        idle_before = busy()
+        await anyio.sleep(seconds)
+        out[name] = max(0.0, used - (busy() - idle_before)) / jobs * 1e3
+    return out
+
+
+async def in_the_loop(pool: isojob.Pool, jobs: int) -> float:
+    """Milliseconds of CPU that a job costs the thread of the event loop."""
+    start = time.thread_time()
+    for _ in range(jobs):
+        await pool.run(JOB)
+    return (time.thread_time() - start) / jobs * 1e3
+
+
+async def parked_cell(count: int) -> float:
+    """Megabytes that one parked cell takes from the machine."""
+
+    def available() -> int:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+    async with isojob.Pool(parked=count) as pool:
+        before = available()
+        await pool.run(JOB)
+        while pool.statistics().parked < count:  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.1)
+        await anyio.sleep(2 + count / 500)
+        return (before - available()) / count / 1024
+
+
+async def streams(pool: isojob.Pool, megabytes: int) -> dict[str, dict[str, float]]:
+    """Megabytes per second out of and into a job, and through a plain pipe of asyncio."""
+
+    async def timed(work: Callable[[], Awaitable[object]]) -> float:
+        start = time.perf_counter()
+        await work()
+        return megabytes / (time.perf_counter() - start)
+
+    async def plain(command: list[str], data: bytes | None) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        await process.communicate(data)
+
+    unlimited = isojob.Limits(output=None, cpu_time=None)
+    write = ["head", "-c", f"{megabytes}M", "/dev/zero"]
+    read = ["wc", "-c"]
+    data = bytes(megabytes << 20)
+    rows: dict[str, dict[str, float]] = {}
+    for name, command, fed in (("output", write, None), ("input", read, data)):
+        pairs = [
+            (
+                await timed(lambda c=command, d=fed: plain(c, d)),  # type: ignore[misc]
+                await timed(lambda c=command, d=fed: pool.run(c, input=d, limits=unlimited)),  # type: ignore[misc]
+            )
+            for _ in range(3)
+        ]
+        rows[name] = {
+            "asyncio exec": max(pair[0] for pair in pairs),
+            "isojob": max(pair[1] for pair in pairs),
+        }
+    return rows
 
 
 def first_call() -> dict[str, float]:
@@ -200,6 +292,52 @@ def show(results: dict[str, object]) -> None:
     print()
 
 
+@dataclass(frozen=True)
+class Target:
+    """One line of the table of targets; a `ratio` is of isojob's figure to that of `to`."""
+
+    name: str
+    title: str
+    row: str
+    to: str | None
+    most: bool
+    value: float
+
+
+TARGETS = (
+    Target("p50 / vfork+exec", "latency, 3 ms apart", "isojob", "vfork+exec (C)", True, 1.25),
+    Target("p50 / asyncio exec", "latency, 3 ms apart", "isojob", "asyncio exec", True, 0.8),
+    Target("the same after 50 ms", "latency, 50 ms of idling", "isojob", "asyncio exec", True, 0.8),
+    Target("on trio", "latency on trio, 3 ms apart", "isojob", "trio.run_process", True, 0.8),
+    Target("none parked", "latency, no parked cell", "isojob", "vfork+exec (C)", True, 2.5),
+    Target("jobs/s, 4 in flight", "jobs/s, 4 in flight", "isojob", "asyncio exec", False, 0.6),
+    Target("jobs/s, 8 in flight", "jobs/s, 8 in flight", "isojob", "asyncio exec", False, 0.6),
+    Target("jobs/s, 32 in flight", "jobs/s, 32 in flight", "isojob", "asyncio exec", False, 0.6),
+    Target("output, MB/s", "MB/s of output, 256 MB", "isojob", "asyncio exec", False, 0.7),
+    Target("input, MB/s", "MB/s of input, 256 MB", "isojob", "asyncio exec", False, 0.7),
+    Target("loop, ms/job", "other", "CPU of the loop's thread, ms/job", None, True, 0.2),
+    Target("parked cell, MB", "parked", "MB a parked cell, of 200", None, True, 0.6),
+    Target("import, ms", "start", "import isojob, ms", None, True, 150),
+    Target("first job, ms", "start", "first job, ms", None, True, 40),
+)
+
+
+def targets(results: dict[str, dict[str, object]]) -> None:
+    """What was to be reached, and what was."""
+    print("| | measured | target | |\n|---|---|---|---|")
+    for target in TARGETS:
+        figures = [results[target.title][row] for row in (target.row, target.to) if row]
+        numbers = [
+            float(figure["p50"] if isinstance(figure, dict) else figure)  # type: ignore[arg-type]
+            for figure in figures
+        ]
+        measured = numbers[0] / numbers[1] if len(numbers) > 1 else numbers[0]
+        met = measured <= target.value if target.most else measured >= target.value
+        sign = "≤" if target.most else "≥"
+        word = "" if met else "missed"
+        print(f"| {target.name} | {measured:.2f} | {sign} {target.value:g} | {word} |")
+
+
 def main() -> None:
     """Runs everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -223,6 +361,7 @@ def main() -> None:
         print(json.dumps(results, indent=1))
     else:
         show(results)
+        targets(results)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

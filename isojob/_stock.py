@@ -11,7 +11,7 @@ import anyio
 from isojob._cell import STUCK_SECONDS, Lease
 from isojob._shield import in_thread
 from isojob._spec import CellSpec
-from isojob._wait import soon
+from isojob._wait import later, soon
 from isojob._zygote import Zygote, privilege
 from isojob.errors import PoolBrokenError, PoolClosedError
 from isojob.host import kernel
@@ -22,6 +22,8 @@ from isojob.result import Posture
 from isojob.sandbox import Sandbox
 
 __all__ = ["Stock"]
+
+FULL_SECONDS = 0.02
 
 
 class Stock:
@@ -181,6 +183,9 @@ class Stock:
                 return
             while len(self._parked) < self._wanted:
                 self._parked.append(Lease(zygote.make(spec), zygote))
+        except BlockingIOError:  # so many requests are under way: in a moment there is room
+            with suppress(RuntimeError):  # called outside of a task
+                later(FULL_SECONDS, self._clean_up)
         except (OSError, PoolBrokenError):
             pass  # the next job that finds none parked says why
         finally:

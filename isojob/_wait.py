@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import sniffio
 
-__all__ = ["readable", "soon"]
+__all__ = ["later", "readable", "soon"]
 
 
 def _wake(future: asyncio.Future[bool], answer: bool) -> None:
@@ -48,3 +48,22 @@ def soon(function: Callable[[], object]) -> None:
         import trio
 
         trio.lowlevel.current_trio_token().run_sync_soon(function)
+
+
+def later(seconds: float, function: Callable[[], object]) -> None:
+    """Calls a function in this event loop after so long, unless the loop ends before.
+
+    From a callback, too, where sniffio does not see which loop that is.
+    """
+    try:
+        asyncio.get_running_loop().call_later(seconds, function)
+    except RuntimeError:
+        import trio
+    else:
+        return
+
+    async def wait() -> None:
+        await trio.sleep(seconds)
+        function()
+
+    trio.lowlevel.spawn_system_task(wait)

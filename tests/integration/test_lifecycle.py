@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trio
 from environment import SLOW
 
 import isojob
@@ -375,3 +376,18 @@ print(result.status, result.stdout.split())
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.stdout == "ok [b'SigIgn:', b'0000000000000000']\n", done.stderr
+
+
+def test_large_stock() -> None:
+    """More cells than the zygote's socket takes requests at once are parked without another job."""
+    asyncio.run(_large_stock())  # not anyio.run: callbacks do not know where they are
+    trio.run(_large_stock)
+
+
+async def _large_stock() -> None:
+    async with Pool(parked=300) as pool:
+        assert (await pool.run(["true"])).ok
+        with anyio.fail_after(30 * SLOW):
+            while pool.statistics().parked < 300:  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.05)
+        assert (await pool.run(["true"])).ok
