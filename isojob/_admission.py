@@ -5,33 +5,18 @@ Waiting costs no descriptor and no thread.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
 
 import anyio
-import sniffio
 
+from isojob._loop import from_threads
 from isojob._models import Model
 from isojob.cgroups import memory_ceiling
 from isojob.errors import PoolClosedError, QueueFullError
 
-__all__ = ["PoolStatistics", "Slots", "default_max_jobs", "memory_budget", "soon"]
-
-
-def soon() -> Callable[[Callable[[], object]], object]:
-    """How another thread has something called in the event loop that runs now.
-
-    Returns:
-        A function that raises RuntimeError when that loop is gone (as trio's RunFinishedError is).
-    """
-    if sniffio.current_async_library() == "asyncio":
-        return asyncio.get_running_loop().call_soon_threadsafe
-    import trio
-
-    return trio.lowlevel.current_trio_token().run_sync_soon
+__all__ = ["PoolStatistics", "Slots", "default_max_jobs", "memory_budget"]
 
 
 class PoolStatistics(Model, frozen=True):
@@ -63,7 +48,7 @@ class _Waiter:
         self.event = anyio.Event()
         self.memory = memory
         self.admitted = False
-        self._soon = soon()
+        self._soon = from_threads()
 
     def wake(self) -> None:
         """Sets the event in its own loop, unless that loop is gone."""
@@ -125,17 +110,11 @@ class Slots:
         """
         wanted = self.memory if memory is None else min(memory, self.memory)
         with self._lock:
-            if self._closed:
-                raise PoolClosedError
-            if not self._waiting and self._fits(wanted):
-                self._take(wanted)
+            if self._try(wanted):
                 return wanted
         waiter = _Waiter(wanted)
         with self._lock:
-            if self._closed:
-                raise PoolClosedError
-            if not self._waiting and self._fits(wanted):
-                self._take(wanted)
+            if self._try(wanted):
                 return wanted
             if self._queue is not None and len(self._waiting) >= self._queue and not patient:
                 raise QueueFullError
@@ -159,6 +138,15 @@ class Slots:
         with self._lock:
             self._give_back(reserved)
             self._admit()
+
+    def _try(self, wanted: int) -> bool:
+        """Takes a slot if one is free and nobody waits."""
+        if self._closed:
+            raise PoolClosedError
+        free = not self._waiting and self._fits(wanted)
+        if free:
+            self._take(wanted)
+        return free
 
     def _fits(self, wanted: int) -> bool:
         return self._running < self.total and self._reserved + wanted <= self.memory

@@ -21,10 +21,10 @@ from isojob import wire
 from isojob._account import Outcome
 from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
+from isojob._loop import readable
 from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
-from isojob._wait import readable
 from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError
 from isojob.wire import Failure, MessageType, Stdio, Writer
@@ -70,11 +70,7 @@ class Lease:
         self.pipes: list[Capture | Feed | FileFeed] = []
 
     def send(self, out: Writer, fds: list[int]) -> None:
-        """Sends the job; never blocks: the socket is empty and takes a whole message.
-
-        Raises:
-            CellGoneError: The cell is gone.
-        """
+        """Sends the job; never blocks: the socket is empty and takes a whole message."""
         body = -1
         try:
             if out.length > wire.INLINE_MAX:
@@ -92,7 +88,7 @@ class Lease:
     def send_collect(self, message: bytes) -> None:
         """Leaves init its errand; it reads it when the job is over."""
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.socket.send(message, socket.MSG_NOSIGNAL)
+            send_fds(self.socket, message, [])
 
     def read(self) -> tuple[wire.Message, list[int]] | None:
         """The next message with its descriptors, or None at end of file.
@@ -177,11 +173,7 @@ class _Run:
                 if job.files
                 else job.message(spec, stdio)
             )
-            fed = True
-            if isinstance(self.feed, Feed):
-                fed = self.feed.start()
-            elif self.feed is not None:
-                self.feed.start()
+            fed = self.feed is None or self.feed.start()
             self.outcome.host.sent_ns = time.monotonic_ns()
             self.lease.send(out, fds)
             if job.collect:

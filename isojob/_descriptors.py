@@ -43,9 +43,10 @@ def sealed_memfd(name: str, data: bytes) -> int:
 
 
 def send_fds(over: socket.socket, message: bytes, fds: list[int]) -> None:
-    """One message with descriptors (SCM_RIGHTS, unix(7)).
+    """One message, with descriptors or without (SCM_RIGHTS, unix(7)).
 
-    Not socket.send_fds: it drops its flags, and a host with SIGPIPE at its default would die.
+    Everything is sent this way, not by `send` or socket.send_fds, which drops its flags: a host
+    with SIGPIPE at its default would die of a cell that is gone.
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     over.sendmsg([message], rights, socket.MSG_NOSIGNAL)

@@ -13,7 +13,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Mapping,
     Sequence,
@@ -23,11 +22,10 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import anyio
-import sniffio
 from anyio import CancelScope
 
-from isojob._admission import soon
 from isojob._job import StrOrBytesPath
+from isojob._loop import from_threads, spawn
 from isojob._shield import shielded
 from isojob.result import Result
 
@@ -35,26 +33,6 @@ __all__ = ["JobLike", "Results"]
 
 JobLike: TypeAlias = Sequence[StrOrBytesPath] | Mapping[str, Any]
 """A command, or the arguments of `Pool.run` by name, with ``command`` among them."""
-
-
-def _spawn(function: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> object:
-    """Starts a task outside of any task group; keep what is returned until it ends."""
-    if sniffio.current_async_library() == "asyncio":
-        import asyncio
-
-        task = asyncio.get_running_loop().create_task(function())
-        # Not in the coroutine: one that is cancelled before its first step never begins.
-        task.add_done_callback(lambda _: ended())
-        return task
-    import trio
-
-    async def run() -> None:
-        try:
-            await function()
-        finally:
-            ended()
-
-    return trio.lowlevel.spawn_system_task(run)
 
 
 class _Work:
@@ -179,9 +157,9 @@ class Results(AsyncIterator[Result]):
 
     def _start(self) -> _Work:
         work = self._work = _Work(*self._arguments)
-        self._soon = soon()
+        self._soon = from_threads()
         work.workers = self._workers
-        self._tasks = [_spawn(work.worker, work.ended) for _ in range(self._workers)]
+        self._tasks = [spawn(work.worker, work.ended) for _ in range(self._workers)]
         return work
 
     async def _next(self, work: _Work) -> Result:

@@ -13,11 +13,7 @@ from typing import Any, Self
 from isojob import wire
 from isojob._account import Outcome, make_result
 from isojob._admission import PoolStatistics, Slots, default_max_jobs, memory_budget
-from isojob._cell import (
-    CellFailedError,
-    CellGoneError,
-    run_job,
-)
+from isojob._cell import CellFailedError, CellGoneError, run_job
 from isojob._job import (
     CAPTURE,
     DEVNULL,
@@ -44,6 +40,7 @@ __all__ = ["Pool", "PoolStatistics"]
 
 PARKED = 8
 _ATTEMPTS = 2
+_CLOSED = "the pool was closed while the job ran"
 
 
 class Pool:
@@ -84,7 +81,7 @@ class Pool:
         self.limits = Limits() if limits is None else limits
         self._environment = Environment.make(self.sandbox.environment())
         self._max_jobs = max_jobs or default_max_jobs()
-        self._memory = None if memory is None else parse_bytes(memory)
+        self._memory = (0 if memory is None else parse_bytes(memory)) or memory_budget()
         self._parked = PARKED if parked is None else parked
         self._queue = queue
         self._uid_range = uid_range
@@ -92,7 +89,7 @@ class Pool:
         _pools.add(self)
 
     def _reset(self) -> None:
-        self._slots = Slots(self._max_jobs, self._queue, self._memory or memory_budget())
+        self._slots = Slots(self._max_jobs, self._queue, self._memory)
         self._stock = Stock(self.sandbox, self.limits, self._parked, self._uid_range)
         self.pins = 0
         """Calls that hold the pool but no slot yet; counted by the owner of the default pools."""
@@ -265,7 +262,7 @@ async def _attempt(stock: Stock, job: Job) -> Outcome:
         else:
             if not stock.open:
                 # Closing ends what runs, by more than one way: no verdict is true any more.
-                raise _why_gone(stock, lease.zygote, CellGoneError())
+                raise PoolClosedError(_CLOSED)
             return outcome
         finally:
             await stock.give_back(lease)
@@ -282,7 +279,7 @@ def _why_failed(stock: Stock, failure: Failure) -> IsojobError:
 
 def _why_gone(stock: Stock, zygote: Zygote, error: Exception) -> IsojobError:
     if not stock.open:
-        return PoolClosedError("the pool was closed while the job ran")
+        return PoolClosedError(_CLOSED)
     if isinstance(error, wire.WireError):
         return PoolBrokenError(f"the cell's init sent nonsense: {error}")
     return zygote.diagnose()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 import anyio
@@ -50,18 +51,15 @@ async def shielded(again: Callable[[], Awaitable[T]]) -> T:
 async def in_thread(function: Callable[[], T]) -> T:
     """Runs a bounded, blocking function once in a thread, and returns only when it has."""
     lock = threading.Lock()
-    done: list[T] = []
-    failed: list[BaseException] = []
+    outcome: Future[T] = Future()
 
     def once() -> None:
         with lock:  # a thread whose task was cancelled is still at it
-            if not done and not failed:
+            if not outcome.done():
                 try:
-                    done.append(function())
+                    outcome.set_result(function())
                 except BaseException as error:  # noqa: BLE001 - raised below
-                    failed.append(error)
+                    outcome.set_exception(error)
 
     await shielded(lambda: anyio.to_thread.run_sync(once))
-    if failed:
-        raise failed[0]
-    return done[0]
+    return outcome.result()

@@ -9,9 +9,9 @@ from contextlib import suppress
 import anyio
 
 from isojob._cell import STUCK_SECONDS, Lease
+from isojob._loop import later, soon
 from isojob._shield import in_thread
 from isojob._spec import CellSpec
-from isojob._wait import later, soon
 from isojob._zygote import Zygote, privilege
 from isojob.errors import PoolBrokenError, PoolClosedError
 from isojob.host import kernel
@@ -151,10 +151,12 @@ class Stock:
                 self._clean_up()
         else:  # close() may have looked before
             self._let_go_of_spent()
-        if not self.retired:
-            return
-        # The cgroups and uids of a retired zygote are ours until its last job has ended. Who holds
-        # the lock is slow: then the next one looks.
+        if self.retired:
+            await self._bury()
+
+    async def _bury(self) -> None:
+        """Closes retired zygotes whose last job has ended: until then their cgroups are ours."""
+        # Who holds the lock is slow: then the next one looks.
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -164,12 +166,12 @@ class Stock:
         finally:
             self._lock.release()
 
-        def bury() -> None:
+        def close() -> None:
             for zygote in over:
                 zygote.close()
 
         if over:
-            await in_thread(bury)  # all of them, whatever cancel comes
+            await in_thread(close)  # all of them, whatever cancel comes
 
     def _clean_up(self) -> None:
         """Lets go of cells and has others made: not while a job runs that shares the CPU."""
@@ -184,7 +186,7 @@ class Stock:
             while len(self._parked) < self._wanted:
                 self._parked.append(Lease(zygote.make(spec), zygote))
         except BlockingIOError:  # so many requests are under way: in a moment there is room
-            with suppress(RuntimeError):  # called outside of a task
+            with suppress(RuntimeError):  # called where no event loop is
                 later(FULL_SECONDS, self._clean_up)
         except (OSError, PoolBrokenError):
             pass  # the next job that finds none parked says why

@@ -18,16 +18,6 @@ CHUNK = 1 << 18
 WIDE = 1 << 20
 
 
-def _pipe() -> tuple[int, int]:
-    return os.pipe2(os.O_CLOEXEC)
-
-
-def _widen(fd: int) -> None:
-    """Fewer wake-ups for a long stream; the per-user limit on pipe pages may refuse it."""
-    with suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, WIDE)
-
-
 def _write(fd: int, data: memoryview) -> int:
     """os.write, for hosts too that put SIGPIPE back to its default: no job may kill its host.
 
@@ -46,20 +36,52 @@ def _write(fd: int, data: memoryview) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Capture:
+class _Pipe:
+    """A pipe to or from a job; -1: that end is closed."""
+
+    __slots__ = ("read_end", "write_end")
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+
+    def close_read(self) -> None:
+        """Closes the read end; idempotent."""
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            self.read_end = -1
+
+    def close_write(self) -> None:
+        """Closes the write end; idempotent."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def close(self) -> None:
+        """Closes both ends; idempotent."""
+        self.close_read()
+        self.close_write()
+
+    def widen(self) -> None:
+        """Fewer wake-ups for a long stream; the per-user limit on pipe pages may refuse it."""
+        with suppress(OSError):
+            fd = self.write_end if self.read_end < 0 else self.read_end
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, WIDE)
+
+
+class Capture(_Pipe):
     """One output stream of a job, read by us.
 
     Args:
         cap: Bytes to keep; None: all.
     """
 
-    __slots__ = ("_chunks", "cap", "read_end", "total", "write_end")
+    __slots__ = ("_chunks", "cap", "total")
 
     def __init__(self, cap: int | None) -> None:
+        super().__init__()
         self.cap = cap
         self.total = 0
         self._chunks: list[bytes] = []
-        self.read_end, self.write_end = _pipe()
         # Only our end: a job that writes faster than we read must block, not see EAGAIN.
         os.set_blocking(self.read_end, False)
         # /dev/stdout opens the pipe anew, as another uid: let it write, not read.
@@ -68,8 +90,7 @@ class Capture:
 
     def sent(self) -> None:
         """The launcher has its own copy of the write end by now."""
-        os.close(self.write_end)
-        self.write_end = -1
+        self.close_write()
 
     @property
     def exceeded(self) -> bool:
@@ -94,47 +115,32 @@ class Capture:
             self._chunks.append(data)
         return False
 
-    def widen(self) -> None:
-        """For a longer stream."""
-        _widen(self.read_end)
-
     def data(self) -> bytes:
         """What was kept."""
         whole = b"".join(self._chunks)
         return whole if self.cap is None else whole[: self.cap]
 
-    def close(self) -> None:
-        """Closes both ends; idempotent."""
-        for fd in (self.read_end, self.write_end):
-            if fd >= 0:
-                os.close(fd)
-        self.read_end = self.write_end = -1
 
-
-class Feed:
+class Feed(_Pipe):
     """A job's stdin, written by us from bytes."""
 
-    __slots__ = ("_left", "read_end", "write_end")
+    __slots__ = ("_left",)
 
     def __init__(self, data: bytes) -> None:
+        super().__init__()
         self._left = memoryview(data)
-        self.read_end, self.write_end = _pipe()
         os.set_blocking(self.write_end, False)
 
     def sent(self) -> None:
         """The launcher has its own copy of the read end by now."""
-        os.close(self.read_end)
-        self.read_end = -1
+        self.close_read()
 
     def start(self) -> bool:
         """Writes what fits without waiting; true when all is written and the pipe closed."""
-        if self.step():
+        done = self.step()
+        if done:
             self.close_write()
-        return self.write_end < 0
-
-    def widen(self) -> None:
-        """For a longer stream."""
-        _widen(self.write_end)
+        return done
 
     def step(self) -> bool:
         """Writes what fits; true when nothing is left, or nobody reads."""
@@ -147,21 +153,8 @@ class Feed:
             pass  # a job that reads no further is no error
         return True
 
-    def close_write(self) -> None:
-        """The job's end of file."""
-        if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
 
-    def close(self) -> None:
-        """Closes both ends; idempotent."""
-        self.close_write()
-        if self.read_end >= 0:
-            os.close(self.read_end)
-            self.read_end = -1
-
-
-class FileFeed:
+class FileFeed(_Pipe):
     """A job's stdin, copied from a regular file by a thread.
 
     What is regular may still block for ever (a hung network file system, /proc/kmsg): such a read
@@ -173,49 +166,56 @@ class FileFeed:
         failed: Called, in the thread, when the file cannot be read: `error` says why.
     """
 
+    __slots__ = ("_at", "_failed", "_file", "_owner", "error")
+
     def __init__(self, file: int, failed: Callable[[], None]) -> None:
         self.error: OSError | None = None
         self._failed = failed
+        self._owner: int | None = None
         self._at = os.lseek(file, 0, os.SEEK_CUR)
         # The caller may close theirs as soon as the call returns.
         self._file = os.dup(file)
-        self.read_end, self._write_end = _pipe()
-        self._owner: int | None = None
+        try:
+            super().__init__()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def sent(self) -> None:
         """The launcher has its own copy of the read end by now."""
-        os.close(self.read_end)
-        self.read_end = -1
+        self.close_read()
 
-    def start(self) -> None:
-        """Starts the thread, which owns file and write end from now on."""
+    def start(self) -> bool:
+        """Starts the thread, which owns file and write end from now on; nothing is left to us."""
+        self.widen()
+        # By their numbers: `close` forgets what is the thread's.
+        ours = (self._file, self.write_end)
+        threading.Thread(target=self._copy, args=ours, name="isojob-stdin", daemon=True).start()
         self._owner = os.getpid()
-        threading.Thread(target=self._copy, name="isojob-stdin", daemon=True).start()
+        return True
 
-    def _copy(self) -> None:
+    def _copy(self, file: int, pipe: int) -> None:
         try:
-            _widen(self._write_end)
-            while data := os.pread(self._file, WIDE, self._at):
+            while data := os.pread(file, WIDE, self._at):
                 self._at += len(data)
                 left = memoryview(data)
                 while left:
-                    left = left[_write(self._write_end, left) :]
+                    left = left[_write(pipe, left) :]
         except BrokenPipeError:
             pass  # a job that reads no further is no error
         except OSError as error:
             self.error = error
             self._failed()
         finally:
-            os.close(self._file)
-            os.close(self._write_end)
+            os.close(file)
+            os.close(pipe)
 
     def close(self) -> None:
         """Closes what is ours; idempotent."""
-        if self.read_end >= 0:
-            os.close(self.read_end)
-            self.read_end = -1
+        if self._owner == os.getpid():
+            self.write_end = self._file = -1
         # A forked child has copies, and no thread.
-        if self._owner != os.getpid():
-            self._owner = os.getpid()
+        super().close()
+        if self._file >= 0:
             os.close(self._file)
-            os.close(self._write_end)
+            self._file = -1

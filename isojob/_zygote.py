@@ -171,7 +171,7 @@ class Zygote:
                 return
             if message.kind is MessageType.MAP:
                 self._map_ids()
-                control.send(Writer(MessageType.MAP).message())
+                send_fds(control, Writer(MessageType.MAP).message(), [])
             else:
                 raise failures.to_exception(wire.parse_failure(message))
 

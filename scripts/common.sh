@@ -30,12 +30,20 @@ default_python() {
     head -n 1 <<<"$found" | cut -f 2
 }
 
-# with_debian PROGRAM PACKAGE: installs what a test needs, where this is a Debian and we are root.
+# has_apt: whether this is a Debian and we are root.
+has_apt() {
+    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null
+}
+
+# apt_install PACKAGE
+apt_install() {
+    printf 'installing %s\n' "$1" >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1"; } >&2
+}
+
+# with_debian PROGRAM PACKAGE: installs what a test needs, where we can.
 with_debian() {
-    command -v "$1" >/dev/null && return
-    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
-    printf '==> apt-get install %s\n' "$2" >&2
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"; } >/dev/null
+    command -v "$1" >/dev/null || ! has_apt || apt_install "$2"
 }
 
 # install_checkout EXTRAS: the checkout, as a user would install it, into the main environment.

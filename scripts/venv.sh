@@ -12,12 +12,8 @@ try() {
 }
 
 with_apt() {
-    [[ $(id -u) == 0 && $python == /usr/bin/* ]] && command -v apt-get >/dev/null || return 1
-    local package
-    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-    printf 'installing %s\n' "$package" >&2
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq && apt-get install -y -qq --no-install-recommends "$package" || return 1
+    [[ $python == /usr/bin/* ]] && has_apt || return 1
+    apt_install "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" || return 1
     try "$python" -m venv --clear "$dir"
 }
 
@@ -31,7 +27,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 log=$scratch/log
 try "$python" -m venv --clear "$dir" && exit 0
-with_apt >&2 && exit 0
+with_apt && exit 0
 with_virtualenv >&2 && exit 0
 cat "$log" >&2
 die "$python cannot make a virtual environment; as root: apt-get install python3-venv"

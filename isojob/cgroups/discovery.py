@@ -54,6 +54,11 @@ def locate(cgroup: str, mountinfo: str) -> tuple[Path | None, dict[str, Path]]:
     return unified, legacy
 
 
+def _locate_own() -> tuple[Path | None, dict[str, Path]]:
+    proc = Path("/proc/self")
+    return locate((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
+
+
 def _mount(line: str) -> tuple[str, str, Path, tuple[str, ...]]:
     before, _, after = line.partition(" - ")
     words, kind = before.split(), after.split()
@@ -119,11 +124,9 @@ def memory_ceiling() -> int | None:
     lowest of them as ``hierarchical_memory_limit`` of ``memory.stat``.
     """
     try:
-        own = Path("/proc/self/cgroup").read_text()
-        unified, legacy = locate(own, Path("/proc/self/mountinfo").read_text())
+        return ceiling(*_locate_own())
     except OSError:
         return None
-    return ceiling(unified, legacy)
 
 
 def ceiling(unified: Path | None, legacy: Mapping[str, Path]) -> int | None:
@@ -147,11 +150,9 @@ def find() -> Driver:
         HostNotSupportedError: Neither is usable.
     """
     try:
-        own = Path("/proc/self/cgroup").read_text()
-        mounts = Path("/proc/self/mountinfo").read_text()
+        unified, legacy = _locate_own()
     except OSError as error:
         raise HostNotSupportedError("/proc cannot be read", "mount proc on /proc") from error
-    unified, legacy = locate(own, mounts)
     if unified is not None:
         driver = V2(unified)
         # Hybrid hosts mount v2 without controllers, for systemd alone.

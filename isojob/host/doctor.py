@@ -193,7 +193,7 @@ def _executable() -> Check:
 
 
 def _memfd_cure() -> str:
-    value = _sysctl("vm/memfd_noexec")
+    value = kernel.sysctl("vm/memfd_noexec")
     if value not in ("", "0"):
         return f"sysctl vm.memfd_noexec=0 (it is {value})"
     return container_cure("allow memfd_create and execve of a memfd (SELinux, AppArmor, IMA?)")
@@ -210,13 +210,6 @@ def _libseccomp_version() -> str:
     except (OSError, AttributeError):
         return "of unknown version"
     return f"{version.major}.{version.minor}.{version.micro}"
-
-
-def _sysctl(name: str) -> str:
-    try:
-        return (Path("/proc/sys") / name).read_text().strip()
-    except OSError:
-        return ""
 
 
 _APPARMOR = (
@@ -243,7 +236,7 @@ def _sysctls() -> Iterator[Check]:
         ),
     ):
         name = path.rpartition("/")[2]
-        value = _sysctl(path)
+        value = kernel.sysctl(path)
         if not value:
             continue  # a kernel without the switch
         if value != bad:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from isojob.errors import HostNotSupportedError, IsojobError, SandboxSetupError
+from isojob.host import kernel
 from isojob.wire import Failure
 
 __all__ = ["CONTAINER", "to_exception"]
@@ -18,19 +18,12 @@ CONTAINER = (
 )
 
 
-def _sysctl(name: str) -> str:
-    try:
-        return (Path("/proc/sys") / name).read_text().strip()
-    except OSError:
-        return ""
-
-
 def _user_namespaces() -> str:
-    if _sysctl("user/max_user_namespaces") == "0":
+    if kernel.sysctl("user/max_user_namespaces") == "0":
         return "sysctl user.max_user_namespaces=15000"
-    if os.geteuid() != 0 and _sysctl("kernel/unprivileged_userns_clone") == "0":
+    if os.geteuid() != 0 and kernel.sysctl("kernel/unprivileged_userns_clone") == "0":
         return "sysctl kernel.unprivileged_userns_clone=1"
-    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if kernel.sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "load an AppArmor profile with `userns,` for this program, or sysctl "
             "kernel.apparmor_restrict_unprivileged_userns=0"

@@ -8,13 +8,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
-from environment import SLOW
+from environment import SLOW, children_of, run_python
 
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, run_isolated
@@ -25,13 +24,8 @@ from isojob._spec import CellSpec
 
 def script(*lines: str) -> subprocess.CompletedProcess[str]:
     """A Python program of its own, for what would change the whole process."""
-    head = "import os, resource, signal, sys, isojob\nrun = isojob.run_isolated_sync\n"
-    return subprocess.run(
-        [sys.executable, "-c", head + "\n".join(lines)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    head = ("import os, resource, signal, sys, isojob", "run = isojob.run_isolated_sync")
+    return run_python(*head, *lines)
 
 
 async def test_stopped_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,11 +48,8 @@ async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
         async def stop() -> None:
             await anyio.sleep(0.3 * SLOW)
             assert pool._stock.zygote is not None
-            children = Path(
-                f"/proc/{pool._stock.zygote.pid}/task/{pool._stock.zygote.pid}/children"
-            )
-            for pid in children.read_text().split():
-                os.kill(int(pid), signal.SIGSTOP)
+            for pid in children_of(pool._stock.zygote.pid):
+                os.kill(pid, signal.SIGSTOP)
 
         with anyio.fail_after(20 * SLOW):
             async with anyio.create_task_group() as tasks:

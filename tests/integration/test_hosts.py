@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environment import run_python
 
 PREPARE = """
 import asyncio, ctypes, os, resource, sys
@@ -25,12 +26,7 @@ os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 
 
 def python(*parts: str) -> subprocess.CompletedProcess[str]:
     """Runs a program in a fresh interpreter."""
-    return subprocess.run(
-        [sys.executable, "-c", "\n".join((PREPARE, *parts))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python(PREPARE, *parts)
 
 
 def needs_root() -> None:

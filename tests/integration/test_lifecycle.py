@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 import trio
-from environment import SLOW
+from environment import SLOW, children_of, run_python
 
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, PoolClosedError, QueueFullError, run_isolated
@@ -168,11 +168,8 @@ async def test_dead_init_is_an_error() -> None:
         async def kill() -> None:
             await anyio.sleep(0.3 * SLOW)
             assert pool._stock.zygote is not None
-            children = Path(
-                f"/proc/{pool._stock.zygote.pid}/task/{pool._stock.zygote.pid}/children"
-            )
-            for pid in children.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
+            for pid in children_of(pool._stock.zygote.pid):
+                os.kill(pid, signal.SIGKILL)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kill)
@@ -289,9 +286,7 @@ async def main():
     if how == "exception": raise RuntimeError
 asyncio.run(main())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(program)
     pid, directory = done.stdout.split()
     left: list[int] = []
     end = time.monotonic() + 5 * SLOW
@@ -316,9 +311,7 @@ async def main():
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(program)
     directories = [Path(word) for word in done.stdout.split()]
     assert directories
     time.sleep(0.2 * SLOW)
@@ -372,9 +365,7 @@ for name in ("SIGCHLD", "SIGTERM", "SIGHUP", "SIGINT"):
 result = isojob.run_isolated_sync(["grep", "SigIgn", "/proc/self/status"])
 print(result.status, result.stdout.split())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(program)
     assert done.stdout == "ok [b'SigIgn:', b'0000000000000000']\n", done.stderr
 
 
