@@ -94,6 +94,19 @@ class Slots:
         """Tasks in the queue."""
         return len(self._waiting)
 
+    def acquire_now(self, memory: int | None) -> int | None:
+        """A slot if one is free and nobody waits: what to give back with `release`, else None.
+
+        Args:
+            memory: Bytes the job is allowed; None: any number.
+
+        Raises:
+            PoolClosedError: The pool was closed.
+        """
+        wanted = self._wanted(memory)
+        with self._lock:
+            return wanted if self._try(wanted) else None
+
     async def acquire(self, memory: int | None, *, patient: bool = False) -> int:
         """Waits for a slot; cancelling gives up the place in the queue.
 
@@ -108,10 +121,7 @@ class Slots:
             QueueFullError: The queue is full.
             PoolClosedError: The pool was closed meanwhile.
         """
-        wanted = self.memory if memory is None else min(memory, self.memory)
-        with self._lock:
-            if self._try(wanted):
-                return wanted
+        wanted = self._wanted(memory)
         waiter = _Waiter(wanted)
         with self._lock:
             if self._try(wanted):
@@ -138,6 +148,9 @@ class Slots:
         with self._lock:
             self._give_back(reserved)
             self._admit()
+
+    def _wanted(self, memory: int | None) -> int:
+        return self.memory if memory is None or memory > self.memory else memory
 
     def _try(self, wanted: int) -> bool:
         """Takes a slot if one is free and nobody waits."""

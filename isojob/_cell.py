@@ -15,13 +15,12 @@ import time
 from contextlib import suppress
 
 import anyio
-from anyio import CancelScope
 
 from isojob import wire
 from isojob._account import Outcome
 from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
-from isojob._loop import readable
+from isojob._loop import serve
 from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
@@ -58,32 +57,67 @@ class Lease:
 
     Attributes:
         zygote: Whose cell it is.
-        pipes: Those of its job, which end with it.
+        out: The pipe that its stdout came with, as long as no job has it; None: it has none.
+        err: The same for stderr.
+        pipes: All of its pipes, which end with it.
     """
 
-    __slots__ = ("_stopped", "pipes", "socket", "zygote")
+    __slots__ = ("_stopped", "err", "out", "pipes", "socket", "zygote")
 
-    def __init__(self, lease: socket.socket, zygote: Zygote) -> None:
+    def __init__(
+        self, lease: socket.socket, zygote: Zygote, out: Capture | None, err: Capture | None
+    ) -> None:
         self.socket = lease
         self._stopped = False
         self.zygote = zygote
-        self.pipes: list[Capture | Feed | FileFeed] = []
+        self.out = out
+        self.err = err
+        self.pipes: list[Capture | Feed | FileFeed] = [pipe for pipe in (out, err) if pipe]
+
+    @classmethod
+    def make(cls, zygote: Zygote, spec: CellSpec, *, piped: bool) -> Lease:
+        """Asks for a cell; a job can be sent at once.
+
+        Args:
+            zygote: Whom to ask.
+            spec: What kind of cell.
+            piped: Give it pipes for stdout and stderr now: a job that is captured starts sooner.
+
+        Raises:
+            BlockingIOError: Too many requests are under way; try again in a moment.
+            PoolBrokenError: The zygote is dead.
+            OSError: No descriptor was free.
+        """
+        if not piped:
+            return cls(zygote.make(spec), zygote, None, None)
+        made: list[Capture] = []
+        try:
+            made += [Capture()]
+            made += [Capture()]
+            out, err = made
+            lease = zygote.make(spec, [out.write_end, err.write_end])
+        except BaseException:
+            for pipe in made:
+                pipe.close()
+            raise
+        out.close_write()
+        err.close_write()
+        return cls(lease, zygote, out, err)
 
     def send(self, out: Writer, fds: list[int]) -> None:
         """Sends the job; never blocks: the socket is empty and takes a whole message."""
-        body = -1
         try:
             if out.length > wire.INLINE_MAX:
                 body = sealed_memfd("isojob-job", out.body())
-                send_fds(self.socket, out.header(memfd=True), [body, *fds])
+                try:
+                    send_fds(self.socket, out.header(memfd=True), [body, *fds])
+                finally:
+                    os.close(body)
             else:
                 send_fds(self.socket, out.message(), fds)
         except (BrokenPipeError, ConnectionResetError):
             # What init said before it went is still to be read.
             pass
-        finally:
-            if body >= 0:
-                os.close(body)
 
     def send_collect(self, message: bytes) -> None:
         """Leaves init its errand; it reads it when the job is over."""
@@ -99,7 +133,7 @@ class Lease:
         """
         while True:
             try:
-                datagram, fds, flags = receive_fds(self.socket, wire.RECEIVE_SIZE)
+                datagram, fds, cut = receive_fds(self.socket)
             except ConnectionResetError:
                 # An unread message of ours died with the cell; its last words are still there.
                 continue
@@ -107,20 +141,12 @@ class Lease:
                 return None
             try:
                 # MSG_CTRUNC is no reason: no descriptor was free for the file that came with it.
-                if flags & socket.MSG_TRUNC:
+                if cut:
                     raise wire.WireError("a message was cut off")
                 return wire.decode(datagram), fds
             except BaseException:
                 close_all(fds)
                 raise
-
-    async def receive(self) -> tuple[wire.Message, list[int]] | None:
-        """Waits for what `read` returns."""
-        while True:
-            try:
-                return self.read()
-            except BlockingIOError:
-                await anyio.wait_readable(self.socket)
 
     def stop(self) -> None:
         """Tells init to end the job now and report. Idempotent."""
@@ -136,16 +162,20 @@ class Lease:
         return await shielded(lambda: self._until_end_of_file(deadline))
 
     async def _until_end_of_file(self, deadline: float) -> bool:
-        with CancelScope(deadline=deadline):
-            while True:
-                try:
-                    received = await self.receive()
-                except wire.WireError:
-                    continue
-                if received is None:
-                    return True
-                close_all(received[1])
-        return False
+        left = max(0.0, deadline - anyio.current_time())
+        return await serve(self.socket.fileno(), self._at_end_of_file, left)
+
+    def _at_end_of_file(self) -> bool:
+        while True:
+            try:
+                received = self.read()
+            except BlockingIOError:
+                return False
+            except wire.WireError:
+                continue
+            if received is None:
+                return True
+            close_all(received[1])
 
     def close(self) -> None:
         """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
@@ -155,17 +185,22 @@ class Lease:
 
 
 class _Run:
+    """One job in one cell."""
+
+    __slots__ = ("_captures", "_collected", "_feed", "_ready", "job", "lease", "outcome")
+
     def __init__(self, lease: Lease, job: Job) -> None:
         self.lease = lease
         self.job = job
         self.outcome = Outcome(lease.zygote.driver)
-        self.feed: Feed | FileFeed | None = None
-        self.captures: dict[str, Capture] = {}
+        self._feed: Feed | FileFeed | None = None
+        self._captures: list[Capture] = []
         self._collected = 0
+        self._ready: select.epoll | None = None
 
     async def run(self, spec: CellSpec) -> Outcome:
         """Sends the job and waits for its end; the caller owns the lease."""
-        job = self.job
+        job, lease, outcome = self.job, self.lease, self.outcome
         try:
             fds, stdio = self._open_streams()
             out = (
@@ -173,95 +208,108 @@ class _Run:
                 if job.files
                 else job.message(spec, stdio)
             )
-            fed = self.feed is None or self.feed.start()
-            self.outcome.host.sent_ns = time.monotonic_ns()
-            self.lease.send(out, fds)
+            feed = self._feed
+            fed = feed is None or feed.start()
+            outcome.host.sent_ns = time.monotonic_ns()
+            lease.send(out, fds)
             if job.collect:
-                self.lease.send_collect(job.collect_message())
-            for capture in self.captures.values():
-                capture.sent()
-            if self.feed is not None:
-                self.feed.sent()
-            while fed and self.outcome.raw is None:
-                if not await readable(self.lease.socket, LATE_READER_SECONDS):
-                    break
-                self._take_all()
-            if self.outcome.raw is None:
+                lease.send_collect(job.collect_message())
+            for capture in self._captures:
+                capture.close_write()  # the launcher has its own copy by now
+            if feed is not None:
+                feed.close_read()
+            if not fed or not await serve(
+                lease.socket.fileno(), self._take_all, LATE_READER_SECONDS
+            ):
                 await self._stream()
-            self._check_stdin()
+            if feed is not None:
+                self._check_stdin()
             self._drain()
         except GeneratorExit:  # the event loop is gone: nobody waits any more
-            self.lease.stop()
+            lease.stop()
             raise
         except BaseException as error:
             with suppress(Exception):
-                await self.lease.gone()
+                await lease.gone()
             if isinstance(error, (CellFailedError, CellGoneError)):
                 self._check_stdin()  # it was ended on that account
             raise
-        return self.outcome
+        return outcome
 
     def _check_stdin(self) -> None:
         """A job with half its input proves nothing."""
-        if isinstance(self.feed, FileFeed) and self.feed.error is not None:
-            raise self.feed.error
+        if isinstance(self._feed, FileFeed) and self._feed.error is not None:
+            raise self._feed.error
 
-    def _open_streams(self) -> tuple[list[int], Stdio]:
-        job, fds, stdio = self.job, [], Stdio(0)
-        if job.collect:
-            stdio |= Stdio.COLLECT
+    def _open_streams(self) -> tuple[list[int], int]:
+        job, lease, outcome = self.job, self.lease, self.outcome
+        fds: list[int] = []
+        stdio = Stdio.COLLECT if job.collect else 0
         if job.stdin_fd is not None:
             fds.append(job.stdin_fd)
             stdio |= Stdio.IN
         elif job.input is not None or job.stdin_file is not None:
             if job.stdin_file is not None:
-                self.feed = FileFeed(job.stdin_file, self.lease.stop)
+                self._feed = FileFeed(job.stdin_file, lease.stop)
             else:
-                self.feed = Feed(job.input or b"")
-            self.lease.pipes.append(self.feed)
-            fds.append(self.feed.read_end)
+                self._feed = Feed(job.input or b"")
+            lease.pipes.append(self._feed)
+            fds.append(self._feed.read_end)
             stdio |= Stdio.IN
-        for name, wanted, flag in (
-            ("stdout", job.stdout, Stdio.OUT),
-            ("stderr", job.stderr, Stdio.ERR),
-        ):
-            if wanted == CAPTURE:
-                capture = self.captures[name] = Capture(job.limits.output)
-                self.lease.pipes.append(capture)
-                fds.append(capture.write_end)
-                stdio |= flag
-            elif wanted == STDOUT:
-                stdio |= Stdio.MERGE
-            elif wanted >= 0:
-                fds.append(wanted)
-                stdio |= flag
+        if job.stdout == CAPTURE:
+            outcome.out, kept = self._capture(lease.out, fds)
+            stdio |= Stdio.OUT_KEPT if kept else Stdio.OUT
+        elif job.stdout >= 0:
+            fds.append(job.stdout)
+            stdio |= Stdio.OUT
+        if job.stderr == CAPTURE:
+            outcome.err, kept = self._capture(lease.err, fds)
+            stdio |= Stdio.ERR_KEPT if kept else Stdio.ERR
+        elif job.stderr == STDOUT:
+            stdio |= Stdio.MERGE
+        elif job.stderr >= 0:
+            fds.append(job.stderr)
+            stdio |= Stdio.ERR
         return fds, stdio
 
-    def _take_all(self) -> None:
-        """Reads the cell's messages that are there, up to its report."""
+    def _capture(self, kept: Capture | None, fds: list[int]) -> tuple[Capture, bool]:
+        """A pipe for an output stream, and whether the cell has the other end already."""
+        capture = kept
+        if capture is None:
+            capture = Capture()
+            self.lease.pipes.append(capture)
+            fds.append(capture.write_end)
+        capture.cap = self.job.limits.output
+        self._captures.append(capture)
+        return capture, kept is not None
+
+    def _take_all(self) -> bool:
+        """Reads the cell's messages that are there; whether its report was among them."""
         with suppress(BlockingIOError):
             while self.outcome.raw is None:
                 self._take(self.lease.read())
+        return self.outcome.raw is not None
 
     def _take(self, received: tuple[wire.Message, list[int]] | None) -> None:
         if received is None:
             raise CellGoneError
         message, fds = received
         try:
-            match message.kind:
-                case MessageType.RESULT:
-                    raw = wire.parse_result(message)
-                    if raw.failure is not None and raw.failure.stage == "park":
-                        raise CellFailedError(raw.failure)
-                    self.outcome.raw = raw
-                case MessageType.FILE:
-                    self._collect(wire.parse_file(message), fds)
-                case MessageType.ERROR:
-                    raise CellFailedError(wire.parse_failure(message))
-                case _:
-                    raise wire.WireError(f"unexpected message {message.kind}")
+            if message.kind is MessageType.RESULT:
+                raw = wire.parse_result(message)
+                if raw.failure is not None and raw.failure.stage == "park":
+                    raise CellFailedError(raw.failure)
+                self.outcome.raw = raw
+                self.outcome.host.reply_ns = time.monotonic_ns()
+            elif message.kind is MessageType.FILE:
+                self._collect(wire.parse_file(message), fds)
+            elif message.kind is MessageType.ERROR:
+                raise CellFailedError(wire.parse_failure(message))
+            else:
+                raise wire.WireError(f"unexpected message {message.kind}")
         finally:
-            close_all(fds)
+            if fds:
+                close_all(fds)
 
     async def _stream(self) -> None:
         """A longer job: service its pipes until it ends, and end it if it writes too much.
@@ -270,58 +318,52 @@ class _Run:
             PoolBrokenError: Nothing was heard of zygote or init for `STUCK_SECONDS` longer than
                 it may take: somebody has stopped them.
         """
-        with select.epoll() as poll:
-            poll.register(self.lease.socket, select.EPOLLIN)
-            for capture in self.captures.values():
+        with select.epoll() as self._ready:
+            self._ready.register(self.lease.socket, select.EPOLLIN)
+            for capture in self._captures:
                 capture.widen()
-                poll.register(capture.read_end, select.EPOLLIN)
-            if isinstance(self.feed, Feed) and self.feed.write_end >= 0:
-                self.feed.widen()
-                poll.register(self.feed.write_end, select.EPOLLOUT)
-            await self._service(poll, STUCK_SECONDS)
-            if self.outcome.raw is None:
-                zygote = self.lease.zygote
-                # Asked in order: a zygote that answers has made our cell before.
-                if not await zygote.answers(STUCK_SECONDS):
-                    zygote.kill()
-                    raise PoolBrokenError("the pool's zygote does not answer")
-                allowed = self.job.limits.wall_time
-                await self._service(poll, None if allowed is None else allowed + STUCK_SECONDS)
-                if self.outcome.raw is None:
-                    zygote.broken = True  # the next call discards it, and with it goes this init
-                    raise PoolBrokenError("the cell's init did not end the job at its wall time")
+                self._ready.register(capture.read_end, select.EPOLLIN)
+            if isinstance(self._feed, Feed) and self._feed.write_end >= 0:
+                self._feed.widen()
+                self._ready.register(self._feed.write_end, select.EPOLLOUT)
+            if await serve(self._ready.fileno(), self._service, STUCK_SECONDS):
+                return
+            zygote = self.lease.zygote
+            # Asked in order: a zygote that answers has made our cell before.
+            if not await zygote.answers(STUCK_SECONDS):
+                zygote.kill()
+                raise PoolBrokenError("the pool's zygote does not answer")
+            allowed = self.job.limits.wall_time
+            allowed = None if allowed is None else allowed + STUCK_SECONDS
+            if not await serve(self._ready.fileno(), self._service, allowed):
+                zygote.broken = True  # the next call discards it, and with it goes this init
+                raise PoolBrokenError("the cell's init did not end the job at its wall time")
 
-    async def _service(self, poll: select.epoll, seconds: float | None) -> None:
-        captures = {capture.read_end: capture for capture in self.captures.values()}
-        with anyio.move_on_after(seconds):
-            while self.outcome.raw is None:
-                await anyio.wait_readable(poll.fileno())
-                for fd, _ in poll.poll(0):
-                    if fd == self.lease.socket.fileno():
-                        self._take_all()
-                    elif fd not in captures:
-                        assert isinstance(self.feed, Feed)
-                        if self.feed.step():
-                            # First this: a forked child may hold the pipe open, and with it the
-                            # registration.
-                            poll.unregister(fd)
-                            self.feed.close_write()
-                    elif captures[fd].drain(budget=BUDGET):
-                        poll.unregister(fd)
-                        if captures[fd].exceeded:
-                            self.outcome.stop_reason("output")
-                            self.lease.stop()
+    def _service(self) -> bool:
+        """Moves what can be moved without waiting; whether the job has ended."""
+        assert self._ready is not None
+        captures = {capture.read_end: capture for capture in self._captures}
+        for fd, _ in self._ready.poll(0):
+            if fd == self.lease.socket.fileno():
+                self._take_all()
+            elif fd not in captures:
+                assert isinstance(self._feed, Feed)
+                if self._feed.step():
+                    # First this: a forked child may hold the pipe open, and with it the
+                    # registration.
+                    self._ready.unregister(fd)
+                    self._feed.close_write()
+            elif captures[fd].drain(budget=BUDGET):
+                self._ready.unregister(fd)
+                if captures[fd].exceeded:
+                    self.outcome.stop_reason("output")
+                    self.lease.stop()
+        return self.outcome.raw is not None
 
     def _drain(self) -> None:
         """Every writer is dead: what is in the pipes is all there will be."""
-        host, job = self.outcome.host, self.job
-        for name, capture in self.captures.items():
+        for capture in self._captures:
             capture.drain()
-            setattr(self.outcome, name, capture.data())
-            setattr(host, f"{name}_bytes", capture.total)
-            setattr(host, f"{name}_exceeded", capture.exceeded)
-        if job.stdout != CAPTURE:
-            self.outcome.stdout = None
 
     def _collect(self, reply: wire.FileReply, fds: list[int]) -> None:
         files, uncollected = self.outcome.files, self.outcome.uncollected

@@ -7,17 +7,24 @@ import errno
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterable
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["close_all", "receive_fds", "sealed_memfd", "send_fds"]
+__all__ = ["close_all", "read_into", "receive_fds", "sealed_memfd", "send_fds"]
 
 _INT = array.array("i").itemsize
 # Windows has no CMSG_SPACE, and nobody who receives anything.
 _ROOM = socket.CMSG_SPACE(4 * _INT) if hasattr(socket, "CMSG_SPACE") else 0
 """For four descriptors."""
+SCRATCH = 1 << 18
+"""Bytes that one read takes at most."""
+# Plain ints: an operation on an `IntFlag` takes as long as the system call.
+_RECEIVE = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
+_SEND = int(getattr(socket, "MSG_NOSIGNAL", 0))
+_TRUNCATED = int(getattr(socket, "MSG_TRUNC", 0))
 
 
 def sealed_memfd(name: str, data: bytes) -> int:
@@ -43,24 +50,57 @@ def sealed_memfd(name: str, data: bytes) -> int:
 
 
 def send_fds(over: socket.socket, message: bytes, fds: list[int]) -> None:
-    """One message, with descriptors or without (SCM_RIGHTS, unix(7)).
+    """One message, with descriptors or without (SCM_RIGHTS, unix(7)); waits as the socket does.
 
-    Everything is sent this way, not by `send` or socket.send_fds, which drops its flags: a host
-    with SIGPIPE at its default would die of a cell that is gone.
+    Everything is sent this way, not by socket.send_fds, which drops its flags: a host with SIGPIPE
+    at its default would die of a cell that is gone.
     """
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    over.sendmsg([message], rights, socket.MSG_NOSIGNAL)
+    if fds:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        over.sendmsg([message], [rights], _SEND)
+    else:
+        over.send(message, _SEND)
 
 
-def receive_fds(over: socket.socket, size: int) -> tuple[bytes, list[int], int]:
-    """One message of at most so many bytes, its descriptors (close-on-exec), and the flags."""
-    message, control, flags, _ = over.recvmsg(size, _ROOM, socket.MSG_CMSG_CLOEXEC)
+class _Scratch(threading.local):
+    """Where bytes arrive, one for each thread.
+
+    A fresh block of such a size for each read is asked of the kernel, given back, and asked for
+    again: the page faults cost more than the reading.
+    """
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(SCRATCH))
+
+
+_scratch = _Scratch()
+
+
+def read_into(fd: int, most: int) -> memoryview:
+    """What one read(2) gives, in memory that the thread's next read overwrites.
+
+    Raises:
+        BlockingIOError: Nothing there yet.
+    """
+    view = _scratch.view
+    return view[: os.readv(fd, (view if most >= SCRATCH else view[:most],))]
+
+
+def receive_fds(over: socket.socket) -> tuple[bytes, list[int], bool]:
+    """One message, its descriptors (close-on-exec), and whether it was cut.
+
+    Raises:
+        BlockingIOError: Nothing there yet.
+    """
+    view = _scratch.view
+    size, control, flags, _ = over.recvmsg_into((view,), _ROOM, _RECEIVE)
+    message = bytes(view[:size])
     fds: list[int] = []
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             whole = len(data) - len(data) % _INT
             fds.extend(memoryview(data[:whole]).cast("i"))
-    return message, fds, flags
+    return message, fds, bool(flags & _TRUNCATED)
 
 
 def close_all(fds: Iterable[int]) -> None:

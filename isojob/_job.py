@@ -9,13 +9,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from isojob._spec import CellSpec
 from isojob.errors import SandboxSetupError
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
-from isojob.wire import MessageType, Stdio, Tag, Writer
+from isojob.wire import MessageType, Tag, Writer
 
 __all__ = [
     "CAPTURE",
@@ -49,6 +50,8 @@ class HasFileno(Protocol):
 
 StdioArg: TypeAlias = int | HasFileno
 
+_NOTHING: Mapping[str, Content] = MappingProxyType({})
+
 # One argument or variable with its NUL (MAX_ARG_STRLEN, execve(2)).
 _MAX_STRING = 131072
 
@@ -80,7 +83,8 @@ class Environment:
 class Job:
     """One checked request."""
 
-    argv: tuple[bytes, ...]
+    args: tuple[str, ...]
+    argv: list[bytes]
     limits: Limits
     environment: Environment
     cwd: str | None
@@ -90,7 +94,7 @@ class Job:
     stdin_file: int | None = None
     stdout: int = CAPTURE
     stderr: int = CAPTURE
-    files: dict[str, Content] = field(default_factory=dict)
+    files: Mapping[str, Content] = field(default_factory=dict)
     collect: tuple[str, ...] = ()
 
     @classmethod
@@ -117,16 +121,18 @@ class Job:
             ValueError: An argument that makes no sense.
             SandboxSetupError: An argument or variable longer than the kernel takes (E2BIG).
         """
+        args, argv = _argv(command)
         job = cls(
-            argv=_argv(command),
+            args=args,
+            argv=argv,
             limits=limits,
             environment=environment
             if environment is not None and not env
             else Environment.make(sandbox.environment(env)),
             cwd=None if cwd is None else _cwd(cwd),
             workdir=sandbox.workdir,
-            files=_files(files or {}, limits),
-            collect=_patterns(collect),
+            files=_files(files, limits) if files else _NOTHING,
+            collect=_patterns(collect) if collect else (),
         )
         if input is not None:
             if not _is(stdin, DEVNULL):
@@ -160,11 +166,11 @@ class Job:
                 "or a regular file opened read-only"
             )
 
-    def message(self, spec: CellSpec, stdio: Stdio) -> Writer:
+    def message(self, spec: CellSpec, stdio: int) -> Writer:
         """The JOB message; contents of `files` that are paths are read here (blocking)."""
         out = Writer(MessageType.JOB)
         for argument in self.argv:
-            out.text(Tag.ARG, argument)
+            out.put(Tag.ARG, argument + b"\0")
         out.fields(self.environment.fields)
         if self.cwd is not None:
             out.text(Tag.CWD, self.cwd)
@@ -185,10 +191,11 @@ class Job:
 
 
 def _is(value: object, constant: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value == constant
+    return value is constant or (type(value) is int and value == constant)
 
 
-def _argv(command: Sequence[StrOrBytesPath]) -> tuple[bytes, ...]:
+def _argv(command: Sequence[StrOrBytesPath]) -> tuple[tuple[str, ...], list[bytes]]:
+    """The command as text, for people and as `os.fsdecode` reads it, and as the kernel takes it."""
     if isinstance(command, (str, bytes, bytearray, os.PathLike)) or not isinstance(
         command, Sequence
     ):
@@ -196,7 +203,7 @@ def _argv(command: Sequence[StrOrBytesPath]) -> tuple[bytes, ...]:
             'command must be a sequence such as ["/bin/sh", "-c", "..."], '
             f"not {type(command).__name__}"
         )
-    argv = []
+    args, argv = [], []
     for argument in command:
         if not isinstance(argument, (str, bytes, os.PathLike)):
             raise TypeError(f"command holds {type(argument).__name__}: {argument!r:.80}")
@@ -205,9 +212,11 @@ def _argv(command: Sequence[StrOrBytesPath]) -> tuple[bytes, ...]:
             raise ValueError(f"command holds a NUL byte: {argument!r:.80}")
         _check_length(raw)
         argv.append(raw)
+        # `str` drops a subclass that pydantic would not serialise.
+        args.append(str(argument) if isinstance(argument, str) else os.fsdecode(argument))
     if not argv or not argv[0]:
         raise ValueError("command is empty: name a program to run")
-    return tuple(argv)
+    return tuple(args), argv
 
 
 def _check_length(raw: bytes) -> None:

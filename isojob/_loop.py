@@ -3,47 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import sniffio
 
-__all__ = ["from_threads", "later", "readable", "soon", "spawn"]
+__all__ = ["from_threads", "later", "serve", "soon", "spawn"]
 
 
 def _is_asyncio() -> bool:
-    return sniffio.current_async_library() == "asyncio"
+    # As sniffio does it, without asking asyncio for its task: whoever calls is in some loop. In
+    # trio's guest mode both run, and trio says so here.
+    return sniffio.thread_local.name is None
 
 
-def _wake(future: asyncio.Future[bool], answer: bool) -> None:
-    if not future.done():
-        future.set_result(answer)
+class _Service:
+    """What `serve` has to call on asyncio, and whom to wake."""
+
+    __slots__ = ("_step", "future")
+
+    def __init__(self, step: Callable[[], bool], future: asyncio.Future[bool]) -> None:
+        self._step = step
+        self.future = future
+
+    def ready(self) -> None:
+        if self.future.done():
+            return
+        try:
+            if self._step():
+                self.future.set_result(True)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self.future.set_exception(error)
+
+    def too_late(self) -> None:
+        if not self.future.done():
+            self.future.set_result(False)
 
 
-async def readable(sock: socket.socket, seconds: float) -> bool:
-    """Waits until there is something to read, at most so long; whether there is.
+async def serve(fd: int, step: Callable[[], bool], seconds: float | None) -> bool:
+    """Calls `step` each time there is something to read, until it says that all is done.
 
     Most jobs are over within milliseconds, and their calls wait once. anyio's way (a cancel scope
     around `wait_readable`) costs as much as the rest of the call on asyncio.
+
+    Args:
+        fd: What to watch.
+        step: Reads without waiting; whether nothing is left to do.
+        seconds: How long at most; None: as long as it takes.
+
+    Returns:
+        False if the time was over before.
     """
     if not _is_asyncio():
         import trio
 
-        with trio.move_on_after(seconds):
-            await trio.lowlevel.wait_readable(sock)
-            return True
+        with trio.move_on_after(float("inf") if seconds is None else seconds):
+            while True:
+                await trio.lowlevel.wait_readable(fd)
+                if step():
+                    return True
         return False
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[bool] = loop.create_future()
-    loop.add_reader(sock, _wake, future, True)
-    timer = loop.call_later(seconds, _wake, future, False)
+    service = _Service(step, loop.create_future())
+    loop.add_reader(fd, service.ready)
+    timer = None if seconds is None else loop.call_later(seconds, service.too_late)
     try:
-        return await future
+        return await service.future
     finally:
-        timer.cancel()
-        loop.remove_reader(sock)
+        if timer is not None:
+            timer.cancel()
+        loop.remove_reader(fd)
 
 
 def from_threads() -> Callable[[Callable[[], object]], object]:

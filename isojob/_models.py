@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from enum import StrEnum
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, GetCoreSchemaHandler
@@ -48,10 +47,14 @@ class Model(
     extra="forbid",
     strict=True,
     allow_inf_nan=False,
+    defer_build=True,
     ser_json_bytes="base64",
     val_json_bytes="base64",
 ):
     """Base of every isojob model: frozen, no unknown fields, no silent conversions.
+
+    Schemas are built when the first instance is validated or written, not when isojob is imported:
+    most programs need two of them.
 
     Bytes travel through JSON as base64 with the URL-safe alphabet (RFC 4648, section 5). Models
     repeat ``frozen=True``, without which type checkers do not see that they hash.
@@ -131,10 +134,10 @@ def parse_bytes(value: object) -> int:
                 f"{value!r}: write the unit out, such as 64MiB (67108864 bytes)"
                 " or 64MB (64000000 bytes); an int counts bytes"
             )
-        exact = Fraction(match[1]) * _UNITS[match[2]]
-        if exact.denominator != 1:
+        whole, _, part = match[1].partition(".")
+        size, rest = divmod(int(whole + part) * _UNITS[match[2]], int("1" + "0" * len(part)))
+        if rest:
             raise ValueError(f"{value!r}: not a whole number of bytes")
-        size = int(exact)
     elif isinstance(value, int) and not isinstance(value, bool):
         size = int(value)
     else:
@@ -285,8 +288,16 @@ class Evidence(Model, frozen=True):
             the same holds for `user_ns` and `system_ns`.
         cpu_is_whole: Whether a cgroup told. Otherwise a process whose parent ignores SIGCHLD is
             missing (wait(2)), and `Usage` says nothing.
+        queue_ns: Waiting for admission. The phases of a call, one after the other: queue, lease,
+            send, prepare, wall, teardown, reply.
+        lease_ns: From admission to the sending of the job: a cell is taken, the request written.
+        send_ns: Until the launcher has it; includes the making of the cell if none was parked.
+        prepare_ns: Until the program is started: limits, files, standard streams.
+        wall_ns: Until the main process has ended; begins with execve(2).
+        teardown_ns: Until the rest is killed, files are collected, counters read.
+        reply_ns: Until the host has the report.
         memory_events: v2: ``memory.events`` (low, high, max, oom, oom_kill, oom_group_kill);
-            v1: ``oom_kill`` of ``memory.oom_control`` and ``failcnt``.
+            v1: ``oom_kill`` of ``memory.oom_control``.
         memory_limit: The memory limit in force, bytes.
         cpu_stat: ``cpu.stat``; v1's throttled_time comes as ``throttled_usec``, too.
         io: Per device (``"8:0"``): rbytes, wbytes, rios, wios.
@@ -308,9 +319,12 @@ class Evidence(Model, frozen=True):
     cpu_is_whole: bool = True
     user_ns: int | None = None
     system_ns: int | None = None
-    setup_ns: int = 0
-    teardown_ns: int = 0
     queue_ns: int = 0
+    lease_ns: int = 0
+    send_ns: int = 0
+    prepare_ns: int = 0
+    teardown_ns: int = 0
+    reply_ns: int = 0
     memory_peak: int | None = None
     memory_events: dict[str, int] | None = None
     memory_limit: int | None = None

@@ -210,14 +210,17 @@ class Pool:
         stock, slots = self._stock, self._slots
         if not stock.open:
             raise PoolClosedError
-        asked = time.monotonic_ns()
-        reserved = await slots.acquire(limits.memory, patient=patient)
-        queued = time.monotonic_ns() - asked
+        asked = admitted = time.monotonic_ns()
+        reserved = slots.acquire_now(limits.memory)
+        if reserved is None:
+            reserved = await slots.acquire(limits.memory, patient=patient)
+            admitted = time.monotonic_ns()
         try:
             outcome = await _attempt(stock, job)
         finally:
             slots.release(reserved)
-        outcome.host.queue_ns = queued
+        outcome.host.queue_ns = admitted - asked
+        outcome.host.admitted_ns = admitted
         result = make_result(job, outcome, stock.posture, index)
         if check:
             result.check_returncode()
@@ -243,8 +246,9 @@ class Pool:
 
 async def _attempt(stock: Stock, job: Job) -> Outcome:
     for attempt in range(_ATTEMPTS):
+        taken = stock.take_parked(job.limits) if attempt == 0 else None
         try:
-            lease, spec = await stock.take(job.limits, fresh=attempt > 0)
+            lease, spec = taken or await stock.make(job.limits)
         except PoolBrokenError:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -265,7 +269,9 @@ async def _attempt(stock: Stock, job: Job) -> Outcome:
                 raise PoolClosedError(_CLOSED)
             return outcome
         finally:
-            await stock.give_back(lease)
+            stock.give_back(lease)
+            if stock.retired:
+                await stock.bury()
     raise AssertionError
 
 

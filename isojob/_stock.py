@@ -24,6 +24,7 @@ from isojob.sandbox import Sandbox
 __all__ = ["Stock"]
 
 FULL_SECONDS = 0.02
+PIPED = 64
 
 
 class Stock:
@@ -99,12 +100,33 @@ class Stock:
         self.zygote = None
         self.retired.append(zygote)
 
-    async def take(self, limits: Limits, *, fresh: bool = False) -> tuple[Lease, CellSpec]:
-        """An active lease, parked or made now, and what its cell was made with.
+    def take_parked(self, limits: Limits) -> tuple[Lease, CellSpec] | None:
+        """An active lease of a parked cell, and what it was made with, if there is one that fits.
 
         Args:
             limits: Those of the job.
-            fresh: Not a parked one.
+
+        Raises:
+            PoolClosedError: The stock is closed.
+        """
+        if not self.open:
+            raise PoolClosedError
+        spec, zygote = self._spec, self.zygote
+        if zygote is None or spec is None or zygote.broken or not spec.fits(limits):
+            return None
+        try:
+            lease = self._parked.popleft()
+        except IndexError:
+            return None
+        self.active.add(lease)
+        # Should its zygote be dead by now, the cell says so.
+        return lease, spec
+
+    async def make(self, limits: Limits) -> tuple[Lease, CellSpec]:
+        """An active lease of a cell that is made now, and what it is made with.
+
+        Args:
+            limits: Those of the job.
 
         Raises:
             HostNotSupportedError: These limits cannot be enforced here.
@@ -114,13 +136,6 @@ class Stock:
         if not self.open:
             raise PoolClosedError
         spec, zygote = self._spec, self.zygote
-        usable = not fresh and zygote is not None and not zygote.broken
-        if usable and spec is not None and spec.fits(limits):
-            with suppress(IndexError):
-                lease = self._parked.popleft()
-                self.active.add(lease)
-                # Should its zygote be dead by now, the cell says so.
-                return lease, spec
         if zygote is None or not zygote.alive:
             zygote = await in_thread(self.start)
             spec = self._spec
@@ -131,7 +146,7 @@ class Stock:
         with anyio.move_on_after(STUCK_SECONDS):
             while True:
                 try:
-                    lease = Lease(zygote.make(spec), zygote)
+                    lease = Lease.make(zygote, spec, piped=True)
                 except BlockingIOError:
                     await anyio.sleep(0.001)
                     continue
@@ -140,7 +155,7 @@ class Stock:
         zygote.kill()
         raise PoolBrokenError("the pool's zygote does not answer")
 
-    async def give_back(self, lease: Lease) -> None:
+    def give_back(self, lease: Lease) -> None:
         """Ends an active lease; what that means happens when its caller has the result."""
         self.active.discard(lease)
         self._spent.append(lease)
@@ -151,10 +166,8 @@ class Stock:
                 self._clean_up()
         else:  # close() may have looked before
             self._let_go_of_spent()
-        if self.retired:
-            await self._bury()
 
-    async def _bury(self) -> None:
+    async def bury(self) -> None:
         """Closes retired zygotes whose last job has ended: until then their cgroups are ours."""
         # Who holds the lock is slow: then the next one looks.
         if not self._lock.acquire(blocking=False):
@@ -183,8 +196,9 @@ class Stock:
             zygote, spec = self.zygote, self._spec
             if zygote is None or spec is None or not self.open:
                 return
-            while len(self._parked) < self._wanted:
-                self._parked.append(Lease(zygote.make(spec), zygote))
+            while (parked := len(self._parked)) < self._wanted:
+                # Two more descriptors each: for those that are next, not for thousands.
+                self._parked.append(Lease.make(zygote, spec, piped=parked < PIPED))
         except BlockingIOError:  # so many requests are under way: in a moment there is room
             with suppress(RuntimeError):  # called where no event loop is
                 later(FULL_SECONDS, self._clean_up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -9,12 +10,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from isojob._descriptors import read_into
+
 if sys.platform != "win32":
     import fcntl
 
 __all__ = ["Capture", "Feed", "FileFeed"]
 
-CHUNK = 1 << 18
 WIDE = 1 << 20
 
 
@@ -69,56 +71,63 @@ class _Pipe:
 
 
 class Capture(_Pipe):
-    """One output stream of a job, read by us.
+    """One output stream of a job, read by us; made ahead of time, with its cell or for its job."""
 
-    Args:
-        cap: Bytes to keep; None: all.
-    """
+    __slots__ = ("_chunks", "_whole", "cap", "total")
 
-    __slots__ = ("_chunks", "cap", "total")
-
-    def __init__(self, cap: int | None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.cap = cap
+        self.cap: int | None = None
+        """Bytes to keep; None: all."""
         self.total = 0
         self._chunks: list[bytes] = []
+        self._whole: io.BytesIO | None = None
         # Only our end: a job that writes faster than we read must block, not see EAGAIN.
         os.set_blocking(self.read_end, False)
         # /dev/stdout opens the pipe anew, as another uid: let it write, not read.
         with suppress(OSError):
             os.fchmod(self.write_end, 0o222)
 
-    def sent(self) -> None:
-        """The launcher has its own copy of the write end by now."""
-        self.close_write()
-
     @property
     def exceeded(self) -> bool:
         """Whether more came than the cap allows."""
         return self.cap is not None and self.total > self.cap
 
+    def widen(self) -> None:
+        """For a long stream: a larger pipe, and one growing block instead of many to be joined."""
+        super().widen()
+        self._whole = io.BytesIO()
+        self._whole.writelines(self._chunks)
+        self._chunks.clear()
+
     def drain(self, budget: int = 1 << 62) -> bool:
         """Reads what is there, without waiting; true at end of file or beyond the cap."""
         while budget > 0:
             # One byte beyond the cap is enough to know.
-            room = CHUNK if self.cap is None else min(CHUNK, self.cap + 1 - self.total)
+            room = WIDE if self.cap is None else self.cap + 1 - self.total
             if room <= 0:
                 return True
             try:
-                data = os.read(self.read_end, room)
+                data = read_into(self.read_end, room)
             except BlockingIOError:
                 return False
             if not data:
                 return True
             self.total += len(data)
             budget -= len(data)
-            self._chunks.append(data)
+            if self._whole is None:
+                self._chunks.append(bytes(data))
+            else:
+                self._whole.write(data)
         return False
 
     def data(self) -> bytes:
         """What was kept."""
-        whole = b"".join(self._chunks)
-        return whole if self.cap is None else whole[: self.cap]
+        if self._whole is None:
+            whole = b"".join(self._chunks)
+            return whole if self.cap is None else whole[: self.cap]
+        self._whole.truncate(self.cap)
+        return self._whole.getvalue()
 
 
 class Feed(_Pipe):

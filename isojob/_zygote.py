@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -204,11 +205,12 @@ class Zygote:
                     program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()
                 )
 
-    def make(self, spec: CellSpec | None) -> socket.socket:
+    def make(self, spec: CellSpec | None, output: Sequence[int] = ()) -> socket.socket:
         """Asks for a cell; its lease can be used at once, even before the cell exists.
 
         Args:
             spec: What kind of cell; None for none at all, just a sign of life.
+            output: Nothing, or descriptors for the job's stdout and stderr.
 
         Raises:
             BlockingIOError: Too many requests are under way; try again in a moment.
@@ -217,13 +219,12 @@ class Zygote:
         """
         lease, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            lease.setblocking(False)
             control = self._control
             if control is None:
                 raise PoolBrokenError
             try:
                 message = _PING if spec is None else spec.message
-                send_fds(control, message, [theirs.fileno()])
+                send_fds(control, message, [theirs.fileno(), *output])
             except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
                 self.broken = True
                 raise PoolBrokenError from error

@@ -65,13 +65,13 @@ def _oom_at_own_limit(evidence: Evidence) -> bool:
     a failed charge against the job's own limit apart, as ``oom`` of memory.events, before it kills
     (cgroup-v2.rst). ``max`` is no sign: it also counts page cache that was simply reclaimed at the
     limit, and on Linux 6.12 a job with max 124, oom 0, oom_kill 1 had died of an outer limit. v1
-    has only the peak: its ``failcnt`` stays 0 where the limit of memory and swap together is the
-    same (Linux 6.18), and counts reclaim as well.
+    counts no ``oom`` and has only the peak: its ``failcnt`` stays 0 where the limit of memory and
+    swap together is the same (Linux 6.18), and counts reclaim as well.
     """
     events = evidence.memory_events
     if events is None:
         return False
-    if "failcnt" in events:
+    if "oom" not in events:
         if evidence.memory_peak is None or evidence.memory_limit is None:
             return False
         at_limit = evidence.memory_peak >= evidence.memory_limit - _V1_SLACK
@@ -90,7 +90,7 @@ def usage(evidence: Evidence) -> Usage:
         user_time=_seconds(evidence.user_ns) if evidence.cpu_is_whole else None,
         system_time=_seconds(evidence.system_ns) if evidence.cpu_is_whole else None,
         wall_time=evidence.wall_ns / _NS,
-        setup_time=evidence.setup_ns / _NS,
+        setup_time=(evidence.send_ns + evidence.prepare_ns) / _NS,
         teardown_time=evidence.teardown_ns / _NS,
         queue_time=evidence.queue_ns / _NS,
         memory_peak=evidence.memory_peak,

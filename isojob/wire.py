@@ -10,9 +10,9 @@ Nothing here does I/O; what comes from a cell is treated as hostile.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import Literal, NamedTuple, TypeAlias
 
 __all__ = [
     "INLINE_MAX",
@@ -47,6 +47,7 @@ RECEIVE_SIZE = 32768
 _HEADER = struct.Struct("<IHHII")
 _FIELD = struct.Struct("<HHI")
 _U64 = struct.Struct("<Q")
+_I32 = struct.Struct("<i")
 
 
 class WireError(Exception):
@@ -111,18 +112,12 @@ class Tag(IntEnum):
     PATH = 57
     PATTERN = 64
     COLLECT_MAX = 65
-    STATE = 80
-    EXIT = 81
-    CAUSE = 82
-    SYSCALL = 83
-    TIMES = 84
-    RUSAGE = 85
-    EVIDENCE = 86
-    STAGE = 87
-    ERRNO = 88
-    NAME = 89
-    REASON = 90
-    CPU_END = 91
+    REPORT = 80
+    EVIDENCE = 81
+    STAGE = 82
+    ERRNO = 83
+    NAME = 84
+    REASON = 85
 
 
 class FilterFlag(IntFlag):
@@ -139,14 +134,20 @@ class BindFlag(IntFlag):
     OPTIONAL = 2
 
 
-class Stdio(IntFlag):
-    """Which of a job's standard streams come with its message; and that COLLECT follows."""
+class Stdio:
+    """Bits of STDIO: which standard streams come with the message, or came with MAKE.
+
+    And that COLLECT follows. A stream that is not named is /dev/null. Plain ints: an `IntFlag` is
+    slow to combine.
+    """
 
     IN = 1
     OUT = 2
     ERR = 4
     MERGE = 8
     COLLECT = 16
+    OUT_KEPT = 32
+    ERR_KEPT = 64
 
 
 class JobState(IntEnum):
@@ -159,7 +160,8 @@ class JobState(IntEnum):
     FAILED = 4
 
 
-CAUSES = ("none", "wall", "cpu", "oom", "seccomp", "stop")
+Cause: TypeAlias = Literal["none", "wall", "cpu", "oom", "seccomp", "stop"]
+CAUSES: tuple[Cause, ...] = ("none", "wall", "cpu", "oom", "seccomp", "stop")
 CPU_USEC = 0x100
 """Index bit of CG_CPU: the file is a ``cpu.stat`` with ``usage_usec``."""
 OPTIONAL_WRITE = 0x100
@@ -225,41 +227,27 @@ def _raw(value: str | bytes) -> bytes:
     return data
 
 
-@dataclass(slots=True)
-class Field:
-    """One field of a received message."""
-
-    tag: int
-    index: int
-    data: bytes
+Field: TypeAlias = tuple[int, int, bytes]
+"""One field of a received message: tag, index, data."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One received message."""
 
     kind: MessageType
-    fields: tuple[Field, ...]
+    fields: list[Field]
 
-    def first(self, tag: Tag) -> Field | None:
-        """The first field of that tag."""
-        for item in self.fields:
-            if item.tag == tag:
-                return item
+    def first(self, tag: Tag) -> bytes | None:
+        """The data of the first field of that tag."""
+        for found, _, data in self.fields:
+            if found == tag:
+                return data
         return None
 
 
-def _fields(body: bytes) -> Iterator[Field]:
-    at, end = 0, len(body)
-    while at < end:
-        if end - at < _FIELD.size:
-            raise WireError("a field is cut off")
-        tag, index, length = _FIELD.unpack_from(body, at)
-        at += _FIELD.size
-        if length > end - at:
-            raise WireError("a field is longer than its message")
-        yield Field(tag, index, body[at : at + length])
-        at += length
+_KINDS = {int(kind): kind for kind in MessageType}
+# Read on the caller's time, as everything from here to `parse_result`.
+_HEADER_SIZE, _FIELD_SIZE = _HEADER.size, _FIELD.size
 
 
 def decode(datagram: bytes) -> Message:
@@ -268,31 +256,35 @@ def decode(datagram: bytes) -> Message:
     Raises:
         WireError: It is not a whole, well-formed message of this version.
     """
-    if len(datagram) < _HEADER.size:
+    end = len(datagram)
+    if end < _HEADER_SIZE:
         raise WireError("shorter than a header")
     magic, version, kind, length, flags = _HEADER.unpack_from(datagram)
     if magic != MAGIC or version != VERSION or flags != 0:
         raise WireError("not a message of this version")
-    if length != len(datagram) - _HEADER.size:
+    if length != end - _HEADER_SIZE:
         raise WireError("length does not fit")
-    try:
-        known = MessageType(kind)
-    except ValueError:
-        raise WireError(f"unknown message {kind}") from None
-    return Message(known, tuple(_fields(datagram[_HEADER.size :])))
+    known = _KINDS.get(kind)
+    if known is None:
+        raise WireError(f"unknown message {kind}")
+    fields = []
+    at, field_header = _HEADER_SIZE, _FIELD.unpack_from
+    while at < end:
+        start = at + _FIELD_SIZE
+        if start > end:
+            raise WireError("a field is cut off")
+        tag, index, length = field_header(datagram, at)
+        at = start + length
+        if at > end:
+            raise WireError("a field is longer than its message")
+        fields.append((tag, index, datagram[start:at]))
+    return Message(known, fields)
 
 
-def _string(item: Field) -> str:
-    if not item.data.endswith(b"\0"):
+def _string(data: bytes) -> str:
+    if not data.endswith(b"\0"):
         raise WireError("a string without its end")
-    return item.data[:-1].decode("utf-8", "surrogateescape")
-
-
-def _unpack(item: Field, form: str) -> tuple[int, ...]:
-    try:
-        return struct.unpack(f"<{form}", item.data)
-    except struct.error:
-        raise WireError(f"field {item.tag} has {len(item.data)} bytes") from None
+    return data[:-1].decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +300,9 @@ def parse_failure(message: Message) -> Failure:
     stage, number = message.first(Tag.STAGE), message.first(Tag.ERRNO)
     if stage is None or number is None:
         raise WireError("an error without stage or errno")
-    return Failure(_string(stage), _unpack(number, "i")[0])
+    if len(number) != _I32.size:
+        raise WireError("an errno of the wrong size")
+    return Failure(_string(stage), _I32.unpack(number)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,31 +321,33 @@ def parse_file(message: Message) -> FileReply:
     return FileReply(_string(name), None if reason is None else _string(reason))
 
 
-@dataclass(slots=True)
-class RawResult:
-    """A RESULT message: the kernel's words, not yet understood."""
+class RawResult(NamedTuple):
+    """A RESULT message: the kernel's words, not yet understood; see ``struct report``."""
 
-    state: JobState = JobState.SETUP
-    si_code: int = 0
-    si_status: int = 0
-    cause: str = "none"
-    syscall: tuple[int, int] | None = None
-    start_ns: int = 0
-    end_ns: int = 0
-    done_ns: int = 0
-    cpu_base_ns: int = 0
-    cpu_end_ns: int | None = None
-    user_us: int = 0
-    system_us: int = 0
-    max_rss_kib: int = 0
-    voluntary: int = 0
-    involuntary: int = 0
-    failure: Failure | None = None
-    evidence: dict[int, bytes] = field(default_factory=dict)
+    state: int
+    cause: int
+    code: int
+    status: int
+    arch: int
+    nr: int
+    received_ns: int
+    start_ns: int
+    end_ns: int
+    done_ns: int
+    cpu_base_ns: int
+    cpu_end_ns: int
+    user_us: int
+    system_us: int
+    max_rss_kib: int
+    voluntary: int
+    involuntary: int
+    evidence: dict[int, bytes]
+    failure: Failure | None
 
 
-# A plain int: comparing with an IntEnum member goes through its attribute lookup each time.
-_EVIDENCE = int(Tag.EVIDENCE)
+_REPORT = struct.Struct("<IIiiIi11q")
+# Plain ints: comparing with an IntEnum member goes through its attribute lookup each time.
+_RESULT_TAGS = tuple(map(int, (Tag.REPORT, Tag.EVIDENCE, Tag.STAGE, Tag.ERRNO)))
 
 
 def parse_result(message: Message) -> RawResult:
@@ -360,40 +356,22 @@ def parse_result(message: Message) -> RawResult:
     Raises:
         WireError: A field has the wrong size or a value out of range.
     """
-    raw = RawResult()
-    for item in message.fields:
-        tag = item.tag
-        if tag == _EVIDENCE:  # most of them
-            raw.evidence[item.index] = item.data
-        elif tag == Tag.STATE:
-            (state,) = _unpack(item, "Q")
-            if state > JobState.FAILED:
-                raise WireError(f"unknown state {state}")
-            raw.state = JobState(state)
-        elif tag == Tag.EXIT:
-            raw.si_code, raw.si_status = _unpack(item, "ii")
-        elif tag == Tag.CAUSE:
-            (cause,) = _unpack(item, "Q")
-            if cause >= len(CAUSES):
-                raise WireError(f"unknown cause {cause}")
-            raw.cause = CAUSES[cause]
-        elif tag == Tag.RUSAGE:
-            (
-                raw.user_us,
-                raw.system_us,
-                raw.max_rss_kib,
-                raw.voluntary,
-                raw.involuntary,
-            ) = _unpack(item, "qqqqq")
-        elif tag == Tag.TIMES:
-            raw.start_ns, raw.end_ns, raw.done_ns, raw.cpu_base_ns = _unpack(item, "qqqq")
-        elif tag == Tag.CPU_END:
-            (raw.cpu_end_ns,) = _unpack(item, "Q")
-        elif tag == Tag.SYSCALL:
-            arch, number = _unpack(item, "Ii")
-            raw.syscall = (arch, number)
-        elif tag in (Tag.STAGE, Tag.ERRNO):
-            raw.failure = parse_failure(message)
+    report, evidence, stage, number = _RESULT_TAGS
+    words: bytes | None = None
+    found: dict[int, bytes] = {}
+    failure: Failure | None = None
+    for tag, index, data in message.fields:
+        if tag == evidence:  # most of them
+            found[index] = data
+        elif tag == report:
+            words = data
+        elif tag in (stage, number):
+            failure = parse_failure(message)
         else:
             raise WireError(f"unexpected field {tag}")
+    if words is None or len(words) != _REPORT.size:
+        raise WireError("a result without a report of the right size")
+    raw = RawResult._make((*_REPORT.unpack(words), found, failure))
+    if raw.state > JobState.FAILED or raw.cause >= len(CAUSES):
+        raise WireError(f"unknown state {raw.state} or cause {raw.cause}")
     return raw

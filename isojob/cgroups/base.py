@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -19,7 +18,7 @@ from isojob.limits import Limits
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PREFIX", "CellFiles", "Counters", "Driver", "Subtree", "numbers"]
+__all__ = ["PREFIX", "CellFiles", "Counters", "Driver", "Subtree", "integer", "numbers"]
 
 PREFIX = "isojob-"
 _NAME = re.compile(r"isojob-\d+-[0-9a-f]{8}")
@@ -75,12 +74,20 @@ class Counters:
 
 def numbers(data: bytes) -> dict[str, int]:
     """Reads the kernel's flat-keyed format, "KEY VALUE" lines (cgroup-v2.rst)."""
+    words = data.decode("ascii", "replace").split()
     out: dict[str, int] = {}
-    for line in data.decode("ascii", "replace").splitlines():
-        key, _, value = line.partition(" ")
+    for key, value in zip(words[::2], words[1::2], strict=False):
         with suppress(ValueError):
             out[key] = int(value)
     return out
+
+
+def integer(data: bytes | None) -> int | None:
+    """Reads a file of one number; None if there is no file, or no number in it."""
+    try:
+        return None if data is None else int(data)
+    except ValueError:
+        return None
 
 
 @dataclass(slots=True)
@@ -122,7 +129,7 @@ def make_subtree(parents: Mapping[int, Path]) -> Subtree:
         OSError: mkdir, open or flock failed.
     """
     for _ in range(16):
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
         stack = ExitStack()
         try:
             made, parent_fds, base_fds = [], [], []

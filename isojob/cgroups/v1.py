@@ -17,6 +17,7 @@ from isojob.cgroups.base import (
     Driver,
     Subtree,
     Write,
+    integer,
     kill_processes,
     make_subtree,
     numbers,
@@ -40,7 +41,6 @@ _PROTECTIONS = {
 }
 _EVIDENCE = (
     ("memory", "memory.oom_control"),
-    ("memory", "memory.failcnt"),
     ("memory", "memory.max_usage_in_bytes"),
     ("pids", "pids.events"),
     ("pids", "pids.peak"),
@@ -100,6 +100,10 @@ class V1(Driver):
         try:
             subtree = make_subtree(dict(enumerate(self.hierarchies)))
             self._fill_cpuset(subtree)
+            if "memory" in self.index:
+                directory = subtree.directories[self.index["memory"]]
+                with suppress(OSError):  # absent without swap; the cells inherit it
+                    (directory / "memory.swappiness").write_text("0")
         except OSError as error:
             raise HostNotSupportedError(
                 f"no cgroup can be made in {error.filename or self.hierarchies[0]} "
@@ -120,16 +124,15 @@ class V1(Driver):
         writes: list[Write] = []
         used = {name for name in _ALWAYS if name in self.index}
 
-        def put(controller: str, file: str, value: bytes, *, optional: bool = False) -> None:
+        def put(controller: str, file: str, value: bytes) -> None:
             used.add(controller)
-            writes.append(Write(self.index[controller], file, value, optional))
+            writes.append(Write(self.index[controller], file, value))
 
         if "memory" in self.index:
             memory = _number(limits.memory)
             put("memory", "memory.limit_in_bytes", memory)
             if self.swap:
                 put("memory", "memory.memsw.limit_in_bytes", memory)
-            put("memory", "memory.swappiness", b"0", optional=True)
         if "pids" in self.index:
             value = b"max" if limits.processes is None else str(limits.processes).encode()
             put("pids", "pids.max", value)
@@ -176,16 +179,13 @@ class V1(Driver):
         raw = {self.evidence[index][1]: data for index, data in evidence.items()}
         out = Counters()
         if "memory.oom_control" in raw:
-            out.memory_events = {
-                "oom_kill": numbers(raw["memory.oom_control"]).get("oom_kill", 0),
-                "failcnt": _integer(raw.get("memory.failcnt")) or 0,
-            }
-        out.memory_peak = _integer(raw.get("memory.max_usage_in_bytes"))
+            out.memory_events = {"oom_kill": numbers(raw["memory.oom_control"]).get("oom_kill", 0)}
+        out.memory_peak = integer(raw.get("memory.max_usage_in_bytes"))
         if "pids.events" in raw:
             out.pids_events_max = numbers(raw["pids.events"]).get("max")
-        out.pids_peak = _integer(raw.get("pids.peak"))
-        out.user_ns = _integer(raw.get("cpuacct.usage_user"))
-        out.system_ns = _integer(raw.get("cpuacct.usage_sys"))
+        out.pids_peak = integer(raw.get("pids.peak"))
+        out.user_ns = integer(raw.get("cpuacct.usage_user"))
+        out.system_ns = integer(raw.get("cpuacct.usage_sys"))
         if "cpu.stat" in raw:
             out.cpu_stat = numbers(raw["cpu.stat"])
             if "throttled_time" in out.cpu_stat:
@@ -200,13 +200,6 @@ class V1(Driver):
 
 def _number(value: int | None) -> bytes:
     return _UNLIMITED if value is None else str(value).encode()
-
-
-def _integer(data: bytes | None) -> int | None:
-    try:
-        return None if data is None else int(data)
-    except ValueError:
-        return None
 
 
 def _blkio(bytes_served: bytes, operations: bytes) -> dict[str, dict[str, int]]:

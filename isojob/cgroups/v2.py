@@ -15,6 +15,7 @@ from isojob.cgroups.base import (
     Driver,
     Subtree,
     Write,
+    integer,
     kill_processes,
     make_subtree,
     numbers,
@@ -172,9 +173,9 @@ class V2(Driver):
         if "memory.events" in raw:
             out.memory_events = numbers(raw["memory.events"])
         if "memory.peak" in raw:
-            out.memory_peak = _integer(raw["memory.peak"])
+            out.memory_peak = integer(raw["memory.peak"])
         if "pids.peak" in raw:
-            out.pids_peak = _integer(raw["pids.peak"])
+            out.pids_peak = integer(raw["pids.peak"])
         if "pids.events" in raw:
             out.pids_events_max = numbers(raw["pids.events"]).get("max")
         if "cpu.stat" in raw:
@@ -190,13 +191,6 @@ class V2(Driver):
         }
         out.pressure = pressure or None
         return out
-
-
-def _integer(data: bytes) -> int | None:
-    try:
-        return int(data)
-    except ValueError:
-        return None
 
 
 def _io(data: bytes) -> dict[str, dict[str, int]]:

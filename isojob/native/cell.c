@@ -132,6 +132,7 @@ static int write_maps(struct zygote *z, const struct slot *s, struct failure *f)
 static int start(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f)
 {
     int go[2];
+    masks_refresh(&z->config);
     if (make_cgroups(z, s, cell, f) < 0)
         return -1;
     cell->shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -164,12 +165,14 @@ static int start(struct zygote *z, struct slot *s, struct cell *cell, struct fai
     return 0;
 }
 
-void cell_make(struct zygote *z, int lease, struct reader *r)
+void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r)
 {
     struct failure f = {0};
+    int lease = fds[0];
     struct cell cell = {.config = &z->config,
                         .alive = z->alive_read,
                         .lease = lease,
+                        .out = {nfds > 1 ? fds[1] : -1, nfds > 2 ? fds[2] : -1},
                         .channel = -1,
                         .signals = -1,
                         .wall = -1,
@@ -189,7 +192,8 @@ void cell_make(struct zygote *z, int lease, struct reader *r)
         errno = s ? EBADMSG : EAGAIN;
         fail(&f, s ? "make" : "slots");
         report_error(lease, &f);
-        close(lease);
+        for (unsigned i = 0; i < nfds; i++)
+            close(fds[i]);
         return;
     }
     *s = (struct slot){.lease = lease, .id = z->next_id++, .mask = mask};
@@ -203,4 +207,6 @@ void cell_make(struct zygote *z, int lease, struct reader *r)
     for (unsigned i = 0; i < z->config.nhier; i++)
         if (cell.dir[i] >= 0)
             close(cell.dir[i]);
+    for (unsigned i = 1; i < nfds; i++)
+        close(fds[i]);
 }

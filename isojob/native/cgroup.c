@@ -23,6 +23,8 @@ int write_all(int fd, const void *data, size_t len)
     return 0;
 }
 
+/* A seq file fills its page before it returns, unless the next line does not fit (fs/seq_file.c):
+ * what leaves half of it empty is the whole, and the read that would say so is spared. */
 ssize_t read_at(int fd, char *buffer, size_t size)
 {
     size_t used = 0;
@@ -32,9 +34,9 @@ ssize_t read_at(int fd, char *buffer, size_t size)
             continue;
         if (n < 0)
             return -1;
-        if (n == 0)
-            break;
         used += (size_t)n;
+        if (n < 2048)
+            break;
     }
     return (ssize_t)used;
 }
@@ -49,8 +51,18 @@ static int open_in(const struct cell *cell, const struct cg_file *file, int flag
     return openat(dir, file->name, flags | O_CLOEXEC | O_NOFOLLOW);
 }
 
+/* The descriptor of a file that is kept open in any case; -1: none. */
+static int kept(const struct cg_file *files, const int *fds, unsigned n, const struct cg_file *file)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (files[i].hier == file->hier && strcmp(files[i].name, file->name) == 0)
+            return fds[i];
+    return -1;
+}
+
 static int write_setup(const struct cell *cell, const struct field *w, struct failure *f)
 {
+    const struct config *c = cell->config;
     const char *name;
     const uint8_t *data;
     size_t len;
@@ -61,8 +73,9 @@ static int write_setup(const struct cell *cell, const struct field *w, struct fa
         return fail(f, "cgroup settings");
     }
     struct cg_file file = {.hier = w->index & 0xff, .name = name};
-    cleanup_close int fd = open_in(cell, &file, O_WRONLY);
-    if (fd < 0)
+    cleanup_close int own = -1;
+    int fd = kept(c->limits, cell->limit_fd, c->nlimits, &file);
+    if (fd < 0 && (fd = own = open_in(cell, &file, O_WRONLY)) < 0)
         return optional && (errno == ENOENT || errno == EACCES) ? 0 : fail_at(f, "cgroup", name);
     if (write_all(fd, data, len) < 0 && !optional)
         return fail_at(f, "cgroup", name);
@@ -72,9 +85,10 @@ static int write_setup(const struct cell *cell, const struct field *w, struct fa
 static int open_oom(struct cell *cell, struct failure *f)
 {
     char line[32];
-    const struct cg_file control = {(unsigned)cell->config->oom_hier, "memory.oom_control"};
-    const struct cg_file event = {(unsigned)cell->config->oom_hier, "cgroup.event_control"};
-    cleanup_close int control_fd = open_in(cell, &control, O_RDONLY);
+    const struct config *c = cell->config;
+    const struct cg_file control = {(unsigned)c->oom_hier, "memory.oom_control"};
+    const struct cg_file event = {(unsigned)c->oom_hier, "cgroup.event_control"};
+    int control_fd = kept(c->evidence, cell->evidence_fd, c->nevidence, &control);
     cleanup_close int event_fd = open_in(cell, &event, O_WRONLY);
     cell->oom = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (control_fd < 0 || event_fd < 0 || cell->oom < 0)
@@ -86,18 +100,21 @@ static int open_oom(struct cell *cell, struct failure *f)
 int cgroup_open(struct cell *cell, struct failure *f)
 {
     const struct config *c = cell->config;
-    for (unsigned i = 0; i < cell->nwrites; i++)
-        if (write_setup(cell, &cell->writes[i], f) < 0)
-            return -1;
     for (unsigned i = 0; i < c->nlimits; i++)
         if ((cell->limit_fd[i] = open_in(cell, &c->limits[i], O_WRONLY)) < 0 && errno != ENOENT)
             return fail_at(f, "cgroup", c->limits[i].name);
+    for (unsigned i = 0; i < cell->nwrites; i++)
+        if (write_setup(cell, &cell->writes[i], f) < 0)
+            return -1;
     for (unsigned i = 0; i < c->nevidence; i++)
         if ((cell->evidence_fd[i] = open_in(cell, &c->evidence[i], O_RDONLY)) < 0 &&
             errno != ENOENT)
             return fail_at(f, "cgroup", c->evidence[i].name);
-    if (c->has_cpu && (cell->cpu_fd = open_in(cell, &c->cpu, O_RDONLY)) < 0)
-        return fail_at(f, "cgroup", c->cpu.name);
+    if (c->has_cpu) {
+        cell->cpu_fd = kept(c->evidence, cell->evidence_fd, c->nevidence, &c->cpu);
+        if (cell->cpu_fd < 0 && (cell->cpu_fd = open_in(cell, &c->cpu, O_RDONLY)) < 0)
+            return fail_at(f, "cgroup", c->cpu.name);
+    }
     if (c->has_kill && (cell->kill_fd = open_in(cell, &c->kill, O_WRONLY)) < 0 && errno != ENOENT)
         return fail_at(f, "cgroup", c->kill.name);
     if (!c->into)

@@ -138,7 +138,7 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         c->root_ops[c->nroot_ops++] = *f;
         return true;
     case TAG_MASK:
-        return c->nmasks < MAX_MASKS && (c->masks[c->nmasks++] = wire_string(f)) != NULL;
+        return c->nmasks < MAX_MASKS && (c->masks[c->nmasks++].path = wire_string(f)) != NULL;
     case TAG_CELL_TMPFS:
     case TAG_CELL_BIND: {
         if (c->nmounts >= MAX_CELL_MOUNTS)

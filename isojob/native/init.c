@@ -22,11 +22,8 @@
 enum cause { CAUSE_NONE, CAUSE_WALL, CAUSE_CPU, CAUSE_OOM, CAUSE_SECCOMP, CAUSE_STOP };
 
 struct account {
-    enum cause cause;
     bool ended, empty; /* the main process; all of them */
-    int32_t exit[2]; /* si_code, si_status of the main process */
-    int32_t call[2]; /* arch, nr of a forbidden call */
-    int64_t end_ns, utime_us, stime_us, max_rss, nvcsw, nivcsw;
+    struct report report;
 };
 
 void close_all_but(const int *keep, unsigned n)
@@ -51,6 +48,7 @@ static int become_init(struct cell *cell, struct failure *f)
     uint32_t uid = c->mode == IDS_SINGLE ? c->job_uid : 0;
     uint32_t gid = c->mode == IDS_SINGLE ? c->job_gid : 0;
     int channel[2];
+    char byte;
     sigset_t chld;
     if (cgroup_open(cell, f) < 0)
         return -1;
@@ -67,6 +65,10 @@ static int become_init(struct cell *cell, struct failure *f)
         return fail(f, "session keyring");
     if (drop_bounding_set() < 0)
         return fail(f, "bounding set");
+    /* Up to here nothing needs the maps, which the zygote writes meanwhile. */
+    if (read(cell->go, &byte, 1) != 1)
+        _exit(1);
+    close_fd(&cell->go);
     /* Before our own change of uid: CLONE_INTO_CGROUP is judged by the caller's credentials. */
     struct clone_args args = {.exit_signal = SIGCHLD};
     if (c->into) {
@@ -79,6 +81,8 @@ static int become_init(struct cell *cell, struct failure *f)
         job_main(cell);
     }
     close(channel[1]);
+    close_fd(&cell->out[0]);
+    close_fd(&cell->out[1]);
     cell->channel = channel[0];
     prctl(PR_SET_NAME, "isojob-init");
     if (cell->job < 0)
@@ -121,33 +125,32 @@ static int receive_listener(struct cell *cell)
 
 static void reap(struct cell *cell, struct account *a)
 {
+    struct report *r = &a->report;
     struct signalfd_siginfo info;
-    while (read(cell->signals, &info, sizeof(info)) > 0)
-        ;
+    /* One at most is pending: signals do not queue. */
+    (void)!read(cell->signals, &info, sizeof(info));
     for (;;) {
         siginfo_t si = {0};
         struct rusage ru;
         /* Exits only: the trace stops of a PTRACE_TRACEME job are no end. __WALL: siblings made by
-         * CLONE_PARENT with another exit signal. */
-        if (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0) {
+         * CLONE_PARENT with another exit signal. glibc hides the call's last argument. */
+        if (syscall(SYS_waitid, P_ALL, 0, &si, WEXITED | WNOHANG | __WALL, &ru) < 0) {
             a->empty = errno == ECHILD;
             return;
         }
         if (si.si_pid == 0)
             return;
-        if (wait4(si.si_pid, NULL, __WALL, &ru) < 0)
-            continue;
-        a->utime_us += (int64_t)ru.ru_utime.tv_sec * 1000000 + ru.ru_utime.tv_usec;
-        a->stime_us += (int64_t)ru.ru_stime.tv_sec * 1000000 + ru.ru_stime.tv_usec;
-        a->nvcsw += ru.ru_nvcsw;
-        a->nivcsw += ru.ru_nivcsw;
-        if (ru.ru_maxrss > a->max_rss)
-            a->max_rss = ru.ru_maxrss;
+        r->user_us += (int64_t)ru.ru_utime.tv_sec * 1000000 + ru.ru_utime.tv_usec;
+        r->system_us += (int64_t)ru.ru_stime.tv_sec * 1000000 + ru.ru_stime.tv_usec;
+        r->voluntary += ru.ru_nvcsw;
+        r->involuntary += ru.ru_nivcsw;
+        if (ru.ru_maxrss > r->max_rss_kib)
+            r->max_rss_kib = ru.ru_maxrss;
         if (si.si_pid == cell->job) {
             a->ended = true;
-            a->end_ns = now_ns();
-            a->exit[0] = si.si_code;
-            a->exit[1] = si.si_status;
+            r->end_ns = now_ns();
+            r->code = si.si_code;
+            r->status = si.si_status;
         }
     }
 }
@@ -166,45 +169,39 @@ static void kill_all(struct cell *cell, struct account *a)
     }
 }
 
-static void send_result(const struct cell *cell, const struct account *a)
+static void send_result(const struct cell *cell, struct report *r)
 {
     static char buffer[24576], text[4096];
     const struct shared *s = cell->shared;
     struct writer w;
-    uint32_t state = __atomic_load_n(&s->state, __ATOMIC_ACQUIRE);
-    int64_t usage[] = {a->utime_us, a->stime_us, a->max_rss, a->nvcsw, a->nivcsw};
+    r->state = __atomic_load_n(&s->state, __ATOMIC_ACQUIRE);
+    r->received_ns = s->received_ns;
+    r->start_ns = s->start_ns;
+    r->cpu_base_ns = s->cpu_base_ns;
+    r->cpu_end_ns = cgroup_cpu_ns(cell);
     wire_begin(&w, buffer, sizeof(buffer), MSG_RESULT);
-    wire_put_u64(&w, TAG_STATE, state);
-    wire_put(&w, TAG_EXIT, 0, a->exit, sizeof(a->exit));
-    wire_put_u64(&w, TAG_CAUSE, a->cause);
-    wire_put(&w, TAG_RUSAGE, 0, usage, sizeof(usage));
-    if (a->cause == CAUSE_SECCOMP)
-        wire_put(&w, TAG_SYSCALL, 0, a->call, sizeof(a->call));
-    if (state == JOB_FAILED) {
+    if (r->state == JOB_FAILED) {
         int32_t error = s->failure.error;
         wire_put_string(&w, TAG_STAGE, 0, s->failure.stage);
         wire_put(&w, TAG_ERRNO, 0, &error, sizeof(error));
     }
-    int64_t cpu = cgroup_cpu_ns(cell);
-    if (cpu >= 0)
-        wire_put_u64(&w, TAG_CPU_END, (uint64_t)cpu);
     for (unsigned i = 0; i < cell->config->nevidence; i++) {
         ssize_t n =
             cell->evidence_fd[i] < 0 ? -1 : read_at(cell->evidence_fd[i], text, sizeof(text));
         if (n >= 0)
             wire_put(&w, TAG_EVIDENCE, (uint16_t)i, text, (size_t)n);
     }
-    int64_t times[] = {s->start_ns, a->end_ns, now_ns(), s->cpu_base_ns};
-    wire_put(&w, TAG_TIMES, 0, times, sizeof(times));
+    r->done_ns = now_ns();
+    wire_put(&w, TAG_REPORT, 0, r, sizeof(*r));
     wire_send(cell->lease, &w, -1, 0);
 }
 
 _Noreturn static void finish(struct cell *cell, struct account *a, enum cause cause)
 {
-    a->cause = cause;
+    a->report.cause = cause;
     kill_all(cell, a);
     collect_files(cell);
-    send_result(cell, a);
+    send_result(cell, &a->report);
     /* Without it the host, woken on this CPU, waits behind our exit: 85 us instead of 8. */
     sched_yield();
     _exit(0);
@@ -262,8 +259,8 @@ static void check_listener(struct cell *cell, struct account *a)
     memset(&n, 0, sizeof(n));
     if (ioctl(cell->listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
         return;
-    a->call[0] = (int32_t)n.notification.data.arch;
-    a->call[1] = n.notification.data.nr;
+    a->report.arch = n.notification.data.arch;
+    a->report.nr = n.notification.data.nr;
     finish(cell, a, CAUSE_SECCOMP);
 }
 
@@ -342,13 +339,10 @@ _Noreturn static void loop(struct cell *cell)
 _Noreturn void init_main(struct cell *cell)
 {
     struct failure f = {0};
-    int keep[MAX_HIERARCHIES + 3] = {cell->lease, cell->alive, cell->go};
-    char byte;
-    memcpy(keep + 3, cell->dir, sizeof(cell->dir));
+    int keep[MAX_HIERARCHIES + 5] = {cell->lease, cell->alive, cell->go, cell->out[0],
+                                     cell->out[1]};
+    memcpy(keep + 5, cell->dir, sizeof(cell->dir));
     close_all_but(keep, ARRAY_LEN(keep));
-    if (read(cell->go, &byte, 1) != 1)
-        _exit(1);
-    close_fd(&cell->go);
     if (become_init(cell, &f) < 0) {
         report_error(cell->lease, &f);
         _exit(1);

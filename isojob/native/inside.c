@@ -11,6 +11,19 @@
 
 #define SAFE (MS_NOSUID | MS_NODEV)
 
+/* By the zygote, whose own proc has its entries in the dentry cache, for each cell anew: a module may
+ * add one at any time. What is open to its owner alone needs no mask: that is the host's root, whom
+ * no cell maps (and whose group it may have). */
+void masks_refresh(struct config *c)
+{
+    for (unsigned i = 0; i < c->nmasks; i++) {
+        struct stat st;
+        if (c->masks[i].cover || lstat(c->masks[i].path, &st) < 0 || !(st.st_mode & 0077))
+            continue;
+        c->masks[i].cover = S_ISDIR(st.st_mode) ? "/dev/.empty" : "/dev/null";
+    }
+}
+
 /* hidepid=2: init, of another uid or not dumpable, is ENOENT to the job. Read-only as a whole: no
  * sysctl, sysrq-trigger, oom_score_adj or uid_map can be opened for writing, whoever owns it. */
 static int mount_proc(const struct cell *cell, struct failure *f)
@@ -28,14 +41,10 @@ static int mount_proc(const struct cell *cell, struct failure *f)
     if (fd < 0 || write_all(fd, "0", 1) < 0)
         return fail(f, "max_user_namespaces");
     close_fd(&fd); /* a writer makes the read-only remount EBUSY */
-    for (unsigned i = 0; i < c->nmasks; i++) {
-        struct stat st;
-        if (lstat(c->masks[i], &st) < 0)
-            continue;
-        const char *nothing = S_ISDIR(st.st_mode) ? "/dev/.empty" : "/dev/null";
-        if (mount(nothing, c->masks[i], NULL, MS_BIND, NULL) < 0)
-            return fail_at(f, "mask", c->masks[i]);
-    }
+    for (unsigned i = 0; i < c->nmasks; i++)
+        if (c->masks[i].cover &&
+            mount(c->masks[i].cover, c->masks[i].path, NULL, MS_BIND, NULL) < 0)
+            return fail_at(f, "mask", c->masks[i].path);
     if (mount(NULL, "/proc", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | SAFE | MS_NOEXEC, NULL) < 0)
         return fail(f, "read-only /proc");
     return 0;

@@ -28,7 +28,8 @@ static void keep_only(const struct cell *cell)
     keep[n++] = cell->channel;
     keep[n++] = cell->wall;
     keep[n++] = cell->cpu;
-    keep[n++] = cell->cpu_fd;
+    keep[n++] = cell->out[0];
+    keep[n++] = cell->out[1];
     for (unsigned i = 0; i < c->nlimits; i++)
         keep[n++] = cell->limit_fd[i];
     close_all_but(keep, n);
@@ -72,6 +73,9 @@ static int become_harmless(struct cell *cell, struct failure *f)
         return fail(f, "setsid");
     if (cgroup_attach(cell, f) < 0)
         return -1;
+    /* We are the first and only process of the cgroup until execve: what it has been charged with by
+     * then is our own CPU time since here. Cheaper to ask for than the cgroup's file. */
+    cell->shared->cpu_base_ns = c->into ? 0 : cpu_ns();
     /* Only now: a write to cgroup.procs from a new cgroup namespace is ENOENT (v2). */
     if (unshare(CLONE_NEWCGROUP) < 0)
         return fail(f, "cgroup namespace");
@@ -111,11 +115,18 @@ static void park(struct cell *cell, struct failure *f)
         close_fd(&cell->channel);
     /* What a job does not say otherwise; ours until then. */
     cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
+    int given[3] = {null, cell->out[0], cell->out[1]};
     for (int target = 0; target < 3; target++)
-        if (null < 0 || dup3(null, target, 0) < 0) {
+        if (null < 0 || dup3(given[target] < 0 ? null : given[target], target, 0) < 0) {
             fail(f, "park");
             give_up(cell, f);
         }
+    close_fd(&cell->out[0]);
+    close_fd(&cell->out[1]);
+    if (chdir(c->workdir) < 0) {
+        fail_at(f, "chdir", c->workdir);
+        give_up(cell, f);
+    }
     memset(buffer, 0, 4096); /* a page fault less when the job comes */
 }
 
@@ -167,8 +178,7 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
         strings = calloc(args + envs + 2, sizeof(char *));
     if (!strings)
         return fail(f, "memory");
-    *job = (struct job){
-        .argv = strings, .envp = strings + args + 1, .cwd = cell->config->workdir, .path = ""};
+    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = ""};
     while (wire_next(&r, &fl) > 0) {
         const char *s = NULL;
         switch (fl.tag) {
@@ -246,18 +256,25 @@ static int write_files(struct reader r, struct failure *f)
 static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsigned next,
                      struct failure *f)
 {
-    for (int target = 0; target < 3; target++) {
-        int from;
-        if (target == 2 && (job->stdio & STDIO_MERGE))
-            from = 1;
-        else if (job->stdio & (1u << target)) {
+    int from[3] = {0, 0, 0}; /* what is not said otherwise is 0 as it parked: /dev/null */
+    for (int target = 0; target < 3; target++)
+        if (job->stdio & (1u << target)) {
             errno = EBADMSG;
             if (next >= nfds)
                 return fail(f, "stdio");
-            from = fds[next++];
-        } else
-            continue; /* /dev/null, since it parked */
-        if (dup3(from, target, 0) < 0)
+            from[target] = fds[next++];
+        }
+    if (job->stdio & STDIO_OUT_KEPT)
+        from[1] = 1;
+    if (job->stdio & STDIO_MERGE)
+        from[2] = 1;
+    if (job->stdio & STDIO_ERR_KEPT)
+        from[2] = 2;
+    /* 0 last, which the others may be copies of; 2 after 1. */
+    static const int order[3] = {1, 2, 0};
+    for (int i = 0; i < 3; i++) {
+        int target = order[i];
+        if (from[target] != target && dup3(from[target], target, 0) < 0)
             return fail(f, "stdio");
     }
     return 0;
@@ -327,6 +344,7 @@ _Noreturn void job_main(struct cell *cell)
     int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
     if (n == 0)
         _exit(125); /* the host went away */
+    cell->shared->received_ns = now_ns();
     advance(cell, JOB_PARKED, JOB_STARTED);
     errno = n < 0 ? errno : EBADMSG;
     if (n < 0 || h.type != MSG_JOB) {
@@ -342,7 +360,7 @@ _Noreturn void job_main(struct cell *cell)
     }
     if (parse(cell, &job, r, &f) < 0)
         give_up(cell, &f);
-    if (chdir(job.cwd) < 0) {
+    if (job.cwd && chdir(job.cwd) < 0) {
         fail_at(&f, "chdir", job.cwd);
         give_up(cell, &f);
     }
@@ -351,11 +369,10 @@ _Noreturn void job_main(struct cell *cell)
         give_up(cell, &f);
     const struct config *c = cell->config;
     struct shared *s = cell->shared;
-    int64_t base = cgroup_cpu_ns(cell);
-    s->cpu_base_ns = base < 0 ? 0 : base;
+    s->cpu_base_ns = cpu_ns() - s->cpu_base_ns;
     s->start_ns = now_ns();
     arm(cell->wall, s->wall_ns);
-    if (base >= 0 && s->cpu_ns > 0)
+    if (c->has_cpu && s->cpu_ns > 0)
         arm(cell->cpu, s->cpu_ns / s->ncpus + 1);
     /* The listener's way to init is close-on-exec; everything else goes now. */
     int channel = cell->channel;

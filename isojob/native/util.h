@@ -85,11 +85,22 @@ static inline int sys_close_range(unsigned first, unsigned last)
     return first > last ? 0 : (int)syscall(SYS_close_range, first, last, 0);
 }
 
-static inline int64_t now_ns(void)
+static inline int64_t clock_ns(clockid_t clock)
 {
     struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(clock, &ts);
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+static inline int64_t now_ns(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
+/* CPU time of the calling thread. */
+static inline int64_t cpu_ns(void)
+{
+    return clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 #endif

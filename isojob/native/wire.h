@@ -16,7 +16,8 @@
 
 enum message_type {
     MSG_CONFIG = 1,  /* host -> zygote, once; body in a memfd */
-    MSG_MAKE = 2,    /* host -> zygote: one cell on the attached socket */
+    MSG_MAKE =
+        2,    /* host -> zygote: one cell on the attached socket; stdout and stderr may follow */
     MSG_JOB = 3,     /* host -> launcher (J) */
     MSG_COLLECT = 4, /* host -> init, read when the job is over */
     MSG_RESULT = 5,  /* init -> host, last message of a cell */
@@ -75,23 +76,36 @@ enum tag {
     TAG_PATTERN = 64,
     TAG_COLLECT_MAX = 65, /* files at most */
     /* RESULT, FILE, ERROR */
-    TAG_STATE = 80,
-    TAG_EXIT = 81, /* si_code, si_status */
-    TAG_CAUSE = 82,
-    TAG_SYSCALL = 83, /* arch, nr */
-    TAG_TIMES = 84, /* start, end, done, cpu base: int64 ns */
-    TAG_RUSAGE = 85, /* utime us, stime us, maxrss KiB, nvcsw, nivcsw: int64 */
-    TAG_EVIDENCE = 86,
-    TAG_STAGE = 87,
-    TAG_ERRNO = 88,
-    TAG_NAME = 89,
-    TAG_REASON = 90,
-    TAG_CPU_END = 91,
+    TAG_REPORT = 80, /* struct report */
+    TAG_EVIDENCE = 81, /* index: which TAG_CG_EVIDENCE; the file */
+    TAG_STAGE = 82,
+    TAG_ERRNO = 83,
+    TAG_NAME = 84,
+    TAG_REASON = 85,
 };
 
 enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
 enum { BIND_WRITABLE = 1, BIND_OPTIONAL = 2 };
-enum { STDIO_IN = 1, STDIO_OUT = 2, STDIO_ERR = 4, STDIO_MERGE = 8, STDIO_COLLECT = 16 };
+enum {
+    STDIO_IN = 1, /* its descriptor comes with the message */
+    STDIO_OUT = 2,
+    STDIO_ERR = 4,
+    STDIO_MERGE = 8, /* stderr is stdout's */
+    STDIO_COLLECT = 16,
+    STDIO_OUT_KEPT = 32, /* the one that came with MAKE */
+    STDIO_ERR_KEPT = 64,
+};
+
+/* What init has to say of a job, in one piece: it is read on the caller's time. */
+struct report {
+    uint32_t state, cause;
+    int32_t code, status; /* of the main process: si_code and si_status of waitid(2) */
+    uint32_t arch; /* of a forbidden call, and its number */
+    int32_t nr;
+    int64_t received_ns, start_ns, end_ns, done_ns; /* CLOCK_MONOTONIC */
+    int64_t cpu_base_ns, cpu_end_ns; /* of the cgroup; -1: unknown */
+    int64_t user_us, system_us, max_rss_kib, voluntary, involuntary; /* of what was reaped */
+};
 
 struct header {
     uint32_t magic;

@@ -206,13 +206,11 @@ static bool serve(struct zygote *z)
                 continue;
             return errno != ENOTCONN && errno != ECONNRESET;
         }
-        unsigned used = 0;
-        if (h.type == MSG_MAKE && nfds > 0 && !(h.flags & FLAG_MEMFD)) {
-            cell_make(z, fds[0], &r);
-            used = 1;
-        }
-        for (unsigned k = used; k < nfds; k++)
-            close(fds[k]);
+        if (h.type == MSG_MAKE && (nfds == 1 || nfds == 3) && !(h.flags & FLAG_MEMFD))
+            cell_make(z, fds, nfds, &r);
+        else
+            for (unsigned k = 0; k < nfds; k++)
+                close(fds[k]);
     }
     return true;
 }

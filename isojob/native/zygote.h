@@ -36,6 +36,12 @@ struct cell_mount {
     const char *source;  /* of the bind; NULL: a tmpfs */
 };
 
+/* Something in /proc to be hidden in each cell, if it is there and not only for root. */
+struct mask {
+    const char *path;
+    const char *cover; /* NULL: nothing to hide */
+};
+
 struct config {
     enum id_mode mode;
     uint32_t uid_base, slots, job_uid, job_gid;
@@ -55,7 +61,7 @@ struct config {
     bool has_cpu, cpu_is_usec, has_kill;
     struct field root_ops[MAX_ROOT_OPS];
     unsigned nroot_ops;
-    const char *masks[MAX_MASKS];
+    struct mask masks[MAX_MASKS];
     unsigned nmasks;
     struct cell_mount mounts[MAX_CELL_MOUNTS];
     unsigned nmounts;
@@ -83,7 +89,7 @@ enum job_state {
 struct shared {
     uint32_t state;
     struct failure failure;
-    int64_t start_ns, cpu_base_ns;
+    int64_t received_ns, start_ns, cpu_base_ns;
     int64_t wall_ns, cpu_ns; /* 0: unlimited */
     uint32_t ncpus;
     int32_t notify_fd; /* filter.c, late listener */
@@ -94,6 +100,7 @@ struct shared {
 struct cell {
     const struct config *config;
     int lease;     /* our end of the host's socket */
+    int out[2];    /* stdout and stderr, if the host gave them ahead of time */
     int alive;     /* read end of the zygote's pipe: HUP when it is gone */
     int go;        /* zygote -> init: the maps are written */
     int channel;   /* init <-> launcher, until the launcher parks */
@@ -136,7 +143,8 @@ struct zygote {
     uint32_t next_slot, next_id, live, removing;
     bool stubborn; /* a cgroup that will not go */
 };
-void cell_make(struct zygote *z, int lease, struct reader *r);
+/* fds: the lease, and the job's stdout and stderr or nothing; all are the callee's. */
+void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r);
 /* Removes the cgroups of a cell; false when the kernel still says EBUSY. */
 bool cell_remove(struct zygote *z, struct slot *s);
 void report_error(int sock, const struct failure *f);
@@ -144,6 +152,8 @@ void report_error(int sock, const struct failure *f);
 _Noreturn void init_main(struct cell *cell);
 void close_all_but(const int *keep, unsigned n);
 /* inside.c */
+/* Looks which masks there is something for. */
+void masks_refresh(struct config *c);
 int inside_build(const struct cell *cell, struct failure *f);
 int drop_bounding_set(void);
 int set_capabilities(uint64_t caps);

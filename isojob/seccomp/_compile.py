@@ -32,7 +32,7 @@ SETUP_SYSCALLS = (
     *("read", "write", "close", "close_range", "recvmsg", "sendmsg", "dup3", "fcntl", "prlimit64"),
     *("openat", "mkdirat", "fchmod", "fstat", "newfstatat", "sendfile", "mmap", "munmap"),
     *("madvise", "clock_gettime", "timerfd_settime", "chdir", "umask", "execve", "exit_group"),
-    *("exit", "rt_sigprocmask", "rt_sigaction", "sched_yield", "brk", "mprotect", "pread64"),
+    *("exit", "rt_sigprocmask", "rt_sigaction", "sched_yield", "brk", "mprotect"),
 )
 
 # Exceptions that one range of the tree tests one by one: a comparison each instead of two, for a

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -285,10 +286,10 @@ async def test_sign_of_life_without_a_descriptor(monkeypatch: pytest.MonkeyPatch
         assert pool._stock.zygote is not None
         make = pool._stock.zygote.make
 
-        def no_room(spec: CellSpec | None) -> socket.socket:
+        def no_room(spec: CellSpec | None, output: Sequence[int] = ()) -> socket.socket:
             if spec is None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return make(spec)
+            return make(spec, output)
 
         monkeypatch.setattr(pool._stock.zygote, "make", no_room)
         result = await pool.run(["sh", "-c", f"sleep {0.8 * SLOW}; echo end"])

@@ -158,7 +158,6 @@ def test_v1_hierarchies_by_need(v1: V1) -> None:
     assert {write.file for write in writes} == {
         "memory.limit_in_bytes",
         "memory.memsw.limit_in_bytes",
-        "memory.swappiness",
         "pids.max",
     }
     mask, _ = v1.cell(Limits(cpus=1, cpuset="0", io_read_bps=5), ("8:0",))

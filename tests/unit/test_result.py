@@ -179,7 +179,7 @@ def test_full_evidence_survives_json() -> None:
         stop="none",
         syscall="ptrace",
         wall_ns=1,
-        memory_events={"oom_kill": 1, "failcnt": 2},
+        memory_events={"oom_kill": 1},
         cpu_stat={"throttled_usec": 3},
         io={"8:0": {"rbytes": 4}},
         pressure={"cpu": {"some_total": 0.1, "full_total": 0.0}},

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from isojob import wire
 from isojob.wire import JobState, MessageType, Tag, WireError, Writer
 
+REPORT = struct.Struct("<IIiiIi11q")
+"""``struct report``; `test_the_report_is_that_of_the_c_twin` compares."""
 HEADER = Path(__file__).parents[2] / "isojob" / "native" / "wire.h"
 
 
@@ -29,10 +31,26 @@ def test_numbers_are_those_of_the_c_twin() -> None:
             "BIND": wire.BindFlag,
             "FILTER": wire.FilterFlag,
         }[kind]
-        assert enum[rest].value == int(value), name
+        assert int(getattr(enum, rest)) == int(value), name
     assert len([name for name in pairs if name.startswith("TAG_")]) == len(Tag)
     assert f"WIRE_INLINE_MAX {wire.INLINE_MAX}" in text
     assert f"WIRE_MAX_FDS {wire.MAX_FDS}" in text
+
+
+def test_the_report_is_that_of_the_c_twin() -> None:
+    """The words of struct report have the order, the names and the sizes of RawResult."""
+    body = re.search(r"struct report \{(.*?)\n\};", HEADER.read_text(), re.DOTALL)
+    assert body is not None
+    letters = {"uint32_t": "I", "int32_t": "i", "int64_t": "q"}
+    names, form = [], "<"
+    for kind, listed in re.findall(r"(u?int\d\d_t) ([^;]+);", body[1]):
+        for name in listed.split(","):
+            names.append(name.strip())
+            form += letters[kind]
+    assert tuple(names) == wire.RawResult._fields[:-2]
+    assert struct.Struct(form).size == REPORT.size
+    packed = struct.pack(form, *range(17))
+    assert packed == REPORT.pack(*range(17))
 
 
 def test_round_trip() -> None:
@@ -44,7 +62,7 @@ def test_round_trip() -> None:
     out.number(Tag.WALL, 2**63)
     message = wire.decode(out.message())
     assert message.kind is MessageType.JOB
-    assert [(field.tag, field.index, field.data) for field in message.fields] == [
+    assert message.fields == [
         (Tag.ARG, 0, "ünï".encode() + b"\xff\0"),
         (Tag.ROOT_LINK, 7, b"a\0b\0"),
         (Tag.PUT, 0o644, b"name\0\0content"),
@@ -88,12 +106,13 @@ def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
     for tag, index, data in fields:
         out.put(tag, data, index)
     message = wire.decode(out.message())
-    assert [(item.tag, item.index, item.data) for item in message.fields] == fields
+    assert message.fields == fields
     try:
         raw = wire.parse_result(message)
     except WireError:
         return
-    assert raw.cause in wire.CAUSES
+    assert wire.CAUSES[raw.cause]
+    assert JobState(raw.state)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +130,35 @@ def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
 def test_damaged(damage: object) -> None:
     """Cut, lengthened, of another version or kind, with a lying length: refused."""
     out = Writer(MessageType.RESULT)
-    out.number(Tag.STATE, JobState.EXEC)
+    out.put(Tag.REPORT, REPORT.pack(*range(17)))
     with pytest.raises(WireError):
         wire.decode(damage(out.message()))  # type: ignore[operator]
 
 
+def result(*fields: tuple[Tag, bytes]) -> wire.RawResult:
+    """What is read of a RESULT message with these fields."""
+    out = Writer(MessageType.RESULT)
+    for tag, data in fields:
+        out.put(tag, data, 3)
+    return wire.parse_result(wire.decode(out.message()))
+
+
+def test_result() -> None:
+    """A report comes back word by word, with the files of evidence by their index."""
+    words = (JobState.EXEC, 5, -1, 9, 0xC000003E, 59, *range(100, 111))
+    raw = result((Tag.EVIDENCE, b"max 0\n"), (Tag.REPORT, REPORT.pack(*words)))
+    assert raw == (*words, {3: b"max 0\n"}, None)
+    assert (raw.state, raw.code, raw.status) == (JobState.EXEC, -1, 9)
+    assert (raw.received_ns, raw.cpu_end_ns, raw.involuntary) == (100, 105, 110)
+
+
 def test_impossible_results() -> None:
-    """Values out of range are refused."""
-    for tag, value in ((Tag.STATE, 99), (Tag.CAUSE, 99)):
-        out = Writer(MessageType.RESULT)
-        out.number(tag, value)
+    """Values out of range are refused, and a report that is not there or not whole."""
+    good = (JobState.EXEC, *range(16))
+    assert result((Tag.REPORT, REPORT.pack(*good))).state == JobState.EXEC
+    for words in ((99, *good[1:]), (good[0], 99, *good[2:])):
         with pytest.raises(WireError):
-            wire.parse_result(wire.decode(out.message()))
+            result((Tag.REPORT, REPORT.pack(*words)))
+    for fields in ((), ((Tag.REPORT, REPORT.pack(*good)[:-1]),), ((Tag.STAGE, b"x\0"),)):
+        with pytest.raises(WireError):
+            result(*fields)
