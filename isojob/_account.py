@@ -92,12 +92,19 @@ def make_evidence(outcome: Outcome, limits: Limits) -> Evidence:
     code = _CODES.get(raw.code)
     if code is None:
         raise PoolBrokenError(f"init reported an impossible end of the job ({raw.code})")
-    counters = outcome.driver.counters(raw.evidence)
+    counters = outcome.driver.counters(raw.counters, raw.files)
     whole = raw.cpu_end_ns >= 0
     if whole:
         cpu_ns = max(0, raw.cpu_end_ns - raw.cpu_base_ns)
         user_ns, system_ns = counters.user_ns, counters.system_ns
-        if system_ns is not None:
+        if user_ns is None or system_ns is None:
+            pass
+        elif counters.sampled:
+            # As the kernel itself divides what it has measured (cputime_adjust); without a tick in
+            # user mode all of it was the kernel's.
+            user_ns = cpu_ns * user_ns // max(1, user_ns + system_ns)
+            system_ns = cpu_ns - user_ns
+        else:
             # What the launcher used before the job's start is almost all in the kernel.
             system_ns = max(0, system_ns - raw.cpu_base_ns)
     else:

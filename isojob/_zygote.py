@@ -341,14 +341,18 @@ def write_cgroups(out: Writer, driver: Driver, subtree: Subtree, fds: list[int])
         fds.append(parent)
     for hierarchy, file in names.limits:
         out.text(Tag.CG_LIMIT, file, hierarchy)
-    for hierarchy, file in names.evidence:
-        out.text(Tag.CG_EVIDENCE, file, hierarchy)
+    for index, evidence in enumerate(names.evidence):
+        flag = wire.RAW_EVIDENCE if evidence.raw else 0
+        out.text(Tag.CG_EVIDENCE, evidence.name, evidence.hierarchy | flag)
+        for line, mark in evidence.counters:
+            out.pair(Tag.CG_COUNTER, line, mark, index)
     if names.cpu is not None:
-        hierarchy, file, usec = names.cpu
-        out.text(Tag.CG_CPU, file, hierarchy | (wire.CPU_USEC if usec else 0))
+        counter, unit = names.cpu
+        out.number(Tag.CG_CPU, unit, counter)
     if names.kill is not None:
         out.text(Tag.CG_KILL, names.kill[1], names.kill[0])
     if names.oom is not None:
-        out.put(Tag.CG_OOM, b"", names.oom)
+        hierarchy, counter = names.oom
+        out.number(Tag.CG_OOM, counter, hierarchy)
     if names.into:
         out.put(Tag.CG_INTO)

@@ -96,6 +96,7 @@ class Tag(IntEnum):
     HOST_PIDFD = 23
     WORKDIR = 24
     CELL_BIND = 25
+    CG_COUNTER = 26
     CG_MASK = 32
     CG_WRITE = 33
     DISK = 34
@@ -113,11 +114,12 @@ class Tag(IntEnum):
     PATTERN = 64
     COLLECT_MAX = 65
     REPORT = 80
-    EVIDENCE = 81
-    STAGE = 82
-    ERRNO = 83
-    NAME = 84
-    REASON = 85
+    COUNTERS = 81
+    EVIDENCE = 82
+    STAGE = 83
+    ERRNO = 84
+    NAME = 85
+    REASON = 86
 
 
 class FilterFlag(IntFlag):
@@ -162,8 +164,8 @@ class JobState(IntEnum):
 
 Cause: TypeAlias = Literal["none", "wall", "cpu", "oom", "seccomp", "stop"]
 CAUSES: tuple[Cause, ...] = ("none", "wall", "cpu", "oom", "seccomp", "stop")
-CPU_USEC = 0x100
-"""Index bit of CG_CPU: the file is a ``cpu.stat`` with ``usage_usec``."""
+RAW_EVIDENCE = 0x100
+"""Index bit of CG_EVIDENCE: the file is sent, too, if it is not empty."""
 OPTIONAL_WRITE = 0x100
 """Index bit of CG_WRITE: a file that this kernel may lack."""
 
@@ -341,13 +343,14 @@ class RawResult(NamedTuple):
     max_rss_kib: int
     voluntary: int
     involuntary: int
-    evidence: dict[int, bytes]
+    counters: tuple[int, ...]
+    files: dict[int, bytes]
     failure: Failure | None
 
 
 _REPORT = struct.Struct("<IIiiIi11q")
 # Plain ints: comparing with an IntEnum member goes through its attribute lookup each time.
-_RESULT_TAGS = tuple(map(int, (Tag.REPORT, Tag.EVIDENCE, Tag.STAGE, Tag.ERRNO)))
+_RESULT_TAGS = tuple(map(int, (Tag.REPORT, Tag.COUNTERS, Tag.EVIDENCE, Tag.STAGE, Tag.ERRNO)))
 
 
 def parse_result(message: Message) -> RawResult:
@@ -356,22 +359,27 @@ def parse_result(message: Message) -> RawResult:
     Raises:
         WireError: A field has the wrong size or a value out of range.
     """
-    report, evidence, stage, number = _RESULT_TAGS
+    report, counted, evidence, stage, number = _RESULT_TAGS
     words: bytes | None = None
-    found: dict[int, bytes] = {}
+    counters: tuple[int, ...] = ()
+    files: dict[int, bytes] = {}
     failure: Failure | None = None
     for tag, index, data in message.fields:
-        if tag == evidence:  # most of them
-            found[index] = data
-        elif tag == report:
+        if tag == report:
             words = data
+        elif tag == counted:
+            if len(data) % 8:
+                raise WireError("half a counter")
+            counters = struct.unpack(f"<{len(data) // 8}q", data)
+        elif tag == evidence:
+            files[index] = data
         elif tag in (stage, number):
             failure = parse_failure(message)
         else:
             raise WireError(f"unexpected field {tag}")
     if words is None or len(words) != _REPORT.size:
         raise WireError("a result without a report of the right size")
-    raw = RawResult._make((*_REPORT.unpack(words), found, failure))
+    raw = RawResult._make((*_REPORT.unpack(words), counters, files, failure))
     if raw.state > JobState.FAILED or raw.cause >= len(CAUSES):
         raise WireError(f"unknown state {raw.state} or cause {raw.cause}")
     return raw

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,18 @@ from isojob.limits import Limits
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PREFIX", "CellFiles", "Counters", "Driver", "Subtree", "integer", "numbers"]
+__all__ = [
+    "NUMBER",
+    "PREFIX",
+    "CellFiles",
+    "Counters",
+    "Driver",
+    "EvidenceFile",
+    "Subtree",
+    "flat",
+    "known",
+    "table",
+]
 
 PREFIX = "isojob-"
 _NAME = re.compile(r"isojob-\d+-[0-9a-f]{8}")
@@ -37,29 +48,56 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class EvidenceFile:
+    """A file that init reads at the end.
+
+    Attributes:
+        hierarchy: Whose it is.
+        name: Of the file.
+        counters: Its numbers: each in the line that begins with the first string, behind the
+            second one. ``("", "")``: the file is the number.
+        raw: Whether it is wanted whole besides.
+    """
+
+    hierarchy: int
+    name: str
+    counters: tuple[tuple[str, str], ...] = ()
+    raw: bool = False
+
+
+def flat(*keys: str) -> tuple[tuple[str, str], ...]:
+    """Counters of the kernel's flat-keyed format, "KEY VALUE" lines (cgroup-v2.rst)."""
+    return tuple((f"{key} ", "") for key in keys)
+
+
+NUMBER = (("", ""),)
+"""The counter of a file that is one number."""
+
+
+@dataclass(frozen=True, slots=True)
 class CellFiles:
     """Which files of a cell's cgroup init and launcher use; (hierarchy, name) each.
 
     Attributes:
         limits: Written by the launcher when a job differs from what its cell was made with.
-        evidence: Read by init at the end.
-        cpu: The CPU account, and whether it is a ``cpu.stat`` (else plain nanoseconds).
+        evidence: Read by init at the end; their counters are numbered through.
+        cpu: Which counter is the CPU time, and its unit in nanoseconds.
         kill: v2's ``cgroup.kill``.
-        oom: v1's memory hierarchy, for an OOM eventfd.
+        oom: v1's memory hierarchy, for an OOM eventfd, and which counter counts OOM kills.
         into: Whether the launcher is born in hierarchy 0 (CLONE_INTO_CGROUP).
     """
 
     limits: tuple[tuple[int, str], ...] = ()
-    evidence: tuple[tuple[int, str], ...] = ()
-    cpu: tuple[int, str, bool] | None = None
+    evidence: tuple[EvidenceFile, ...] = ()
+    cpu: tuple[int, int] | None = None
     kill: tuple[int, str] | None = None
-    oom: int | None = None
+    oom: tuple[int, int] | None = None
     into: bool = False
 
 
 @dataclass(slots=True)
 class Counters:
-    """The evidence files, understood. None: the host cannot tell."""
+    """The evidence, understood. None: the host cannot tell."""
 
     memory_peak: int | None = None
     memory_events: dict[str, int] | None = None
@@ -68,26 +106,20 @@ class Counters:
     cpu_stat: dict[str, int] | None = None
     user_ns: int | None = None
     system_ns: int | None = None
+    sampled: bool = False
+    """Whether these two are counts of timer ticks: a proportion, not a sum."""
     io: dict[str, dict[str, int]] | None = None
     pressure: dict[str, dict[str, float]] | None = None
 
 
-def numbers(data: bytes) -> dict[str, int]:
-    """Reads the kernel's flat-keyed format, "KEY VALUE" lines (cgroup-v2.rst)."""
-    words = data.decode("ascii", "replace").split()
-    out: dict[str, int] = {}
-    for key, value in zip(words[::2], words[1::2], strict=False):
-        with suppress(ValueError):
-            out[key] = int(value)
-    return out
+def known(value: int) -> int | None:
+    """A counter, or None if init could not tell."""
+    return None if value < 0 else value
 
 
-def integer(data: bytes | None) -> int | None:
-    """Reads a file of one number; None if there is no file, or no number in it."""
-    try:
-        return None if data is None else int(data)
-    except ValueError:
-        return None
+def table(keys: Sequence[str], values: Sequence[int]) -> dict[str, int] | None:
+    """Counters by name, without those that this kernel lacks; None if it has none of them."""
+    return {key: value for key, value in zip(keys, values, strict=True) if value >= 0} or None
 
 
 @dataclass(slots=True)
@@ -266,5 +298,10 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
-        """Reads the raw evidence files, by their index into `files.evidence`."""
+    def counters(self, values: Sequence[int], files: Mapping[int, bytes]) -> Counters:
+        """What the evidence says.
+
+        Args:
+            values: The counters of `files.evidence`, in order; negative: unknown.
+            files: The raw ones by their index, unless empty.
+        """

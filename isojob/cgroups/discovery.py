@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from isojob.cgroups.base import CellFiles, Counters, Driver, Subtree, Write, numbers
+from isojob.cgroups.base import CellFiles, Counters, Driver, Subtree, Write
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
 from isojob.errors import HostNotSupportedError
@@ -113,7 +113,7 @@ class NoCgroups(Driver):
     def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
         return ()
 
-    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
+    def counters(self, values: Sequence[int], files: Mapping[int, bytes]) -> Counters:
         return Counters()
 
 
@@ -137,9 +137,11 @@ def ceiling(unified: Path | None, legacy: Mapping[str, Path]) -> int | None:
         with suppress(OSError, ValueError):  # "max"; the root has none
             found.append(int((directory / "memory.max").read_text()))
         directory = directory.parent
-    with suppress(OSError, KeyError):
-        stat = numbers((legacy["memory"] / "memory.stat").read_bytes())
-        found.append(stat["hierarchical_memory_limit"])
+    with suppress(OSError, KeyError, ValueError):
+        for line in (legacy["memory"] / "memory.stat").read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "hierarchical_memory_limit":
+                found.append(int(value))
     return min(found, default=None)
 
 

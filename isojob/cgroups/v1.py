@@ -7,21 +7,24 @@ cpuset and blkio are made only for a job whose limits ask for them, since each d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from isojob.cgroups.base import (
+    NUMBER,
     CellFiles,
     Counters,
     Driver,
+    EvidenceFile,
     Subtree,
     Write,
-    integer,
+    flat,
     kill_processes,
+    known,
     make_subtree,
-    numbers,
     sweep,
+    table,
 )
 from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
@@ -40,16 +43,17 @@ _PROTECTIONS = {
     "blkio": "io_limit",
 }
 _EVIDENCE = (
-    ("memory", "memory.oom_control"),
-    ("memory", "memory.max_usage_in_bytes"),
-    ("pids", "pids.events"),
-    ("pids", "pids.peak"),
-    ("cpuacct", "cpuacct.usage_user"),
-    ("cpuacct", "cpuacct.usage_sys"),
-    ("cpu", "cpu.stat"),
-    ("blkio", "blkio.throttle.io_service_bytes"),
-    ("blkio", "blkio.throttle.io_serviced"),
+    ("memory", "memory.oom_control", flat("oom_kill")),
+    ("memory", "memory.max_usage_in_bytes", NUMBER),
+    ("pids", "pids.events", flat("max")),
+    ("pids", "pids.peak", NUMBER),
+    ("cpuacct", "cpuacct.usage", NUMBER),
+    ("cpuacct", "cpuacct.usage_user", NUMBER),
+    ("cpuacct", "cpuacct.usage_sys", NUMBER),
+    ("cpu", "cpu.stat", flat("nr_periods", "nr_throttled", "throttled_time")),
 )
+_OOM_KILLS, _CPU_USAGE = 0, 4
+_RAW = ("blkio.throttle.io_service_bytes", "blkio.throttle.io_serviced")
 
 
 class V1(Driver):
@@ -85,13 +89,25 @@ class V1(Driver):
                 limits.append((memory, "memory.memsw.limit_in_bytes"))
         if pids is not None:
             limits.append((pids, "pids.max"))
-        self.evidence = tuple((name, file) for name, file in _EVIDENCE if name in self.index)
-        cpu = self.index.get("cpuacct")
+        evidence = [
+            EvidenceFile(self.index[name], file, counters)
+            for name, file, counters in _EVIDENCE
+            if name in self.index
+        ]
+        self.raw = len(evidence)
+        if "blkio" in self.index:
+            evidence += [EvidenceFile(self.index["blkio"], file, raw=True) for file in _RAW]
+        self.places: list[int] = []
+        at = 0
+        for name, _, counters in _EVIDENCE:
+            for _ in counters:
+                self.places.append(at if name in self.index else -1)
+                at += name in self.index
         self.files = CellFiles(
             limits=tuple(limits),
-            evidence=tuple((self.index[name], file) for name, file in self.evidence),
-            cpu=None if cpu is None else (cpu, "cpuacct.usage", False),
-            oom=memory,
+            evidence=tuple(evidence),
+            cpu=(self.places[_CPU_USAGE], 1) if "cpuacct" in self.index else None,
+            oom=None if memory is None else (memory, self.places[_OOM_KILLS]),
         )
 
     def create(self) -> Subtree:
@@ -175,26 +191,29 @@ class V1(Driver):
             writes.append((names.index("pids.max"), value))
         return tuple(writes)
 
-    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
-        raw = {self.evidence[index][1]: data for index, data in evidence.items()}
-        out = Counters()
-        if "memory.oom_control" in raw:
-            out.memory_events = {"oom_kill": numbers(raw["memory.oom_control"]).get("oom_kill", 0)}
-        out.memory_peak = integer(raw.get("memory.max_usage_in_bytes"))
-        if "pids.events" in raw:
-            out.pids_events_max = numbers(raw["pids.events"]).get("max")
-        out.pids_peak = integer(raw.get("pids.peak"))
-        out.user_ns = integer(raw.get("cpuacct.usage_user"))
-        out.system_ns = integer(raw.get("cpuacct.usage_sys"))
-        if "cpu.stat" in raw:
-            out.cpu_stat = numbers(raw["cpu.stat"])
-            if "throttled_time" in out.cpu_stat:
-                out.cpu_stat["throttled_usec"] = out.cpu_stat["throttled_time"] // 1000
-        if "blkio.throttle.io_service_bytes" in raw:
-            out.io = _blkio(
-                raw["blkio.throttle.io_service_bytes"],
-                raw.get("blkio.throttle.io_serviced", b""),
-            )
+    def counters(self, values: Sequence[int], files: Mapping[int, bytes]) -> Counters:
+        all_values = (*values, -1)  # the place of what no hierarchy has
+        kills, peak, hits, pids, _, user, system, periods, throttled, nanoseconds = [
+            all_values[place] for place in self.places
+        ]
+        out = Counters(
+            memory_peak=known(peak),
+            memory_events=table(("oom_kill",), (kills,)),
+            pids_peak=known(pids),
+            pids_events_max=known(hits),
+            user_ns=known(user),
+            system_ns=known(system),
+            sampled=True,
+        )
+        if periods >= 0:
+            out.cpu_stat = {
+                "nr_periods": periods,
+                "nr_throttled": throttled,
+                "throttled_time": nanoseconds,
+                "throttled_usec": nanoseconds // 1000,
+            }
+        if self.raw in files:
+            out.io = _blkio(files[self.raw], files.get(self.raw + 1, b""))
         return out
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from isojob.cgroups.base import (
     LEAF,
+    NUMBER,
     CellFiles,
     Counters,
     Driver,
+    EvidenceFile,
     Subtree,
     Write,
-    integer,
+    flat,
     kill_processes,
+    known,
     make_subtree,
-    numbers,
     sweep,
+    table,
 )
 from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
@@ -27,17 +30,22 @@ from isojob.limits import Limits
 __all__ = ["V2"]
 
 PERIOD = 100_000
+_EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill")
+_CPU = ("user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec", "usage_usec")
+_STALLS = (("some ", "total="), ("full ", "total="))
 _EVIDENCE = (
-    "memory.events",
-    "memory.peak",
-    "pids.events",
-    "pids.peak",
-    "cpu.stat",
-    "io.stat",
-    "cpu.pressure",
-    "memory.pressure",
-    "io.pressure",
+    EvidenceFile(0, "memory.events", flat(*_EVENTS)),
+    EvidenceFile(0, "memory.peak", NUMBER),
+    EvidenceFile(0, "pids.events", flat("max")),
+    EvidenceFile(0, "pids.peak", NUMBER),
+    EvidenceFile(0, "cpu.stat", flat(*_CPU)),
+    EvidenceFile(0, "cpu.pressure", _STALLS),
+    EvidenceFile(0, "memory.pressure", _STALLS),
+    EvidenceFile(0, "io.pressure", _STALLS),
+    EvidenceFile(0, "io.stat", raw=True),
 )
+_USAGE_USEC = 14
+_IO = 8
 _NEEDED = {"memory_limit": "memory", "process_limit": "pids", "cpus": "cpu"}
 _WANTED = {"cpuset": "cpuset", "io_limit": "io"}
 
@@ -65,8 +73,8 @@ class V2(Driver):
         limits = (("memory.max", "memory"), ("pids.max", "pids"))
         self.files = CellFiles(
             limits=tuple((0, name) for name, controller in limits if controller in available),
-            evidence=tuple((0, name) for name in _EVIDENCE),
-            cpu=(0, "cpu.stat", True),
+            evidence=_EVIDENCE,
+            cpu=(_USAGE_USEC, 1000),
             kill=(0, "cgroup.kill"),
             into=True,
         )
@@ -167,30 +175,20 @@ class V2(Driver):
                 writes.append((index, _maximum(value)))
         return tuple(writes)
 
-    def counters(self, evidence: Mapping[int, bytes]) -> Counters:
-        raw = {_EVIDENCE[index]: data for index, data in evidence.items()}
-        out = Counters()
-        if "memory.events" in raw:
-            out.memory_events = numbers(raw["memory.events"])
-        if "memory.peak" in raw:
-            out.memory_peak = integer(raw["memory.peak"])
-        if "pids.peak" in raw:
-            out.pids_peak = integer(raw["pids.peak"])
-        if "pids.events" in raw:
-            out.pids_events_max = numbers(raw["pids.events"]).get("max")
-        if "cpu.stat" in raw:
-            out.cpu_stat = numbers(raw["cpu.stat"])
-            out.user_ns = out.cpu_stat.get("user_usec", 0) * 1000
-            out.system_ns = out.cpu_stat.get("system_usec", 0) * 1000
-        if "io.stat" in raw:
-            out.io = _io(raw["io.stat"])
-        pressure = {
-            name: _pressure(raw[f"{name}.pressure"])
-            for name in ("cpu", "memory", "io")
-            if f"{name}.pressure" in raw
-        }
-        out.pressure = pressure or None
-        return out
+    def counters(self, values: Sequence[int], files: Mapping[int, bytes]) -> Counters:
+        user, system = values[9], values[10]
+        return Counters(
+            memory_events=table(_EVENTS, values[:6]),
+            memory_peak=known(values[6]),
+            pids_events_max=known(values[7]),
+            pids_peak=known(values[8]),
+            cpu_stat=table(_CPU, values[9:15]),
+            user_ns=None if user < 0 else user * 1000,
+            system_ns=None if system < 0 else system * 1000,
+            pressure=_pressure(values[15:21]),
+            # A cgroup that did no I/O has an empty file.
+            io=_io(files.get(_IO, b"")) if "io" in self.controllers else None,
+        )
 
 
 def _io(data: bytes) -> dict[str, dict[str, int]]:
@@ -207,12 +205,11 @@ def _io(data: bytes) -> dict[str, dict[str, int]]:
     return out
 
 
-def _pressure(data: bytes) -> dict[str, float]:
-    """Reads lines such as "some avg10=0.00 ... total=N", microseconds (accounting/psi.rst)."""
-    out = {}
-    for line in data.decode("ascii", "replace").splitlines():
-        kind, _, rest = line.partition(" ")
-        total = rest.rpartition("total=")[2]
-        with suppress(ValueError):
-            out[f"{kind}_total"] = int(total) / 1_000_000
-    return out
+def _pressure(totals: Sequence[int]) -> dict[str, dict[str, float]] | None:
+    """Microseconds of stalls, some and full of each kind (accounting/psi.rst), in seconds."""
+    out: dict[str, dict[str, float]] = {}
+    for at, kind in enumerate(("cpu", "memory", "io")):
+        stalls = table(("some_total", "full_total"), totals[2 * at : 2 * at + 2])
+        if stalls:
+            out[kind] = {name: total / 1_000_000 for name, total in stalls.items()}
+    return out or None

@@ -179,7 +179,6 @@ void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r
                         .cpu = -1,
                         .oom = -1,
                         .listener = -1,
-                        .cpu_fd = -1,
                         .kill_fd = -1,
                         .go = -1};
     memset(cell.dir, -1, sizeof(cell.dir));

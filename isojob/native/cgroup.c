@@ -23,24 +23,6 @@ int write_all(int fd, const void *data, size_t len)
     return 0;
 }
 
-/* A seq file fills its page before it returns, unless the next line does not fit (fs/seq_file.c):
- * what leaves half of it empty is the whole, and the read that would say so is spared. */
-ssize_t read_at(int fd, char *buffer, size_t size)
-{
-    size_t used = 0;
-    while (used < size) {
-        ssize_t n = pread(fd, buffer + used, size - used, (off_t)used);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -1;
-        used += (size_t)n;
-        if (n < 2048)
-            break;
-    }
-    return (ssize_t)used;
-}
-
 static int open_in(const struct cell *cell, const struct cg_file *file, int flags)
 {
     int dir = cell->dir[file->hier];
@@ -86,8 +68,8 @@ static int open_oom(struct cell *cell, struct failure *f)
 {
     char line[32];
     const struct config *c = cell->config;
-    const struct cg_file control = {(unsigned)c->oom_hier, "memory.oom_control"};
-    const struct cg_file event = {(unsigned)c->oom_hier, "cgroup.event_control"};
+    const struct cg_file control = {.hier = (unsigned)c->oom_hier, .name = "memory.oom_control"};
+    const struct cg_file event = {.hier = (unsigned)c->oom_hier, .name = "cgroup.event_control"};
     int control_fd = kept(c->evidence, cell->evidence_fd, c->nevidence, &control);
     cleanup_close int event_fd = open_in(cell, &event, O_WRONLY);
     cell->oom = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -110,16 +92,11 @@ int cgroup_open(struct cell *cell, struct failure *f)
         if ((cell->evidence_fd[i] = open_in(cell, &c->evidence[i], O_RDONLY)) < 0 &&
             errno != ENOENT)
             return fail_at(f, "cgroup", c->evidence[i].name);
-    if (c->has_cpu) {
-        cell->cpu_fd = kept(c->evidence, cell->evidence_fd, c->nevidence, &c->cpu);
-        if (cell->cpu_fd < 0 && (cell->cpu_fd = open_in(cell, &c->cpu, O_RDONLY)) < 0)
-            return fail_at(f, "cgroup", c->cpu.name);
-    }
     if (c->has_kill && (cell->kill_fd = open_in(cell, &c->kill, O_WRONLY)) < 0 && errno != ENOENT)
         return fail_at(f, "cgroup", c->kill.name);
     if (!c->into)
         for (unsigned i = 0; i < c->nhier; i++) {
-            const struct cg_file tasks = {i, "tasks"};
+            const struct cg_file tasks = {.hier = i, .name = "tasks"};
             if (cell->dir[i] >= 0 && (cell->attach_fd[i] = open_in(cell, &tasks, O_WRONLY)) < 0)
                 return fail(f, "cgroup tasks");
         }
@@ -136,17 +113,77 @@ int cgroup_attach(const struct cell *cell, struct failure *f)
     return 0;
 }
 
+/* Reads a file whole, as a string; false if there is none. A seq file fills its page before it
+ * returns, unless the next line does not fit (fs/seq_file.c): what leaves half of it empty is the
+ * whole, and the read that would say so is spared. */
+static bool read_whole(int fd, char *text, size_t size, size_t *length)
+{
+    *length = 0;
+    while (fd >= 0 && *length < size - 1) {
+        ssize_t n = pread(fd, text + *length, size - 1 - *length, (off_t)*length);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return false;
+        *length += (size_t)n;
+        if (n < 2048)
+            break;
+    }
+    text[*length] = 0;
+    return fd >= 0;
+}
+
+static int64_t find_number(const char *text, const struct counter *k)
+{
+    size_t n = strlen(k->line);
+    while (*text) {
+        const char *end = strchrnul(text, '\n');
+        if (strncmp(text, k->line, n) == 0) {
+            const char *at = strstr(text + n, k->mark);
+            if (!at || at > end)
+                return -1;
+            at += strlen(k->mark);
+            return *at >= '0' && *at <= '9' ? (int64_t)strtoll(at, NULL, 10) : -1;
+        }
+        text = *end ? end + 1 : end;
+    }
+    return -1;
+}
+
+int64_t cgroup_counter(const struct cell *cell, unsigned which)
+{
+    char text[1024];
+    size_t length;
+    const struct counter *k = &cell->config->counters[which];
+    if (k->file >= cell->config->nevidence ||
+        !read_whole(cell->evidence_fd[k->file], text, sizeof(text), &length))
+        return -1;
+    return find_number(text, k);
+}
+
 int64_t cgroup_cpu_ns(const struct cell *cell)
 {
-    char text[512];
-    if (cell->cpu_fd < 0)
-        return -1;
-    ssize_t n = read_at(cell->cpu_fd, text, sizeof(text) - 1);
-    if (n <= 0)
-        return -1;
-    text[n] = 0;
-    if (!cell->config->cpu_is_usec)
-        return (int64_t)strtoll(text, NULL, 10);
-    const char *at = strstr(text, "usage_usec ");
-    return at ? (int64_t)strtoll(at + 11, NULL, 10) * 1000 : -1;
+    const struct config *c = cell->config;
+    int64_t n = c->cpu < 0 ? -1 : cgroup_counter(cell, (unsigned)c->cpu);
+    return n < 0 ? -1 : n * c->cpu_unit;
+}
+
+void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
+{
+    static char text[4096];
+    const struct config *c = cell->config;
+    int64_t numbers[MAX_COUNTERS];
+    size_t length;
+    memset(numbers, -1, sizeof(numbers));
+    for (unsigned i = 0; i < c->nevidence; i++) {
+        if (!read_whole(cell->evidence_fd[i], text, sizeof(text), &length))
+            continue;
+        for (unsigned k = 0; k < c->ncounters; k++)
+            if (c->counters[k].file == i)
+                numbers[k] = find_number(text, &c->counters[k]);
+        if (c->evidence[i].raw && length)
+            wire_put(w, TAG_EVIDENCE, (uint16_t)i, text, length);
+    }
+    r->cpu_end_ns = c->cpu < 0 || numbers[c->cpu] < 0 ? -1 : numbers[c->cpu] * c->cpu_unit;
+    wire_put(w, TAG_COUNTERS, 0, numbers, c->ncounters * sizeof(numbers[0]));
 }

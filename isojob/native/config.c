@@ -45,10 +45,20 @@ static bool take_fd(const int *fds, unsigned nfds, unsigned *next, int *out)
 static bool add_cg_file(struct cg_file *list, unsigned *n, const struct field *f)
 {
     const char *name = wire_string(f);
-    if (!name || *n >= MAX_CG_FILES || f->index >= MAX_HIERARCHIES || strchr(name, '/'))
+    unsigned hier = f->index & ~(unsigned)CG_RAW;
+    if (!name || *n >= MAX_CG_FILES || hier >= MAX_HIERARCHIES || strchr(name, '/'))
         return false;
-    list[(*n)++] = (struct cg_file){.hier = f->index, .name = name};
+    list[(*n)++] = (struct cg_file){.hier = hier, .name = name, .raw = f->index & CG_RAW};
     return true;
+}
+
+static bool add_counter(struct config *c, const struct field *f)
+{
+    if (c->ncounters >= MAX_COUNTERS)
+        return false;
+    struct counter *k = &c->counters[c->ncounters++];
+    k->file = f->index;
+    return wire_pair(f, &k->line, &k->mark);
 }
 
 static bool take_filter(struct config *c, const struct field *f)
@@ -108,18 +118,18 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         return add_cg_file(c->limits, &c->nlimits, f);
     case TAG_CG_EVIDENCE:
         return add_cg_file(c->evidence, &c->nevidence, f);
+    case TAG_CG_COUNTER:
+        return add_counter(c, f);
     case TAG_CG_CPU:
-        c->has_cpu = true;
-        c->cpu_is_usec = f->index & 0x100;
-        struct field cpu = *f;
-        cpu.index &= 0xff;
-        return add_cg_file(&c->cpu, &one, &cpu);
+        c->cpu = f->index;
+        c->cpu_unit = take_number(f, &n) ? n : 0;
+        return c->cpu_unit > 0;
     case TAG_CG_KILL:
         c->has_kill = true;
         return add_cg_file(&c->kill, &one, f);
     case TAG_CG_OOM:
         c->oom_hier = f->index;
-        return f->index < MAX_HIERARCHIES;
+        return f->index < MAX_HIERARCHIES && take_number(f, &c->oom_kills);
     case TAG_CG_INTO:
         c->into = true;
         return true;
@@ -157,14 +167,15 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
     struct field f;
     unsigned next = 1; /* fds[0] is the body */
     int more;
-    *c = (struct config){.host = -1, .oom_hier = -1};
+    *c = (struct config){.host = -1, .oom_hier = -1, .cpu = -1};
     while ((more = wire_next(r, &f)) > 0)
         if (!take_field(c, &f, fds, nfds, &next)) {
             errno = EBADMSG;
             return fail(fl, "configuration");
         }
     if (more < 0 || !c->hostname || !c->workdir || !c->job_uid || !c->job_gid || !c->slots ||
-        c->host < 0 || (c->into && !c->nhier)) {
+        c->host < 0 || (c->into && !c->nhier) || c->cpu >= (int)c->ncounters ||
+        (c->oom_hier >= 0 && c->oom_kills >= c->ncounters)) {
         errno = EBADMSG;
         return fail(fl, "configuration");
     }

@@ -171,26 +171,20 @@ static void kill_all(struct cell *cell, struct account *a)
 
 static void send_result(const struct cell *cell, struct report *r)
 {
-    static char buffer[24576], text[4096];
+    static char buffer[24576];
     const struct shared *s = cell->shared;
     struct writer w;
     r->state = __atomic_load_n(&s->state, __ATOMIC_ACQUIRE);
     r->received_ns = s->received_ns;
     r->start_ns = s->start_ns;
     r->cpu_base_ns = s->cpu_base_ns;
-    r->cpu_end_ns = cgroup_cpu_ns(cell);
     wire_begin(&w, buffer, sizeof(buffer), MSG_RESULT);
     if (r->state == JOB_FAILED) {
         int32_t error = s->failure.error;
         wire_put_string(&w, TAG_STAGE, 0, s->failure.stage);
         wire_put(&w, TAG_ERRNO, 0, &error, sizeof(error));
     }
-    for (unsigned i = 0; i < cell->config->nevidence; i++) {
-        ssize_t n =
-            cell->evidence_fd[i] < 0 ? -1 : read_at(cell->evidence_fd[i], text, sizeof(text));
-        if (n >= 0)
-            wire_put(&w, TAG_EVIDENCE, (uint16_t)i, text, (size_t)n);
-    }
+    cgroup_report(cell, r, &w);
     r->done_ns = now_ns();
     wire_put(&w, TAG_REPORT, 0, r, sizeof(*r));
     wire_send(cell->lease, &w, -1, 0);
@@ -234,18 +228,9 @@ static void check_oom(struct cell *cell, struct account *a)
     struct timespec moment = {.tv_nsec = 500000};
     if (read(cell->oom, &events, sizeof(events)) < 0)
         return;
-    const struct cg_file control = {(unsigned)cell->config->oom_hier, "memory.oom_control"};
     for (int i = 0; i < 20; i++) {
-        char text[256];
-        for (unsigned k = 0; k < cell->config->nevidence; k++) {
-            if (strcmp(cell->config->evidence[k].name, control.name))
-                continue;
-            ssize_t n = read_at(cell->evidence_fd[k], text, sizeof(text) - 1);
-            text[n > 0 ? n : 0] = 0;
-            const char *kills = strstr(text, "oom_kill ");
-            if (kills && strtoul(kills + 9, NULL, 10) > 0)
-                finish(cell, a, CAUSE_OOM);
-        }
+        if (cgroup_counter(cell, cell->config->oom_kills) > 0)
+            finish(cell, a, CAUSE_OOM);
         nanosleep(&moment, NULL);
     }
 }

@@ -372,7 +372,7 @@ _Noreturn void job_main(struct cell *cell)
     s->cpu_base_ns = cpu_ns() - s->cpu_base_ns;
     s->start_ns = now_ns();
     arm(cell->wall, s->wall_ns);
-    if (c->has_cpu && s->cpu_ns > 0)
+    if (c->cpu >= 0 && s->cpu_ns > 0)
         arm(cell->cpu, s->cpu_ns / s->ncpus + 1);
     /* The listener's way to init is close-on-exec; everything else goes now. */
     int channel = cell->channel;

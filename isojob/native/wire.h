@@ -40,10 +40,10 @@ enum tag {
     TAG_FILTER = 7,       /* struct sock_filter[]; index: FILTER_* */
     TAG_HIERARCHIES = 8,  /* how many cgroup directories follow as descriptors */
     TAG_CG_LIMIT = 9,     /* index: hierarchy; file the launcher writes at job time */
-    TAG_CG_EVIDENCE = 10, /* index: hierarchy; file init reads at the end */
-    TAG_CG_CPU = 11,      /* index: 0 nanoseconds, 1 "usage_usec N"; hierarchy byte + file */
+    TAG_CG_EVIDENCE = 10, /* index: hierarchy, CG_RAW; file init reads at the end */
+    TAG_CG_CPU = 11,      /* index: which counter is the CPU time; nanoseconds of its unit */
     TAG_CG_KILL = 12,     /* file to write "1" to (v2) */
-    TAG_CG_OOM = 13,      /* index: memory hierarchy: register an OOM eventfd (v1) */
+    TAG_CG_OOM = 13,      /* index: memory hierarchy: an OOM eventfd (v1); the counter of kills */
     TAG_CG_INTO = 14,     /* J is born in hierarchy 0 (CLONE_INTO_CGROUP); else writes `tasks` */
     TAG_CG_BASE = 15,     /* index: hierarchy; name; its parent follows as a descriptor */
     TAG_ROOT_DIR = 16,    /* index: mode */
@@ -56,6 +56,7 @@ enum tag {
     TAG_HOST_PIDFD = 23,
     TAG_WORKDIR = 24,
     TAG_CELL_BIND = 25, /* path NUL template path NUL: bound again in each cell, below its tmpfs */
+    TAG_CG_COUNTER = 26, /* index: which TAG_CG_EVIDENCE; line NUL mark NUL (cgroup.c) */
     /* MAKE */
     TAG_CG_MASK = 32, /* bit n: make the cgroup in hierarchy n */
     TAG_CG_WRITE = 33, /* index: hierarchy; file NUL content */
@@ -77,14 +78,16 @@ enum tag {
     TAG_COLLECT_MAX = 65, /* files at most */
     /* RESULT, FILE, ERROR */
     TAG_REPORT = 80, /* struct report */
-    TAG_EVIDENCE = 81, /* index: which TAG_CG_EVIDENCE; the file */
-    TAG_STAGE = 82,
-    TAG_ERRNO = 83,
-    TAG_NAME = 84,
-    TAG_REASON = 85,
+    TAG_COUNTERS = 81, /* int64 for each TAG_CG_COUNTER; -1: unknown */
+    TAG_EVIDENCE = 82, /* index: which TAG_CG_EVIDENCE with CG_RAW; the file, if it is not empty */
+    TAG_STAGE = 83,
+    TAG_ERRNO = 84,
+    TAG_NAME = 85,
+    TAG_REASON = 86,
 };
 
 enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
+enum { CG_RAW = 0x100 };
 enum { BIND_WRITABLE = 1, BIND_OPTIONAL = 2 };
 enum {
     STDIO_IN = 1, /* its descriptor comes with the message */

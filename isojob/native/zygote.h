@@ -13,6 +13,7 @@
 
 #define MAX_HIERARCHIES 8
 #define MAX_CG_FILES 24
+#define MAX_COUNTERS 40
 #define MAX_MASKS 32
 #define MAX_RLIMITS 16
 #define MAX_ROOT_OPS 512
@@ -27,6 +28,13 @@ enum id_mode {
 struct cg_file {
     unsigned hier;
     const char *name;
+    bool raw;
+};
+
+/* A number in a file of evidence: in the line that begins with `line`, behind `mark`. */
+struct counter {
+    unsigned file;
+    const char *line, *mark;
 };
 
 /* Mounted in each cell, in order: a fresh tmpfs, or a bind of something in the template. */
@@ -56,9 +64,14 @@ struct config {
     const char *base_name[MAX_HIERARCHIES];
     bool into;
     int oom_hier; /* -1: no OOM eventfd */
-    struct cg_file limits[MAX_CG_FILES], evidence[MAX_CG_FILES], cpu, kill;
+    uint32_t oom_kills;
+    struct cg_file limits[MAX_CG_FILES], evidence[MAX_CG_FILES], kill;
     unsigned nlimits, nevidence;
-    bool has_cpu, cpu_is_usec, has_kill;
+    struct counter counters[MAX_COUNTERS];
+    unsigned ncounters;
+    int cpu;         /* which counter; -1: none */
+    int64_t cpu_unit; /* nanoseconds */
+    bool has_kill;
     struct field root_ops[MAX_ROOT_OPS];
     unsigned nroot_ops;
     struct mask masks[MAX_MASKS];
@@ -110,7 +123,7 @@ struct cell {
     int listener;  /* seccomp notifications */
     int dir[MAX_HIERARCHIES]; /* this cell's cgroup directories, O_PATH; -1: none */
     int limit_fd[MAX_CG_FILES], evidence_fd[MAX_CG_FILES];
-    int cpu_fd, kill_fd, attach_fd[MAX_HIERARCHIES];
+    int kill_fd, attach_fd[MAX_HIERARCHIES];
     uint64_t disk, inodes;
     struct field writes[MAX_CG_FILES];
     unsigned nwrites;
@@ -166,9 +179,10 @@ _Noreturn void job_main(struct cell *cell);
 /* cgroup.c */
 int cgroup_open(struct cell *cell, struct failure *f);
 int cgroup_attach(const struct cell *cell, struct failure *f);
-int64_t cgroup_cpu_ns(const struct cell *cell); /* -1: unknown */
-/* Reads an evidence file whole; the length, or -1. */
-ssize_t read_at(int fd, char *buffer, size_t size);
+int64_t cgroup_counter(const struct cell *cell, unsigned which); /* -1: unknown */
+int64_t cgroup_cpu_ns(const struct cell *cell); /* the same */
+/* Reads all counters, CPU time among them, into the message. */
+void cgroup_report(const struct cell *cell, struct report *r, struct writer *w);
 int write_all(int fd, const void *data, size_t len);
 /* collect.c */
 void collect_files(const struct cell *cell);

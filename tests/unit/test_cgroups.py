@@ -96,19 +96,47 @@ def test_v2_job_writes_what_differs(v2: V2) -> None:
     assert v2.job(Limits(memory=None, processes=5), parked) == ((0, b"max"), (1, b"5"))
 
 
+def counted(driver: base.Driver, texts: dict[str, str]) -> list[int]:
+    """What init finds in these files, as native/cgroup.c looks for it."""
+    values = []
+    for file in driver.files.evidence:
+        for line, mark in file.counters:
+            value = -1
+            for text in texts.get(file.name, "").splitlines():
+                if text.startswith(line):
+                    value = int(
+                        text[len(line) :].rpartition(mark)[2] if mark else text[len(line) :]
+                    )
+                    break
+            values.append(value)
+    return values
+
+
+def count(driver: base.Driver, texts: dict[str, str]) -> base.Counters:
+    """What the driver makes of it."""
+    names = [file.name for file in driver.files.evidence if file.raw]
+    raw = {
+        index: texts[file.name].encode()
+        for index, file in enumerate(driver.files.evidence)
+        if file.name in names and texts.get(file.name)
+    }
+    return driver.counters(counted(driver, texts), raw)
+
+
 def test_v2_counters(v2: V2) -> None:
     """The evidence files of a v2 cgroup."""
-    names = [name for _, name in v2.files.evidence]
-    raw = {
-        "memory.events": b"low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 1\n",
-        "memory.peak": b"4096\n",
-        "pids.peak": b"7\n",
-        "pids.events": b"max 2\n",
-        "cpu.stat": b"usage_usec 30\nuser_usec 10\nsystem_usec 20\nthrottled_usec 5\n",
-        "io.stat": b"8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
-        "cpu.pressure": b"some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\n",
-    }
-    counters = v2.counters({names.index(name): data for name, data in raw.items()})
+    counters = count(
+        v2,
+        {
+            "memory.events": "low 0\nhigh 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 1\n",
+            "memory.peak": "4096\n",
+            "pids.peak": "7\n",
+            "pids.events": "max 2\n",
+            "cpu.stat": "usage_usec 30\nuser_usec 10\nsystem_usec 20\nthrottled_usec 5\n",
+            "io.stat": "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
+            "cpu.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\n",
+        },
+    )
     assert counters.memory_events == {
         "low": 0,
         "high": 0,
@@ -119,10 +147,73 @@ def test_v2_counters(v2: V2) -> None:
     }
     assert (counters.memory_peak, counters.pids_peak, counters.pids_events_max) == (4096, 7, 2)
     assert (counters.user_ns, counters.system_ns) == (10_000, 20_000)
+    assert counters.cpu_stat == {
+        "usage_usec": 30,
+        "user_usec": 10,
+        "system_usec": 20,
+        "throttled_usec": 5,
+    }
     assert counters.io == {
         "8:0": {"rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4, "dbytes": 0, "dios": 0}
     }
     assert counters.pressure == {"cpu": {"some_total": 1.5}}
+    assert v2.files.cpu is not None
+    assert counted(v2, {"cpu.stat": "user_usec 1\nusage_usec 30\n"})[v2.files.cpu[0]] == 30
+
+
+def test_v2_counters_of_an_idle_job(v2: V2) -> None:
+    """Unknown is None; no I/O is an empty table, for the kernel writes nothing then."""
+    assert count(v2, {}) == base.Counters(io={})
+
+
+def test_v1_counters(v1: V1) -> None:
+    """The evidence files of v1, with and without the hierarchies that are made by need."""
+    always = {
+        "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+        "memory.max_usage_in_bytes": "4096\n",
+        "pids.peak": "7\n",
+        "pids.events": "max 2\n",
+        "cpuacct.usage": "30\n",
+        "cpuacct.usage_user": "10\n",
+        "cpuacct.usage_sys": "20\n",
+    }
+    expected = base.Counters(
+        memory_events={"oom_kill": 3},
+        memory_peak=4096,
+        pids_peak=7,
+        pids_events_max=2,
+        user_ns=10,
+        system_ns=20,
+        sampled=True,
+    )
+    assert count(v1, always) == expected
+    assert v1.files.cpu is not None and v1.files.oom is not None
+    assert counted(v1, always)[v1.files.cpu[0]] == 30
+    assert counted(v1, always)[v1.files.oom[1]] == 3
+    needed = {
+        "cpu.stat": "nr_periods 1\nnr_throttled 2\nthrottled_time 3000\n",
+        "blkio.throttle.io_service_bytes": "8:0 Read 1\n8:0 Write 2\n8:0 Total 3\nTotal 3\n",
+        "blkio.throttle.io_serviced": "8:0 Read 4\nTotal 4\n",
+    }
+    expected.cpu_stat = {
+        "nr_periods": 1,
+        "nr_throttled": 2,
+        "throttled_time": 3000,
+        "throttled_usec": 3,
+    }
+    expected.io = {"8:0": {"rbytes": 1, "wbytes": 2, "rios": 4}}
+    assert count(v1, {**always, **needed}) == expected
+
+
+def test_v1_counters_of_fewer_hierarchies(tmp_path: Path) -> None:
+    """What no hierarchy tells keeps no other counter's place."""
+    own = {name: tmp_path / name for name in ("pids", "cpu")}
+    for path in own.values():
+        path.mkdir()
+    counters = count(V1(own), {"pids.peak": "7\n", "cpu.stat": "nr_periods 1\n"})
+    assert (counters.pids_peak, counters.memory_peak, counters.user_ns) == (7, None, None)
+    assert counters.cpu_stat is not None
+    assert counters.cpu_stat["nr_periods"] == 1
 
 
 def test_missing_controllers(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_report_is_that_of_the_c_twin() -> None:
         for name in listed.split(","):
             names.append(name.strip())
             form += letters[kind]
-    assert tuple(names) == wire.RawResult._fields[:-2]
+    assert tuple(names) == wire.RawResult._fields[:-3]
     assert struct.Struct(form).size == REPORT.size
     packed = struct.pack(form, *range(17))
     assert packed == REPORT.pack(*range(17))
@@ -146,8 +146,12 @@ def result(*fields: tuple[Tag, bytes]) -> wire.RawResult:
 def test_result() -> None:
     """A report comes back word by word, with the files of evidence by their index."""
     words = (JobState.EXEC, 5, -1, 9, 0xC000003E, 59, *range(100, 111))
-    raw = result((Tag.EVIDENCE, b"max 0\n"), (Tag.REPORT, REPORT.pack(*words)))
-    assert raw == (*words, {3: b"max 0\n"}, None)
+    raw = result(
+        (Tag.EVIDENCE, b"8:0 rbytes=1\n"),
+        (Tag.COUNTERS, struct.pack("<2q", -1, 2**40)),
+        (Tag.REPORT, REPORT.pack(*words)),
+    )
+    assert raw == (*words, (-1, 2**40), {3: b"8:0 rbytes=1\n"}, None)
     assert (raw.state, raw.code, raw.status) == (JobState.EXEC, -1, 9)
     assert (raw.received_ns, raw.cpu_end_ns, raw.involuntary) == (100, 105, 110)
 
@@ -159,6 +163,11 @@ def test_impossible_results() -> None:
     for words in ((99, *good[1:]), (good[0], 99, *good[2:])):
         with pytest.raises(WireError):
             result((Tag.REPORT, REPORT.pack(*words)))
-    for fields in ((), ((Tag.REPORT, REPORT.pack(*good)[:-1]),), ((Tag.STAGE, b"x\0"),)):
+    for fields in (
+        (),
+        ((Tag.REPORT, REPORT.pack(*good)[:-1]),),
+        ((Tag.REPORT, REPORT.pack(*good)), (Tag.COUNTERS, b"123")),
+        ((Tag.STAGE, b"x\0"),),
+    ):
         with pytest.raises(WireError):
             result(*fields)
