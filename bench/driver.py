@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from worker import JOBS
+
 HERE = Path(__file__).parent
 FLOOR = "vfork+exec (C)"
 
@@ -101,8 +103,6 @@ def floor(directory: Path) -> Path:
 @contextmanager
 def workers(ways: Iterable[Way], job: str, directory: Path) -> Iterator[dict[str, Worker]]:
     """Starts the workers, warmed up by five jobs each."""
-    from worker import JOBS
-
     started: dict[str, Worker] = {}
     try:
         for way in ways:

@@ -97,16 +97,13 @@ def make_evidence(outcome: Outcome, limits: Limits) -> Evidence:
     if whole:
         cpu_ns = max(0, raw.cpu_end_ns - raw.cpu_base_ns)
         user_ns, system_ns = counters.user_ns, counters.system_ns
-        if user_ns is None or system_ns is None:
-            pass
-        elif counters.sampled:
-            # As the kernel itself divides what it has measured (cputime_adjust); without a tick in
-            # user mode all of it was the kernel's.
+        if user_ns is not None and system_ns is not None:
+            # A proportion, as for the kernel itself (cputime_adjust): v1 counts ticks, and both
+            # include the launcher, almost all of it in the kernel, and the end of a killed job.
+            # Without a tick in user mode all of it was the kernel's.
+            system_ns = max(0, system_ns - raw.cpu_base_ns)
             user_ns = cpu_ns * user_ns // max(1, user_ns + system_ns)
             system_ns = cpu_ns - user_ns
-        else:
-            # What the launcher used before the job's start is almost all in the kernel.
-            system_ns = max(0, system_ns - raw.cpu_base_ns)
     else:
         user_ns, system_ns = raw.user_us * 1000, raw.system_us * 1000
         cpu_ns = user_ns + system_ns

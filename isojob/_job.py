@@ -121,6 +121,11 @@ class Job:
             ValueError: An argument that makes no sense.
             SandboxSetupError: An argument or variable longer than the kernel takes (E2BIG).
         """
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be isojob.Limits, not {type(limits).__name__}")
+        for name, mapping in (("files", files), ("env", env)):
+            if mapping is not None and not isinstance(mapping, Mapping):
+                raise TypeError(f"{name} must be a mapping, not {type(mapping).__name__}")
         args, argv = _argv(command)
         job = cls(
             args=args,

@@ -285,7 +285,9 @@ class Evidence(Model, frozen=True):
         stop: Why the host did.
         syscall: Name of the system call that a rule caught, with the cause ``seccomp``.
         cpu_ns: CPU time of the whole job where a cgroup tells, else of the reaped processes;
-            the same holds for `user_ns` and `system_ns`.
+            up to the kill if isojob killed it.
+        user_ns: The part of it spent in user mode; `system_ns` is the rest. A proportion that
+            the kernel samples: short jobs may seem to have none.
         cpu_is_whole: Whether a cgroup told. Otherwise a process whose parent ignores SIGCHLD is
             missing (wait(2)), and `Usage` says nothing.
         queue_ns: Waiting for admission. The phases of a call, one after the other: queue, lease,
@@ -293,7 +295,7 @@ class Evidence(Model, frozen=True):
         lease_ns: From admission to the sending of the job: a cell is taken, the request written.
         send_ns: Until the launcher has it; includes the making of the cell if none was parked.
         prepare_ns: Until the program is started: limits, files, standard streams.
-        wall_ns: Until the main process has ended; begins with execve(2).
+        wall_ns: Until the main process has ended, or isojob has killed it; begins with execve(2).
         teardown_ns: Until the rest is killed, files are collected, counters read.
         reply_ns: Until the host has the report.
         memory_events: v2: ``memory.events`` (low, high, max, oom, oom_kill, oom_group_kill);

@@ -73,10 +73,22 @@ class Pool:
         queue: int | None = None,
         uid_range: range = DEFAULT_RANGE,
     ) -> None:
-        if max_jobs is not None and max_jobs < 1:
-            raise ValueError("max_jobs must be at least 1")
-        if parked is not None and parked < 0:
-            raise ValueError("parked must not be negative")
+        for name, value, kind in (("sandbox", sandbox, Sandbox), ("limits", limits, Limits)):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(
+                    f"{name} must be isojob.{kind.__name__}, not {type(value).__name__}"
+                )
+        for name, count, least in (
+            ("max_jobs", max_jobs, 1),
+            ("parked", parked, 0),
+            ("queue", queue, 0),
+        ):
+            if count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"{name} must be an int, not {type(count).__name__}")
+            if count < least:
+                raise ValueError(f"{name} must be at least {least}")
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.limits = Limits() if limits is None else limits
         self._environment = Environment.make(self.sandbox.environment())

@@ -119,6 +119,8 @@ async def run_isolated(
         PoolBrokenError: The zygote or the cell's init was killed under the job.
         JobFailedError: With ``check=True``.
     """
+    if sandbox is not None and not isinstance(sandbox, Sandbox):
+        raise TypeError(f"sandbox must be isojob.Sandbox, not {type(sandbox).__name__}")
     pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
     try:
         if displaced:

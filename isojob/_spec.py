@@ -47,6 +47,8 @@ class CellSpec:
         for write in writes:
             index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)
             out.blob(Tag.CG_WRITE, write.file, write.value, index)
+        if lift := driver.lift(limits):
+            out.blob(Tag.CG_LIFT, lift.file, lift.value, lift.hierarchy)
         # tmpfs reads 0 as "no limit"; the memory limit still holds.
         out.number(Tag.DISK, limits.disk or 0)
         out.number(Tag.INODES, limits.inodes or 0)

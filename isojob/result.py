@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal as _signal
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -15,6 +16,20 @@ from isojob.verdict import explain, signal_name
 __all__ = ["Evidence", "Posture", "Result", "Status", "Usage"]
 
 _MIB = 2**20
+_SHOWN = 64
+
+
+class _Short:
+    """Stands for bytes in a repr."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @override
+    def __repr__(self) -> str:
+        if len(self._content) <= _SHOWN:
+            return repr(self._content)
+        return f"<{len(self._content)} bytes: {self._content[:_SHOWN]!r}...>"
 
 
 class Posture(Model, frozen=True):
@@ -110,6 +125,18 @@ class Result(Model, frozen=True):
     def stderr_text(self) -> str:
         """`stderr` as UTF-8, with U+FFFD for what is not; empty if it was not captured."""
         return (self.stderr or b"").decode("utf-8", "replace")
+
+    @override
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # asyncio and debuggers print results by the way: a gigabyte of output must not become
+        # four, as text.
+        for name, value in super().__repr_args__():
+            if isinstance(value, bytes):
+                yield name, _Short(value)
+            elif name == "files" and isinstance(value, dict):
+                yield name, {file: _Short(content) for file, content in value.items()}
+            else:
+                yield name, value
 
     def check_returncode(self) -> None:
         """Raises if the job was not `ok`; named as in `subprocess.CompletedProcess`.

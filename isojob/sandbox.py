@@ -70,7 +70,12 @@ def _check_target(path: str) -> str:
     return path
 
 
-def _check_source(path: str) -> str:
+def check_source(path: str) -> str:
+    """Refuses what a job must never see of the host; a path without links says the most.
+
+    Raises:
+        ValueError: The host's processes or cgroups are there, or it is no absolute path.
+    """
     if path in _DANGEROUS_SOURCES or any(_below(path, tree) for tree in _DANGEROUS_TREES):
         raise ValueError(f"{path!r}: would show the job the host's processes or cgroups")
     return _check_path(path)
@@ -186,7 +191,7 @@ class Mount(Model, frozen=True):
 
     type: Literal["bind", "tmpfs"]
     target: Annotated[Name, AfterValidator(_check_target)]
-    source: Annotated[Name, AfterValidator(_check_source)] | None = None
+    source: Annotated[Name, AfterValidator(check_source)] | None = None
     read_only: bool = True
     size: Bytes | None = None
     inodes: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
@@ -245,7 +250,7 @@ class Root(Model, frozen=True):
     """
 
     kind: Literal["host", "directory"] = "host"
-    path: Annotated[Name, AfterValidator(_check_source)] | None = None
+    path: Annotated[Name, AfterValidator(check_source)] | None = None
 
     @classmethod
     def host(cls) -> Self:

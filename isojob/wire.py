@@ -101,6 +101,7 @@ class Tag(IntEnum):
     CG_WRITE = 33
     DISK = 34
     INODES = 35
+    CG_LIFT = 36
     ARG = 48
     ENV = 49
     CWD = 50

@@ -106,8 +106,6 @@ class Counters:
     cpu_stat: dict[str, int] | None = None
     user_ns: int | None = None
     system_ns: int | None = None
-    sampled: bool = False
-    """Whether these two are counts of timer ticks: a proportion, not a sum."""
     io: dict[str, dict[str, int]] | None = None
     pressure: dict[str, dict[str, float]] | None = None
 
@@ -288,6 +286,13 @@ class Driver(ABC):
     @abstractmethod
     def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
         """What a cell of these limits is made with: hierarchies (bit mask) and values."""
+
+    def lift(self, limits: Limits) -> Write | None:
+        """What ends the CPU quota of such a cell when its job is killed; None: it has none.
+
+        A process over its quota runs again in the next period, and only then can die.
+        """
+        return None
 
     @abstractmethod
     def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:

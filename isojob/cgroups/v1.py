@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from typing_extensions import override
+
 from isojob.cgroups.base import (
     NUMBER,
     CellFiles,
@@ -173,6 +175,12 @@ class V1(Driver):
             mask |= 1 << self.index[name]
         return mask, tuple(writes)
 
+    @override
+    def lift(self, limits: Limits) -> Write | None:
+        if limits.cpus is None or "cpu" not in self.index:
+            return None
+        return Write(self.index["cpu"], "cpu.cfs_quota_us", b"-1")
+
     def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
         names = [file for _, file in self.files.limits]
         writes: list[tuple[int, bytes]] = []
@@ -203,7 +211,6 @@ class V1(Driver):
             pids_events_max=known(hits),
             user_ns=known(user),
             system_ns=known(system),
-            sampled=True,
         )
         if periods >= 0:
             out.cpu_stat = {

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from typing_extensions import override
+
 from isojob.cgroups.base import (
     LEAF,
     NUMBER,
@@ -165,6 +167,12 @@ class V2(Driver):
         if rule and "io" in self.controllers:
             writes += [Write(0, "io.max", f"{device} {rule}".encode()) for device in devices]
         return 1, tuple(writes)
+
+    @override
+    def lift(self, limits: Limits) -> Write | None:
+        if limits.cpus is None or "cpu" not in self.controllers:
+            return None
+        return Write(0, "cpu.max", b"max")
 
     def job(self, limits: Limits, parked: Limits) -> tuple[tuple[int, bytes], ...]:
         writes = []

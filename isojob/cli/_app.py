@@ -35,7 +35,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Everything after the program's name is the program's, as with docker run.
-app.command("run", help=HELP, context_settings={"allow_interspersed_args": False})(run)
+# -h is its --hostname.
+app.command(
+    "run",
+    help=HELP,
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
+)(run)
 app.command("doctor")(doctor)
 app.add_typer(seccomp, name="seccomp")
 

@@ -70,7 +70,13 @@ def _write(top: int, name: str, content: bytes, *, force: bool) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=at)
         file = os.open(last, _NEW_FILE, 0o644, dir_fd=at)
-        with os.fdopen(file, "wb") as stream:
-            stream.write(content)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(content)
+        except OSError:
+            # Half a file is worse than none. Ours: it was not there before.
+            with suppress(OSError):
+                os.unlink(last, dir_fd=at)
+            raise
     finally:
         os.close(at)

@@ -53,7 +53,7 @@ _ULIMITS = {
     "as": "address_space",
 }
 _ELSEWHERE = {"nproc": "--pids-limit", "cpu": "--cpu-time", "rss": "--memory", "data": "--memory"}
-_NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"(?=\.?[0-9])[0-9]{0,18}(\.[0-9]{1,9})?")
 _UNLIMITED = "none"
 DEFAULT_TMPFS = "64MiB"
 _TRUE, _FALSE = ("1", "true"), ("0", "false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,7 +179,7 @@ def run(
         _view("--user", "-u", metavar="UID[:GID]", help="Ids seen inside, never the host's."),
     ] = None,
     hostname: Annotated[
-        str | None, _view("--hostname", metavar="NAME", help="What uname tells the job.")
+        str | None, _view("--hostname", "-h", metavar="NAME", help="What uname tells the job.")
     ] = None,
     security_opt: Annotated[
         list[str] | None,
@@ -313,7 +314,13 @@ def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: b
     failed = {} if collect_to is None else _write(result, collect_to, force=force)
     status = _status(foreground, OUR_FAULT if failed else exit_status(result))
     if request.capture:
-        typer.echo(result.model_dump_json())
+        try:
+            typer.echo(result.model_dump_json())
+        except BrokenPipeError:
+            return 128 + signal.SIGPIPE
+        except OSError as error:
+            typer.echo(f"isojob: cannot write the result: {error}", err=True)
+            return OUR_FAULT
     elif not quiet:
         console = make_console(stderr=True)
         print_account(console, result, request.limits, failed, to=collect_to, status=status)

@@ -51,6 +51,13 @@ def to_exception(failure: Failure) -> IsojobError:
         denied
     ):
         return HostNotSupportedError(f"{stage}: {os.strerror(number)}", CONTAINER)
+    if stage.startswith("dangerous mount"):
+        return SandboxSetupError(
+            stage,
+            number,
+            "a proc or cgroup file system of the host would be visible there: bind directories "
+            "that have none below them",
+        )
     if stage == "launcher":
         return SandboxSetupError(
             stage,

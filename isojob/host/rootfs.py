@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isojob.errors import SandboxSetupError
-from isojob.sandbox import Mount, Sandbox
+from isojob.sandbox import Mount, Sandbox, check_source
 from isojob.wire import BindFlag, Tag, Writer
 
 __all__ = ["MASKS", "block_devices", "write_plan"]
@@ -162,7 +162,13 @@ def _mount(out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> No
 
 
 def _check_source(path: Path) -> None:
-    """The zygote opens it with our credentials; this only makes the message better."""
+    """The zygote opens it with our credentials and looks again; this makes the message better.
+
+    Raises:
+        ValueError: Links lead to where no bind may come from.
+        SandboxSetupError: It is not there, or not readable.
+    """
+    check_source(os.path.realpath(path))
     try:
         directory = stat.S_ISDIR(path.stat().st_mode)
         wanted = os.R_OK | (os.X_OK if directory else 0)

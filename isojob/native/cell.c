@@ -34,6 +34,9 @@ static int parse_make(struct cell *cell, uint32_t *mask, struct reader *r)
                 return -1;
             cell->writes[cell->nwrites++] = f;
             break;
+        case TAG_CG_LIFT:
+            cell->lift = f;
+            break;
         case TAG_DISK:
             if (!wire_u64(&f, &cell->disk))
                 return -1;
@@ -180,6 +183,7 @@ void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r
                         .oom = -1,
                         .listener = -1,
                         .kill_fd = -1,
+                        .lift_fd = -1,
                         .go = -1};
     memset(cell.dir, -1, sizeof(cell.dir));
     memset(cell.limit_fd, -1, sizeof(cell.limit_fd));

@@ -42,26 +42,56 @@ static int kept(const struct cg_file *files, const int *fds, unsigned n, const s
     return -1;
 }
 
+/* A field of a cgroup file and what to write into it. */
+static bool take_write(const struct field *w, struct cg_file *file, const uint8_t **data,
+                       size_t *len)
+{
+    *file = (struct cg_file){.hier = w->index & 0xff};
+    return file->hier < MAX_HIERARCHIES && wire_path_bytes(w, &file->name, data, len) &&
+           !strchr(file->name, '/');
+}
+
 static int write_setup(const struct cell *cell, const struct field *w, struct failure *f)
 {
     const struct config *c = cell->config;
-    const char *name;
+    struct cg_file file;
     const uint8_t *data;
     size_t len;
     bool optional = w->index & 0x100; /* a file that older kernels or configurations lack */
-    if ((w->index & 0xff) >= MAX_HIERARCHIES || !wire_path_bytes(w, &name, &data, &len) ||
-        strchr(name, '/')) {
+    if (!take_write(w, &file, &data, &len)) {
         errno = EBADMSG;
         return fail(f, "cgroup settings");
     }
-    struct cg_file file = {.hier = w->index & 0xff, .name = name};
     cleanup_close int own = -1;
     int fd = kept(c->limits, cell->limit_fd, c->nlimits, &file);
     if (fd < 0 && (fd = own = open_in(cell, &file, O_WRONLY)) < 0)
-        return optional && (errno == ENOENT || errno == EACCES) ? 0 : fail_at(f, "cgroup", name);
+        return optional && (errno == ENOENT || errno == EACCES) ? 0
+                                                                : fail_at(f, "cgroup", file.name);
     if (write_all(fd, data, len) < 0 && !optional)
-        return fail_at(f, "cgroup", name);
+        return fail_at(f, "cgroup", file.name);
     return 0;
+}
+
+static int open_lift(struct cell *cell, struct failure *f)
+{
+    struct cg_file file;
+    const uint8_t *data;
+    size_t len;
+    if (!take_write(&cell->lift, &file, &data, &len)) {
+        errno = EBADMSG;
+        return fail(f, "cgroup settings");
+    }
+    cell->lift_fd = open_in(cell, &file, O_WRONLY);
+    return cell->lift_fd < 0 ? fail_at(f, "cgroup", file.name) : 0;
+}
+
+void cgroup_lift(const struct cell *cell)
+{
+    struct cg_file file;
+    const uint8_t *data;
+    size_t len;
+    if (cell->lift_fd >= 0 && take_write(&cell->lift, &file, &data, &len))
+        (void)!pwrite(cell->lift_fd, data, len, 0);
 }
 
 static int open_oom(struct cell *cell, struct failure *f)
@@ -92,6 +122,8 @@ int cgroup_open(struct cell *cell, struct failure *f)
         if ((cell->evidence_fd[i] = open_in(cell, &c->evidence[i], O_RDONLY)) < 0 &&
             errno != ENOENT)
             return fail_at(f, "cgroup", c->evidence[i].name);
+    if (cell->lift.length && open_lift(cell, f) < 0)
+        return -1;
     if (c->has_kill && (cell->kill_fd = open_in(cell, &c->kill, O_WRONLY)) < 0 && errno != ENOENT)
         return fail_at(f, "cgroup", c->kill.name);
     if (!c->into)

@@ -159,6 +159,8 @@ static void reap(struct cell *cell, struct account *a)
 static void kill_all(struct cell *cell, struct account *a)
 {
     struct pollfd p = {.fd = cell->signals, .events = POLLIN};
+    if (!a->empty)
+        cgroup_lift(cell);
     while (!a->empty) {
         if (cell->kill_fd >= 0)
             (void)!pwrite(cell->kill_fd, "1", 1, 0);
@@ -169,7 +171,8 @@ static void kill_all(struct cell *cell, struct account *a)
     }
 }
 
-static void send_result(const struct cell *cell, struct report *r)
+/* cpu_ns: what the account said when the job was killed; -1: it ended by itself. */
+static void send_result(const struct cell *cell, struct report *r, int64_t cpu_ns)
 {
     static char buffer[24576];
     const struct shared *s = cell->shared;
@@ -185,6 +188,8 @@ static void send_result(const struct cell *cell, struct report *r)
         wire_put(&w, TAG_ERRNO, 0, &error, sizeof(error));
     }
     cgroup_report(cell, r, &w);
+    if (cpu_ns >= 0)
+        r->cpu_end_ns = cpu_ns;
     r->done_ns = now_ns();
     wire_put(&w, TAG_REPORT, 0, r, sizeof(*r));
     wire_send(cell->lease, &w, -1, 0);
@@ -192,10 +197,16 @@ static void send_result(const struct cell *cell, struct report *r)
 
 _Noreturn static void finish(struct cell *cell, struct account *a, enum cause cause)
 {
+    /* A job that is killed ends here. What the kernel needs to take it apart, 30 ms for half a
+     * gigabyte or a hundred processes, is no time the program had. */
+    bool killed = !a->ended;
+    int64_t end_ns = killed ? now_ns() : 0, cpu_ns = killed ? cgroup_cpu_ns(cell) : -1;
     a->report.cause = cause;
     kill_all(cell, a);
+    if (killed)
+        a->report.end_ns = end_ns;
     collect_files(cell);
-    send_result(cell, &a->report);
+    send_result(cell, &a->report, cpu_ns);
     /* Without it the host, woken on this CPU, waits behind our exit: 85 us instead of 8. */
     sched_yield();
     _exit(0);

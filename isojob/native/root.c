@@ -8,7 +8,10 @@
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
+
+#include <linux/magic.h>
 
 #include "zygote.h"
 
@@ -87,6 +90,50 @@ static int clone_tree(int host, const char *source, uint64_t attributes)
     return steal_fd(&tree);
 }
 
+/* A job must see neither the host's processes nor files that change its own limits, whatever links
+ * led there. */
+static bool is_dangerous(const char *type)
+{
+    return !strcmp(type, "proc") || !strcmp(type, "cgroup") || !strcmp(type, "cgroup2");
+}
+
+static int check_source(int tree)
+{
+    struct statfs fs;
+    if (fstatfs(tree, &fs) < 0)
+        return -1;
+    if (fs.f_type == PROC_SUPER_MAGIC || fs.f_type == CGROUP_SUPER_MAGIC ||
+        fs.f_type == CGROUP2_SUPER_MAGIC) {
+        errno = EXDEV;
+        return -1;
+    }
+    return 0;
+}
+
+/* Binds are recursive: what was mounted below a source came with it. At /proc each cell mounts its own
+ * over what is there. mountinfo: ID PARENT DEVICE ROOT TARGET OPTIONS... - TYPE SOURCE OPTIONS */
+static int check_mounts(struct failure *f)
+{
+    char line[8192], target[4096], type[64];
+    FILE *mounts = fopen("/proc/self/mountinfo", "re");
+    if (!mounts)
+        return fail(f, "read mountinfo");
+    int result = 0;
+    while (result == 0 && fgets(line, sizeof(line), mounts)) {
+        const char *end = strstr(line, " - ");
+        if (!end || sscanf(line, "%*s %*s %*s %*s %4095s", target) != 1 ||
+            sscanf(end, " - %63s", type) != 1) {
+            errno = EBADMSG;
+            result = fail(f, "read mountinfo");
+        } else if (is_dangerous(type) && strcmp(target, "/proc") && strncmp(target, "/proc/", 6)) {
+            errno = EXDEV;
+            result = fail_at(f, "dangerous mount", target);
+        }
+    }
+    fclose(mounts);
+    return result;
+}
+
 static int put_node(const struct config *c, int root, int host, const char *name)
 {
     for (size_t i = 0; i < ARRAY_LEN(nodes); i++) {
@@ -144,6 +191,8 @@ static int apply(const struct config *c, const struct field *op, int root, int h
             return (op->index & BIND_OPTIONAL) && errno == ENOENT
                        ? 0
                        : fail_at(f, "bind source", other);
+        if (check_source(tree) < 0)
+            return fail_at(f, "dangerous mount", path);
         return graft(root, tree, path) == 0 ? 0 : fail_at(f, "mount target", path);
     }
     default:
@@ -193,6 +242,8 @@ int root_build(const struct config *c, struct failure *f)
         return fail(f, "rmdir .host");
     if (sys_mount_setattr(root, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID) < 0)
         return fail(f, "read-only root");
+    if (check_mounts(f) < 0)
+        return -1;
     char cwd[16];
     if (!getcwd(cwd, sizeof(cwd)) || strcmp(cwd, "/")) {
         errno = EXDEV;

@@ -62,6 +62,7 @@ enum tag {
     TAG_CG_WRITE = 33, /* index: hierarchy; file NUL content */
     TAG_DISK = 34,
     TAG_INODES = 35,
+    TAG_CG_LIFT = 36, /* index: hierarchy; file NUL content, written when the job is killed */
     /* JOB */
     TAG_ARG = 48,
     TAG_ENV = 49,

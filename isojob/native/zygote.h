@@ -127,6 +127,8 @@ struct cell {
     uint64_t disk, inodes;
     struct field writes[MAX_CG_FILES];
     unsigned nwrites;
+    struct field lift; /* of the CPU quota; length 0: there is none */
+    int lift_fd;
     struct shared *shared;
     pid_t job;
 };
@@ -179,6 +181,8 @@ _Noreturn void job_main(struct cell *cell);
 /* cgroup.c */
 int cgroup_open(struct cell *cell, struct failure *f);
 int cgroup_attach(const struct cell *cell, struct failure *f);
+/* Before a kill: a process that has used up its quota would die in the next period only. */
+void cgroup_lift(const struct cell *cell);
 int64_t cgroup_counter(const struct cell *cell, unsigned which); /* -1: unknown */
 int64_t cgroup_cpu_ns(const struct cell *cell); /* the same */
 /* Reads all counters, CPU time among them, into the message. */

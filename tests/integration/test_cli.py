@@ -206,6 +206,22 @@ def test_json_of_a_job_that_never_ran() -> None:
     assert b"nosuchprogram" in done.stderr
 
 
+def test_json_that_nobody_takes() -> None:
+    """A full disk is our fault and is said in a line; a closed pipe ends us as it ends others."""
+    command = [sys.executable, "-m", "isojob.cli", "run", "--json", "true"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 125
+    assert done.stderr.count(b"\n") == 1
+    assert b"No space left" in done.stderr
+
+
+def test_docker_spellings() -> None:
+    """-h is the hostname, a quota may begin with its point."""
+    done = isojob("run", "-q", "-h", "here", "--cpus", ".5", "hostname")
+    assert (done.returncode, done.stdout) == (0, b"here\n")
+
+
 def test_files_in_and_out(tmp_path: Path) -> None:
     """--file brings files in, --collect out; links and files that are not there are told."""
     (tmp_path / "in").write_text("content\n")

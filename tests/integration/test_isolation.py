@@ -14,6 +14,7 @@ from environment import SLOW, cgroup_version
 
 from isojob import Mount, Pool, Root, Sandbox, run_isolated
 from isojob.errors import SandboxSetupError
+from isojob.host import rootfs
 from isojob.seccomp import SeccompProfile
 
 NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
@@ -442,3 +443,30 @@ async def test_core_limit_that_pipes_honour(python: str) -> None:
     code = "import resource; print(resource.getrlimit(resource.RLIMIT_CORE))"
     result = await run_isolated([python, "-I", "-c", code])
     assert result.stdout == b"(1, 1)\n"
+
+
+@pytest.mark.parametrize("place", ["/proc", "/proc/self/fdinfo", "/sys/fs/cgroup", "/", "/sys"])
+async def test_no_link_leads_to_the_host(tmp_path: Path, place: str) -> None:
+    """A bind source that is a link to what a bind may not show is refused, as is a root."""
+    (tmp_path / "link").symlink_to(place)
+    (tmp_path / "again").symlink_to(tmp_path / "link")
+    for sandbox in (
+        Sandbox(mounts=(Mount.bind(tmp_path / "again", "/mnt"),)),
+        Sandbox(mounts=(Mount.bind(tmp_path / "again", "/box/mnt", read_only=False),)),
+        Sandbox(root=Root.directory(tmp_path / "again")),
+    ):
+        with pytest.raises(ValueError, match="processes or cgroups"):
+            await run_isolated(["true"], sandbox=sandbox)
+
+
+@pytest.mark.parametrize("place", ["link", "tree"])
+async def test_the_zygote_looks_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever was checked before: no proc or cgroup of the host is mounted, nor came with a bind."""
+    monkeypatch.setattr(rootfs, "check_source", lambda path: path)
+    (tmp_path / "link").symlink_to("/proc")
+    (tmp_path / "tree").symlink_to("/sys/fs")
+    sandbox = Sandbox(mounts=(Mount.bind(tmp_path / place, "/mnt"),))
+    with pytest.raises(SandboxSetupError, match="dangerous mount /?mnt"):
+        await run_isolated(["true"], sandbox=sandbox)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import isojob
-from isojob import Limits, Status, _run, run_isolated
+from isojob import Limits, Pool, Status, _run, run_isolated
+from isojob import _stock as stock
 
 
 async def test_output_and_exit() -> None:
@@ -92,6 +94,46 @@ async def test_streams() -> None:
     assert (merged.stdout, merged.stderr) == (b"out\nerr\n", None)
     silent = await run_isolated(["sh", "-c", script], stdout=isojob.DEVNULL)
     assert (silent.stdout, silent.stderr) == (None, b"err\n")
+
+
+@pytest.mark.parametrize("piped", [True, False])
+async def test_each_stream_goes_where_it_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    """Whatever stdin, stdout and stderr are, and whether the cell came with pipes or without."""
+    monkeypatch.setattr(stock, "PIPED", 8 if piped else 0)
+    # Four descriptors: ls has the directory open, too.
+    script = "cat; echo out; echo err >&2; ls /proc/self/fd | grep -c ."
+    constants = {"capture": isojob.CAPTURE, "devnull": isojob.DEVNULL, "merge": isojob.STDOUT}
+    async with Pool() as pool:
+        await pool.run(["true"])  # the cells are parked when it is over
+        for stdin, stdout, stderr in itertools.product(
+            (None, b"in\n"),
+            ("capture", "devnull", "file"),
+            ("capture", "devnull", "file", "merge"),
+        ):
+            with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+                result = await pool.run(
+                    ["sh", "-c", script],
+                    input=stdin,
+                    stdout=constants.get(stdout, out),
+                    stderr=constants.get(stderr, err),
+                )
+            merged = b"err\n" if stderr == "merge" else b""
+            text = (stdin or b"") + b"out\n" + merged + b"4\n"
+            assert (
+                result.status,
+                result.stdout,
+                result.stderr,
+                (tmp_path / "out").read_bytes(),
+                (tmp_path / "err").read_bytes(),
+            ) == (
+                Status.OK,
+                text if stdout == "capture" else None,
+                b"err\n" if stderr == "capture" else None,
+                text if stdout == "file" else b"",
+                b"err\n" if stderr == "file" else b"",
+            ), (stdin, stdout, stderr)
 
 
 async def test_output_to_a_file(tmp_path: Path) -> None:

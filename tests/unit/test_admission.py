@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
-from isojob import PoolClosedError, QueueFullError
+from isojob import Pool, PoolClosedError, QueueFullError
 from isojob._admission import Slots
 
 MIB = 1 << 20
@@ -102,3 +104,27 @@ async def test_bounded_queue_and_the_patient() -> None:
     assert refused == ["closed"]
     with pytest.raises(PoolClosedError):
         await slots.acquire(MIB)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sandbox": {}},
+        {"limits": {"memory": "1GiB"}},
+        {"max_jobs": True},
+        {"max_jobs": "4"},
+        {"parked": 1.5},
+        {"queue": "no"},
+    ],
+)
+def test_pools_of_wrong_types(options: dict[str, Any]) -> None:
+    """Each argument of a wrong type is named, before anything starts."""
+    with pytest.raises(TypeError, match=next(iter(options))):
+        Pool(**options)
+
+
+@pytest.mark.parametrize("options", [{"max_jobs": 0}, {"parked": -1}, {"queue": -1}])
+def test_pools_of_wrong_sizes(options: dict[str, int]) -> None:
+    """Numbers that make no sense are refused by name."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Pool(**options)

@@ -89,6 +89,17 @@ def test_v2_values(v2: V2) -> None:
     }
 
 
+def test_a_quota_is_lifted_at_the_end(v1: V1, v2: V2) -> None:
+    """What a killed job would otherwise wait for: its CPU quota, if it has one."""
+    for driver in (v1, v2):
+        assert driver.lift(Limits()) is None
+        lifted = driver.lift(Limits(cpus=0.01))
+        made = driver.cell(Limits(cpus=0.01), ())[1]
+        assert lifted is not None
+        assert (lifted.hierarchy, lifted.file) in {(write.hierarchy, write.file) for write in made}
+        assert lifted.value in (b"-1", b"max")
+
+
 def test_v2_job_writes_what_differs(v2: V2) -> None:
     """A job with the limits of its cell writes nothing."""
     parked = Limits()
@@ -184,7 +195,6 @@ def test_v1_counters(v1: V1) -> None:
         pids_events_max=2,
         user_ns=10,
         system_ns=20,
-        sampled=True,
     )
     assert count(v1, always) == expected
     assert v1.files.cpu is not None and v1.files.oom is not None

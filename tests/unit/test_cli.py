@@ -27,6 +27,33 @@ def limits(*ulimits: str, **flags: str) -> Limits:
     return _options.make_limits(flags, ulimits)
 
 
+def test_a_file_that_does_not_fit_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written whole is not there, not even in part."""
+    fdopen = os.fdopen
+
+    def full(fd: int, mode: str) -> Any:
+        stream = fdopen(fd, mode, 0)
+
+        class Full:
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *error: object) -> None:
+                stream.close()
+
+            def write(self, content: bytes) -> None:
+                stream.write(content[:1])
+                raise OSError(28, "No space left on device")
+
+        return Full()
+
+    monkeypatch.setattr(os, "fdopen", full)
+    assert "No space" in write_files({"a": b"content"}, tmp_path, force=False)["a"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_flag_is_the_library_default() -> None:
     """Without flags a job has the limits that it has in Python."""
     assert limits() == Limits()

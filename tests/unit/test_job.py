@@ -67,6 +67,9 @@ def test_message_for_a_string() -> None:
         {"collect": "name"},
         {"collect": [b"name"]},
         {"cwd": 5},
+        {"files": ["a"]},
+        {"env": ["A=1"]},
+        {"limits": {"memory": 1}},
     ],
 )
 def test_wrong_types(options: dict[str, Any]) -> None:

@@ -170,6 +170,17 @@ def test_results_survive_json_and_pickle(**fields: Any) -> None:
     assert pickle.loads(pickle.dumps(got)) == got
 
 
+def test_repr_is_short() -> None:
+    """Loops and debuggers print results by the way: the size is told, not the output."""
+    big = result(stdout=b"\0" * 10_000_000, files={"a": b"x" * 9999, "b": b"short"})
+    text = repr(big)
+    assert len(text) < 10_000
+    assert "<10000000 bytes: b'" in text
+    assert "<9999 bytes: b'xxx" in text
+    assert "b'short'" in text
+    assert repr(big.status) in text
+
+
 def test_full_evidence_survives_json() -> None:
     """Every counter comes back, the nested tables included."""
     counted = Evidence(
