@@ -116,22 +116,24 @@ class Zygote:
         for resource, value in FIXED_RLIMITS:
             rlimit(config, resource, value, value)
         write_cgroups(config, self.driver, self._subtree, fds)
-        write_plan(config, sandbox)
+        plan = Writer(MessageType.CONFIG)
+        write_plan(config, plan, sandbox, own_ids=self.mode != _SINGLE)
         pidfd = os.pidfd_open(os.getpid())
         try:
             config.put(Tag.HOST_PIDFD)
             fds.append(pidfd)
-            self._spawn(config, fds)
+            self._spawn(config, plan, fds)
         finally:
             os.close(pidfd)
 
-    def _spawn(self, config: Writer, fds: list[int]) -> None:
+    def _spawn(self, config: Writer, plan: Writer, fds: list[int]) -> None:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = control
         control.settimeout(START_SECONDS)
         body = sealed_memfd("isojob-config", config.body())
-        program = -1
+        tree = program = -1
         try:
+            tree = sealed_memfd("isojob-root", plan.body())
             program = sealed_memfd("isojob-zygote", _program())
             self._process = subprocess.Popen(
                 ["isojob-zygote", str(theirs.fileno())],
@@ -146,7 +148,7 @@ class Zygote:
                 start_new_session=True,
             )
             theirs.close()
-            send_fds(control, config.header(memfd=True), [body, *fds])
+            send_fds(control, config.header(memfd=True), [body, tree, *fds])
             self._await_ready(control)
         except TimeoutError as error:
             raise PoolBrokenError(f"the zygote was not ready after {START_SECONDS} s") from error
@@ -154,9 +156,9 @@ class Zygote:
             raise self._died_at_start() from error
         finally:
             theirs.close()
-            os.close(body)
-            if program >= 0:
-                os.close(program)
+            for fd in (body, tree, program):
+                if fd >= 0:
+                    os.close(fd)
         control.setblocking(False)
 
     def _await_ready(self, control: socket.socket) -> None:

@@ -97,6 +97,7 @@ class Tag(IntEnum):
     WORKDIR = 24
     CELL_BIND = 25
     CG_COUNTER = 26
+    ROOT_COPY = 27
     CG_MASK = 32
     CG_WRITE = 33
     DISK = 34

@@ -25,7 +25,7 @@ _TOOLCHAIN = (
     "gnu/store",
 )
 # What programs of the toolchain read below /etc and what holds nothing of this host's users.
-_ETC_BINDS = ("alternatives", "ssl/certs", "ssl/openssl.cnf", "fonts", "ld.so.conf.d")
+_ETC_TREES = ("alternatives", "ssl/certs", "ssl/openssl.cnf", "fonts", "ld.so.conf.d")
 _ETC_PREFIXES = ("java-",)
 _ETC_COPIES = ("ld.so.cache", "ld.so.conf", "mime.types", "protocols", "services")
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -42,8 +42,6 @@ MASKS = (
     "/proc/interrupts",
     "/proc/kallsyms",
     "/proc/kcore",
-    "/proc/key-users",
-    "/proc/keys",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
@@ -51,10 +49,19 @@ MASKS = (
     "/proc/timer_stats",
 )
 """Parts of /proc that tell about the host, hidden in every cell; all of it is read-only."""
+KEY_MASKS = ("/proc/key-users", "/proc/keys")
+"""Hidden where jobs run as the caller's own uid: the kernel shows keys of the uids that its reader's
+user namespace maps, and of no other (security/keys/proc.c)."""
 
 
-def write_plan(out: Writer, sandbox: Sandbox) -> None:
-    """Writes the root's operations for the zygote.
+def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) -> None:
+    """Writes what the zygote makes once and what each cell mounts.
+
+    Args:
+        config: Takes the parts of each cell.
+        out: Takes the operations that build the root, in order.
+        sandbox: What it is to be.
+        own_ids: Whether each job has uids of its own.
 
     Raises:
         SandboxSetupError: A bind source is missing or not readable by the caller.
@@ -74,9 +81,9 @@ def write_plan(out: Writer, sandbox: Sandbox) -> None:
         out.pair(Tag.ROOT_LINK, name, target)
     out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
     for number, mount in enumerate(sandbox.mounts):
-        _mount(out, mount, number, (sandbox.workdir, "/box", "/tmp"))  # noqa: S108 - inside
-    for mask in MASKS:
-        out.text(Tag.MASK, mask)
+        _mount(config, out, mount, number, (sandbox.workdir, "/box", "/tmp"))  # noqa: S108
+    for mask in MASKS if own_ids else (*MASKS, *KEY_MASKS):
+        config.text(Tag.MASK, mask)
 
 
 def _host_root(out: Writer, sandbox: Sandbox) -> None:
@@ -94,10 +101,10 @@ def _host_root(out: Writer, sandbox: Sandbox) -> None:
     except OSError:
         listed = []
     more = [name for name in listed if name.startswith(_ETC_PREFIXES)]
-    for name in (*_ETC_BINDS, *more):
+    for name in (*_ETC_TREES, *more):
         path = Path("/etc") / name
         if path.exists():
-            out.pair(Tag.ROOT_BIND, f"etc/{name}", str(path), BindFlag.OPTIONAL)
+            out.pair(Tag.ROOT_COPY, f"etc/{name}", str(path), BindFlag.OPTIONAL)
 
 
 def _directory_root(out: Writer, root: Path, sandbox: Sandbox) -> None:
@@ -142,7 +149,7 @@ def _etc(sandbox: Sandbox) -> dict[str, bytes]:
     return {name: text.encode() for name, text in files.items()}
 
 
-def _mount(out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> None:
+def _mount(config: Writer, out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> None:
     """Targets below what each cell mounts afresh are bound there again, from a place of ours."""
     inside = any(mount.target.startswith(f"{place}/") for place in fresh)
     if mount.type == "bind":
@@ -153,12 +160,12 @@ def _mount(out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> No
         place = f"/dev/.mounts/{number}" if inside else mount.target
         out.pair(Tag.ROOT_BIND, place, str(source.resolve()), flags)
         if inside:
-            out.pair(Tag.CELL_BIND, mount.target, place)
+            config.pair(Tag.CELL_BIND, mount.target, place)
     else:
         if not inside:
             out.text(Tag.ROOT_DIR, mount.target, 0o755)
         options = f"mode=1777,size={mount.size},nr_inodes={mount.inodes}"
-        out.pair(Tag.CELL_TMPFS, mount.target, options)
+        config.pair(Tag.CELL_TMPFS, mount.target, options)
 
 
 def _check_source(path: Path) -> None:

@@ -138,15 +138,6 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
                take_fd(fds, nfds, next, &c->base_parent[f->index]);
     case TAG_HOST_PIDFD:
         return take_fd(fds, nfds, next, &c->host);
-    case TAG_ROOT_DIR:
-    case TAG_ROOT_LINK:
-    case TAG_ROOT_FILE:
-    case TAG_ROOT_BIND:
-    case TAG_ROOT_NODE:
-        if (c->nroot_ops >= MAX_ROOT_OPS)
-            return false;
-        c->root_ops[c->nroot_ops++] = *f;
-        return true;
     case TAG_MASK:
         return c->nmasks < MAX_MASKS && (c->masks[c->nmasks++].path = wire_string(f)) != NULL;
     case TAG_CELL_TMPFS:
@@ -165,7 +156,7 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
                  struct failure *fl)
 {
     struct field f;
-    unsigned next = 1; /* fds[0] is the body */
+    unsigned next = 2; /* the body, the plan */
     int more;
     *c = (struct config){.host = -1, .oom_hier = -1, .cpu = -1};
     while ((more = wire_next(r, &f)) > 0)

@@ -352,7 +352,7 @@ _Noreturn void job_main(struct cell *cell)
         give_up(cell, &f);
     }
     if (h.flags & FLAG_MEMFD) {
-        if (wire_map(&h, fds[0], &r) < 0) {
+        if (wire_map(fds[0], h.length, &r) < 0) {
             fail(&f, "job message");
             give_up(cell, &f);
         }

@@ -180,9 +180,12 @@ static int apply(const struct config *c, const struct field *op, int root, int h
     case TAG_ROOT_NODE:
         path = wire_string(op);
         return path && put_node(c, root, host, path) == 0 ? 0 : fail_at(f, "device node", path);
-    case TAG_ROOT_BIND: {
+    case TAG_ROOT_BIND:
+    case TAG_ROOT_COPY: {
         if (!wire_pair(op, &path, &other))
             return fail(f, "configuration");
+        if (op->tag == TAG_ROOT_COPY && copy_tree(host, other, root, path) == 0)
+            return 0;
         uint64_t attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
         if (!(op->index & BIND_WRITABLE))
             attributes |= MOUNT_ATTR_RDONLY;
@@ -214,8 +217,10 @@ static int put_proc(int root, int host, struct failure *f)
     return tree < 0 || graft(root, tree, "proc") < 0 ? fail(f, "proc of the template") : 0;
 }
 
-int root_build(const struct config *c, struct failure *f)
+int root_build(const struct config *c, struct reader plan, struct failure *f)
 {
+    struct field op;
+    int more;
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return fail(f, "make mounts private");
     if (mount("isojob", "/proc", "tmpfs", MS_NOSUID, "mode=755,size=16m,nr_inodes=4096") < 0)
@@ -232,9 +237,13 @@ int root_build(const struct config *c, struct failure *f)
         return fail(f, "open root");
     if (put_proc(root, host, f) < 0)
         return -1;
-    for (unsigned i = 0; i < c->nroot_ops; i++)
-        if (apply(c, &c->root_ops[i], root, host, f) < 0)
+    while ((more = wire_next(&plan, &op)) > 0)
+        if (apply(c, &op, root, host, f) < 0)
             return -1;
+    if (more < 0) {
+        errno = EBADMSG;
+        return fail(f, "configuration");
+    }
     close_fd(&host);
     if (umount2("/.host", MNT_DETACH) < 0)
         return fail(f, "detach the host's root");

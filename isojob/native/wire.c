@@ -167,19 +167,21 @@ int wire_receive(int sock, void *buffer, size_t size, struct header *h, struct r
     return (int)got;
 }
 
-int wire_map(const struct header *h, int fd, struct reader *r)
+int wire_map(int fd, size_t length, struct reader *r)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
         return -1;
-    if (h->length == 0 || (uint64_t)st.st_size < h->length) {
+    if (length == 0)
+        length = (size_t)st.st_size;
+    if (length == 0 || (uint64_t)st.st_size < length) {
         errno = EBADMSG;
         return -1;
     }
-    void *p = mmap(NULL, h->length, PROT_READ, MAP_PRIVATE, fd, 0);
+    void *p = mmap(NULL, length, PROT_READ, MAP_PRIVATE, fd, 0);
     if (p == MAP_FAILED)
         return -1;
     r->at = p;
-    r->end = r->at + h->length;
+    r->end = r->at + length;
     return 0;
 }

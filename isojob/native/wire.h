@@ -15,7 +15,7 @@
 #define WIRE_MAX_FDS 16
 
 enum message_type {
-    MSG_CONFIG = 1,  /* host -> zygote, once; body in a memfd */
+    MSG_CONFIG = 1,  /* host -> zygote, once; body in a memfd, the plan of the root in the next */
     MSG_MAKE =
         2,    /* host -> zygote: one cell on the attached socket; stdout and stderr may follow */
     MSG_JOB = 3,     /* host -> launcher (J) */
@@ -56,6 +56,7 @@ enum tag {
     TAG_HOST_PIDFD = 23,
     TAG_WORKDIR = 24,
     TAG_CELL_BIND = 25, /* path NUL template path NUL: bound again in each cell, below its tmpfs */
+    TAG_ROOT_COPY = 27, /* as ROOT_BIND; a copy if it is small, else a bind */
     TAG_CG_COUNTER = 26, /* index: which TAG_CG_EVIDENCE; line NUL mark NUL (cgroup.c) */
     /* MAKE */
     TAG_CG_MASK = 32, /* bit n: make the cgroup in hierarchy n */
@@ -159,7 +160,7 @@ int wire_send(int sock, struct writer *w, int fd, int flags);
  * WIRE_MAX_FDS, a truncated message is EBADMSG and its descriptors are closed. */
 int wire_receive(int sock, void *buffer, size_t size, struct header *h, struct reader *r, int *fds,
                  unsigned *nfds, int flags);
-/* Maps the memfd of a FLAG_MEMFD message and moves the reader there. */
-int wire_map(const struct header *h, int fd, struct reader *r);
+/* Maps a memfd of so many bytes (0: all there are) and moves the reader there. */
+int wire_map(int fd, size_t length, struct reader *r);
 
 #endif

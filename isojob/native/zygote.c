@@ -12,6 +12,7 @@
 #include <sched.h>
 #include <poll.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -81,22 +82,34 @@ static int own_user_namespace(const struct config *c, int control, struct failur
     return setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0 ? fail(f, "setresuid") : 0;
 }
 
+/* Not inherited: a cell would copy what it never uses, and each of our writes would copy a page. */
+static int make_slots(struct zygote *z)
+{
+    size_t size = z->config.slots * sizeof(*z->slots);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || madvise(p, size, MADV_DONTFORK) < 0)
+        return -1;
+    z->slots = p;
+    return 0;
+}
+
 static int set_up(struct zygote *z, struct failure *f)
 {
     struct header h;
-    struct reader r;
+    struct reader r, plan;
     int fds[WIRE_MAX_FDS], pipefd[2];
     unsigned nfds;
     sigset_t set;
     if (wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0) <= 0)
         return fail(f, "receive configuration");
-    if (h.type != MSG_CONFIG || nfds < 1 || wire_map(&h, fds[0], &r) < 0)
+    if (h.type != MSG_CONFIG || nfds < 2 || wire_map(fds[0], h.length, &r) < 0 ||
+        wire_map(fds[1], 0, &plan) < 0)
         return fail(f, "configuration");
     if (config_parse(&z->config, &r, fds, nfds, f) < 0)
         return -1;
     close(fds[0]);
-    z->slots = calloc(z->config.slots, sizeof(*z->slots));
-    if (!z->slots)
+    close(fds[1]);
+    if (make_slots(z) < 0)
         return fail(f, "memory");
     if (own_oom_score(f) < 0)
         return -1;
@@ -111,8 +124,9 @@ static int set_up(struct zygote *z, struct failure *f)
     if (unshare(CLONE_NEWNS) < 0)
         return fail(f, "mount namespace");
     umask(0);
-    if (root_build(&z->config, f) < 0)
+    if (root_build(&z->config, plan, f) < 0)
         return -1;
+    munmap((void *)plan.at, (size_t)(plan.end - plan.at)); /* not for every cell to inherit */
     umask(022);
     /* Rootless, a clone would inherit the flag and its maps could no longer be written (EACCES:
      * /proc/PID belongs to global root then). Nobody but the user's own processes could trace us. */
@@ -240,7 +254,7 @@ static void run(struct zygote *z)
 
 int main(int argc, char **argv)
 {
-    struct zygote z = {.proc = -1, .signals = -1};
+    static struct zygote z = {.proc = -1, .signals = -1};
     struct failure f = {0};
     struct writer w;
     struct rlimit limit;

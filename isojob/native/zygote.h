@@ -16,7 +16,6 @@
 #define MAX_COUNTERS 40
 #define MAX_MASKS 32
 #define MAX_RLIMITS 16
-#define MAX_ROOT_OPS 512
 #define MAX_CELL_MOUNTS 64
 
 enum id_mode {
@@ -72,8 +71,6 @@ struct config {
     int cpu;         /* which counter; -1: none */
     int64_t cpu_unit; /* nanoseconds */
     bool has_kill;
-    struct field root_ops[MAX_ROOT_OPS];
-    unsigned nroot_ops;
     struct mask masks[MAX_MASKS];
     unsigned nmasks;
     struct cell_mount mounts[MAX_CELL_MOUNTS];
@@ -141,8 +138,12 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
  * component. A link, `.` or `..` on the way is refused. */
 int open_parent(int root, const char *path, char *leaf, size_t size);
 int put_file(int root, const char *path, const void *data, size_t len, mode_t mode);
+/* copy.c */
+/* Copies a file or directory of the host into the root; EFBIG: too large, and nothing of it is left. */
+int copy_tree(int host, const char *source, int root, const char *path);
 /* root.c */
-int root_build(const struct config *c, struct failure *f);
+/* plan: fields ROOT_*, in order. */
+int root_build(const struct config *c, struct reader plan, struct failure *f);
 /* cell.c */
 struct slot {
     pid_t pid; /* 0: free */

@@ -13,9 +13,11 @@ import pytest
 from environment import SLOW, cgroup_version
 
 from isojob import Mount, Pool, Root, Sandbox, run_isolated
+from isojob import _zygote as zygote
 from isojob.errors import SandboxSetupError
 from isojob.host import rootfs
 from isojob.seccomp import SeccompProfile
+from isojob.wire import Tag, Writer
 
 NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
 
@@ -173,10 +175,15 @@ async def test_proc_cannot_be_written(python: str) -> None:
         "    try: fd = os.open(p, os.O_WRONLY)\n"
         "    except OSError: continue\n"
         "    if os.fstat(fd).st_rdev != os.makedev(1, 3): print('open', p)\n"
-        "for p in ('/proc/keys', '/proc/kallsyms', '/proc/timer_list', '/proc/interrupts'):\n"
+        "for p in ('/proc/kallsyms', '/proc/timer_list', '/proc/interrupts'):\n"
         "    try: data = open(p).read()\n"
         "    except OSError: data = ''\n"
-        "    if data: print('readable', p)"
+        "    if data: print('readable', p)\n"
+        # Whose keys and accounts of keys: only uids that are mapped here, or nobody's at all.
+        "uids = {line.split()[0] for line in open('/proc/self/uid_map')}\n"
+        "for p, column in (('/proc/keys', 5), ('/proc/key-users', 0)):\n"
+        "    for line in open(p):\n"
+        "        if line.split()[column].rstrip(':') not in uids: print(p, line)"
     )
     result = await run_isolated([python, "-I", "-S", "-c", code])
     assert (result.stdout, result.stderr) == (b"", b"")
@@ -470,3 +477,51 @@ async def test_the_zygote_looks_itself(
     sandbox = Sandbox(mounts=(Mount.bind(tmp_path / place, "/mnt"),))
     with pytest.raises(SandboxSetupError, match="dangerous mount /?mnt"):
         await run_isolated(["true"], sandbox=sandbox)
+
+
+async def test_copies_of_small_trees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    """What /etc has of the host is copied if it is small, bound if not; secrets are in no copy."""
+    small, large = tmp_path / "small", tmp_path / "large"
+    (small / "sub").mkdir(parents=True)
+    (small / "file").write_text("content")
+    (small / "program").write_text("#!/bin/sh\n")
+    (small / "program").chmod(0o755)
+    (small / "secret").write_text("secret")
+    (small / "secret").chmod(0o600)
+    (small / "closed").mkdir(mode=0o700)
+    (small / "sub" / "link").symlink_to("../file")
+    os.mkfifo(small / "fifo")
+    large.mkdir()
+    for number in range(200):
+        (large / str(number)).write_text("x")
+
+    def plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) -> None:
+        rootfs.write_plan(config, out, sandbox, own_ids=own_ids)
+        for source in (small, large):
+            out.pair(Tag.ROOT_COPY, f"copies/{source.name}", str(source))
+
+    monkeypatch.setattr(zygote, "write_plan", plan)
+    code = (
+        "import os\n"
+        "for top, directories, files in sorted(os.walk('/copies')):\n"
+        "    if top == '/copies/large': print(len(files)); continue\n"
+        "    for name in sorted(directories + files):\n"
+        "        path = os.path.join(top, name)\n"
+        "        mode = oct(os.lstat(path).st_mode & 0o777) if not os.path.islink(path) else ''\n"
+        "        print(path, mode, os.path.isfile(path) and open(path).read().strip())\n"
+        "print(*(line.split()[4] for line in open('/proc/self/mountinfo') if 'copies' in line))"
+    )
+    async with Pool() as pool:
+        result = await pool.run([python, "-I", "-S", "-c", code])
+    assert result.stdout_text.splitlines() == [
+        "/copies/large 0o755 False",
+        "/copies/small 0o755 False",
+        "200",
+        "/copies/small/file 0o644 content",
+        "/copies/small/program 0o755 #!/bin/sh",
+        "/copies/small/sub 0o755 False",
+        "/copies/small/sub/link  content",
+        "/copies/large",
+    ], result.stderr_text

@@ -124,7 +124,7 @@ def test_pools_of_wrong_types(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_jobs": 0}, {"parked": -1}, {"queue": -1}])
-def test_pools_of_wrong_sizes(options: dict[str, int]) -> None:
+def test_pools_of_wrong_sizes(options: dict[str, Any]) -> None:
     """Numbers that make no sense are refused by name."""
     with pytest.raises(ValueError, match=next(iter(options))):
         Pool(**options)
