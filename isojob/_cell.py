@@ -20,18 +20,17 @@ from isojob import wire
 from isojob._account import Outcome
 from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
 from isojob._job import CAPTURE, STDOUT, Job
-from isojob._loop import serve
+from isojob._loop import running_asyncio, serve
 from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
+from isojob._watch import SECONDS, Watched
 from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError
 from isojob.wire import Failure, MessageType, Stdio, Writer
 
-__all__ = ["CellFailedError", "CellGoneError", "Lease", "run_job"]
+__all__ = ["CellFailedError", "CellGoneError", "Lease", "Run"]
 
-LATE_READER_SECONDS = 0.005
-"""Most short jobs are over by then, and their pipes need no watching at all."""
 GONE_SECONDS = 5.0
 """How long a cancelled call waits for the end of its cell; 500 processes take 23 ms."""
 STUCK_SECONDS = 30.0
@@ -52,7 +51,7 @@ class CellGoneError(Exception):
     """The cell ended without a report."""
 
 
-class Lease:
+class Lease(Watched):
     """The host's end of one cell.
 
     Attributes:
@@ -67,6 +66,7 @@ class Lease:
     def __init__(
         self, lease: socket.socket, zygote: Zygote, out: Capture | None, err: Capture | None
     ) -> None:
+        super().__init__(lease.fileno())
         self.socket = lease
         self._stopped = False
         self.zygote = zygote
@@ -124,12 +124,12 @@ class Lease:
         with suppress(BrokenPipeError, ConnectionResetError):
             send_fds(self.socket, message, [])
 
-    def read(self) -> tuple[wire.Message, list[int]] | None:
-        """The next message with its descriptors, or None at end of file.
+    def read(self) -> tuple[bytes, list[int]] | None:
+        """The next datagram with its descriptors, or None at end of file.
 
         Raises:
             BlockingIOError: Nothing there yet.
-            wire.WireError: Not a message.
+            wire.WireError: It was longer than anything we are told.
         """
         while True:
             try:
@@ -139,14 +139,11 @@ class Lease:
                 continue
             if not datagram and not fds:
                 return None
-            try:
-                # MSG_CTRUNC is no reason: no descriptor was free for the file that came with it.
-                if cut:
-                    raise wire.WireError("a message was cut off")
-                return wire.decode(datagram), fds
-            except BaseException:
+            # MSG_CTRUNC is no reason: no descriptor was free for the file that came with it.
+            if cut:
                 close_all(fds)
-                raise
+                raise wire.WireError("a message was cut off")
+            return datagram, fds
 
     def stop(self) -> None:
         """Tells init to end the job now and report. Idempotent."""
@@ -179,13 +176,19 @@ class Lease:
 
     def close(self) -> None:
         """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
+        self.unwatch()
         self.socket.close()
         while self.pipes:
             self.pipes.pop().close()
 
 
-class _Run:
-    """One job in one cell."""
+class Run:
+    """One job in one cell.
+
+    Args:
+        lease: The cell; it stays the caller's.
+        job: What to run.
+    """
 
     __slots__ = ("_captures", "_collected", "_feed", "_ready", "job", "lease", "outcome")
 
@@ -199,7 +202,19 @@ class _Run:
         self._ready: select.epoll | None = None
 
     async def run(self, spec: CellSpec) -> Outcome:
-        """Sends the job and waits for its end; the caller owns the lease."""
+        """Sends the job and waits for its end. When it raises, nothing of the cell is left.
+
+        Args:
+            spec: What the cell was made with.
+
+        Raises:
+            CellFailedError: The cell could not be made.
+            CellGoneError: The cell ended without a report.
+            PoolBrokenError: Zygote or init is stopped; what is left of the cell ends with its
+                zygote.
+            OSError: The file given as stdin could not be read.
+            wire.WireError: It reported nonsense.
+        """
         job, lease, outcome = self.job, self.lease, self.outcome
         try:
             fds, stdio = self._open_streams()
@@ -218,9 +233,14 @@ class _Run:
                 capture.close_write()  # the launcher has its own copy by now
             if feed is not None:
                 feed.close_read()
-            if not fed or not await serve(
-                lease.socket.fileno(), self._take_all, LATE_READER_SECONDS
-            ):
+            loop = running_asyncio()
+            if not fed:
+                ended = False
+            elif loop is not None:
+                ended = await lease.heard(loop, self._take_all)
+            else:
+                ended = await serve(lease.socket.fileno(), self._take_all, SECONDS)
+            if not ended:
                 await self._stream()
             if feed is not None:
                 self._check_stdin()
@@ -285,22 +305,29 @@ class _Run:
 
     def _take_all(self) -> bool:
         """Reads the cell's messages that are there; whether its report was among them."""
-        with suppress(BlockingIOError):
-            while self.outcome.raw is None:
-                self._take(self.lease.read())
-        return self.outcome.raw is not None
+        outcome = self.outcome
+        while outcome.raw is None:
+            try:
+                received = self.lease.read()
+            except BlockingIOError:
+                return False
+            if received is None:
+                raise CellGoneError
+            outcome.raw = outcome.driver.usual.read(received[0])
+            if outcome.raw is None:
+                self._take(*received)
+        outcome.host.reply_ns = time.monotonic_ns()
+        return True
 
-    def _take(self, received: tuple[wire.Message, list[int]] | None) -> None:
-        if received is None:
-            raise CellGoneError
-        message, fds = received
+    def _take(self, datagram: bytes, fds: list[int]) -> None:
+        """Reads any message field by field."""
         try:
+            message = wire.decode(datagram)
             if message.kind is MessageType.RESULT:
                 raw = wire.parse_result(message)
                 if raw.failure is not None and raw.failure.stage == "park":
                     raise CellFailedError(raw.failure)
                 self.outcome.raw = raw
-                self.outcome.host.reply_ns = time.monotonic_ns()
             elif message.kind is MessageType.FILE:
                 self._collect(wire.parse_file(message), fds)
             elif message.kind is MessageType.ERROR:
@@ -393,21 +420,3 @@ def _read(fd: int, size: int) -> bytes:
         chunks.append(chunk)
         at += len(chunk)
     return b"".join(chunks)
-
-
-async def run_job(lease: Lease, job: Job, spec: CellSpec) -> Outcome:
-    """Runs one job in one cell. When it raises, nothing of the cell is left (bounded wait).
-
-    Args:
-        lease: The cell; it stays the caller's.
-        job: What to run.
-        spec: What the cell was made with.
-
-    Raises:
-        CellFailedError: The cell could not be made.
-        CellGoneError: The cell ended without a report.
-        PoolBrokenError: Zygote or init is stopped; what is left of the cell ends with its zygote.
-        OSError: The file given as stdin could not be read.
-        wire.WireError: It reported nonsense.
-    """
-    return await _Run(lease, job).run(spec)

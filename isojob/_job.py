@@ -123,9 +123,10 @@ class Job:
         """
         if not isinstance(limits, Limits):
             raise TypeError(f"limits must be isojob.Limits, not {type(limits).__name__}")
-        for name, mapping in (("files", files), ("env", env)):
-            if mapping is not None and not isinstance(mapping, Mapping):
-                raise TypeError(f"{name} must be a mapping, not {type(mapping).__name__}")
+        if env is not None and not isinstance(env, Mapping):
+            raise TypeError(f"env must be a mapping, not {type(env).__name__}")
+        if files is not None and not isinstance(files, Mapping):
+            raise TypeError(f"files must be a mapping, not {type(files).__name__}")
         args, argv = _argv(command)
         job = cls(
             args=args,
@@ -145,10 +146,12 @@ class Job:
             if not isinstance(input, (bytes, bytearray, memoryview)):
                 raise TypeError(f"input must be bytes, not {type(input).__name__}: encode it first")
             job.input = bytes(input)
-        else:
+        elif stdin is not DEVNULL:
             job._set_stdin(stdin)
-        job.stdout = _output(stdout, "stdout")
-        job.stderr = STDOUT if _is(stderr, STDOUT) else _output(stderr, "stderr")
+        if stdout is not CAPTURE:
+            job.stdout = _output(stdout, "stdout")
+        if stderr is not CAPTURE:
+            job.stderr = STDOUT if _is(stderr, STDOUT) else _output(stderr, "stderr")
         return job
 
     def _set_stdin(self, stdin: StdioArg) -> None:

@@ -9,13 +9,18 @@ from typing import Any
 
 import sniffio
 
-__all__ = ["from_threads", "later", "serve", "soon", "spawn"]
+__all__ = ["from_threads", "later", "running_asyncio", "serve", "soon", "spawn"]
 
 
 def _is_asyncio() -> bool:
     # As sniffio does it, without asking asyncio for its task: whoever calls is in some loop. In
     # trio's guest mode both run, and trio says so here.
     return sniffio.thread_local.name is None
+
+
+def running_asyncio() -> asyncio.AbstractEventLoop | None:
+    """Asyncio's running loop, or None on trio."""
+    return asyncio.get_running_loop() if sniffio.thread_local.name is None else None
 
 
 class _Service:

@@ -69,7 +69,7 @@ class Model(
         new = cls.__new__(cls)
         put = object.__setattr__
         put(new, "__dict__", values)
-        put(new, "__pydantic_fields_set__", set(values))
+        put(new, "__pydantic_fields_set__", set(cls.__pydantic_fields__))
         put(new, "__pydantic_extra__", None)
         put(new, "__pydantic_private__", None)
         return new

@@ -13,7 +13,7 @@ from typing import Any, Self
 from isojob import wire
 from isojob._account import Outcome, make_result
 from isojob._admission import PoolStatistics, Slots, default_max_jobs, memory_budget
-from isojob._cell import CellFailedError, CellGoneError, run_job
+from isojob._cell import CellFailedError, CellGoneError, Run
 from isojob._job import (
     CAPTURE,
     DEVNULL,
@@ -266,7 +266,7 @@ async def _attempt(stock: Stock, job: Job) -> Outcome:
                 raise
             continue  # with a new zygote
         try:
-            outcome = await run_job(lease, job, spec)
+            outcome = await Run(lease, job).run(spec)
         except CellFailedError as error:
             # A parked cell may have failed long ago, for a reason that has passed.
             if error.failure.stage == "zygote":

@@ -12,6 +12,7 @@ from isojob._cell import STUCK_SECONDS, Lease
 from isojob._loop import later, soon
 from isojob._shield import in_thread
 from isojob._spec import CellSpec
+from isojob._watch import Watch
 from isojob._zygote import Zygote, privilege
 from isojob.errors import PoolBrokenError, PoolClosedError
 from isojob.host import kernel
@@ -198,7 +199,9 @@ class Stock:
                 return
             while (parked := len(self._parked)) < self._wanted:
                 # Two more descriptors each: for those that are next, not for thousands.
-                self._parked.append(Lease.make(zygote, spec, piped=parked < PIPED))
+                lease = Lease.make(zygote, spec, piped=parked < PIPED)
+                Watch.add_here(lease)
+                self._parked.append(lease)
         except BlockingIOError:  # so many requests are under way: in a moment there is room
             with suppress(RuntimeError):  # called where no event loop is
                 later(FULL_SECONDS, self._clean_up)

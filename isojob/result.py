@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal as _signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from isojob._models import Evidence, Model, Name, Status, Usage
 from isojob.errors import JobFailedError
-from isojob.verdict import explain, signal_name
+from isojob.verdict import explain, signal_name, usage
 
-__all__ = ["Evidence", "Posture", "Result", "Status", "Usage"]
+__all__ = ["Evidence", "Posture", "Result", "Status", "Usage", "pending"]
 
 _MIB = 2**20
 _SHOWN = 64
@@ -163,3 +163,50 @@ class Result(Model, frozen=True):
             line += f" ({', '.join(spent)})"
         # "ok: exit 0" already says everything.
         return line if self.ok else f"{line}: {explain(self.evidence, self.status)}"
+
+
+_PROMPT = frozenset(
+    {"args", "status", "returncode", "stdout", "stderr", "files", "index"}
+    | {"ok", "exit_code", "signal", "stdout_text", "stderr_text"}
+)
+
+
+class _Pending(Result, frozen=True):
+    """A result whose account is still to be written: it is, when anybody asks for more than this.
+
+    That takes a fifth of the time that a short job costs its caller, and few callers look at every
+    account. Then the object is a `Result` and nothing else, so no method of pydantic meets half of
+    one: all of them begin by asking for ``__class__`` or ``__dict__``.
+    """
+
+    __slots__ = ()
+
+    @override
+    def __getattribute__(self, name: str) -> Any:
+        if name not in _PROMPT:
+            _complete(self)
+        return object.__getattribute__(self, name)
+
+
+def _complete(result: Result) -> None:
+    values = object.__getattribute__(result, "__dict__")
+    account: Callable[[], Evidence] | None = values.get("account")
+    if account is not None:  # else another thread was faster
+        evidence = account()
+        known = {**values, "evidence": evidence, "usage": usage(evidence)}
+        whole = {name: known[name] for name in _FIELDS}
+        object.__setattr__(result, "__dict__", whole)
+    object.__setattr__(result, "__class__", Result)
+
+
+_FIELDS = tuple(Result.model_fields)
+
+
+def pending(account: Callable[[], Evidence], **values: Any) -> Result:
+    """A result with everything but `usage` and `evidence`.
+
+    Args:
+        account: Makes the evidence, the same each time, and never raises.
+        **values: The other fields.
+    """
+    return _Pending.trusted(account=account, **values)

@@ -355,6 +355,49 @@ _REPORT = struct.Struct("<IIiiIi11q")
 _RESULT_TAGS = tuple(map(int, (Tag.REPORT, Tag.COUNTERS, Tag.EVIDENCE, Tag.STAGE, Tag.ERRNO)))
 
 
+class UsualResult:
+    """A RESULT without files, raw evidence or a failure, which has one form: read in one go.
+
+    Most jobs end like that, and this is read on the caller's time.
+
+    Args:
+        counters: How many the cells of a pool report.
+    """
+
+    __slots__ = ("_check", "_middle", "_prefix", "_size", "_unpack")
+
+    def __init__(self, counters: int) -> None:
+        report, counted = _REPORT.size, 8 * counters
+        body = 2 * _FIELD_SIZE + report + counted
+        self._prefix = _HEADER.pack(MAGIC, VERSION, MessageType.RESULT, body, 0) + _FIELD.pack(
+            Tag.REPORT, 0, report
+        )
+        self._middle = _FIELD.pack(Tag.COUNTERS, 0, counted)
+        at = len(self._prefix) + report
+        self._check = slice(at, at + _FIELD_SIZE)
+        self._size = _HEADER_SIZE + body
+        self._unpack = struct.Struct(
+            f"<{len(self._prefix)}x{_REPORT.format[1:]}{_FIELD_SIZE}x{counters}q"
+        ).unpack
+
+    def read(self, datagram: bytes) -> RawResult | None:
+        """The result, or None if it is another message, or one to be read field by field."""
+        if (
+            len(datagram) != self._size
+            or not datagram.startswith(self._prefix)
+            or datagram[self._check] != self._middle
+        ):
+            return None
+        words = self._unpack(datagram)
+        if words[0] > _LAST_STATE or words[1] >= len(CAUSES):
+            return None  # `parse_result` says what is wrong
+        return RawResult._make((*words[:_WORDS], words[_WORDS:], {}, None))
+
+
+_LAST_STATE = int(JobState.FAILED)
+_WORDS = 17
+
+
 def parse_result(message: Message) -> RawResult:
     """Reads a RESULT message.
 

@@ -11,9 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from isojob.limits import Limits
+from isojob.wire import UsualResult
 
 if sys.platform != "win32":
     import fcntl
@@ -269,11 +271,18 @@ class Driver(ABC):
         version: 2, 1, or 0 where the caller accepted to have none.
         missing: Protections that these cgroups cannot give (names of `Sandbox.allow_missing`),
             each with its cure.
+        kills: Which counters count OOM kills.
     """
 
     version: int = 0
     missing: Mapping[str, str]
     files: CellFiles
+    kills: tuple[int, ...] = ()
+
+    @cached_property
+    def usual(self) -> UsualResult:
+        """How the report of most jobs in these cgroups looks."""
+        return UsualResult(sum(len(file.counters) for file in self.files.evidence))
 
     @abstractmethod
     def create(self) -> Subtree:

@@ -111,6 +111,8 @@ class V1(Driver):
             cpu=(self.places[_CPU_USAGE], 1) if "cpuacct" in self.index else None,
             oom=None if memory is None else (memory, self.places[_OOM_KILLS]),
         )
+        if self.files.oom is not None:
+            self.kills = (self.files.oom[1],)
 
     def create(self) -> Subtree:
         for path in self.hierarchies:

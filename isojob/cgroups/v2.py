@@ -46,6 +46,7 @@ _EVIDENCE = (
     EvidenceFile(0, "io.pressure", _STALLS),
     EvidenceFile(0, "io.stat", raw=True),
 )
+_KILLS = (_EVENTS.index("oom_kill"), _EVENTS.index("oom_group_kill"))
 _USAGE_USEC = 14
 _IO = 8
 _NEEDED = {"memory_limit": "memory", "process_limit": "pids", "cpus": "cpu"}
@@ -60,6 +61,7 @@ class V2(Driver):
     """The unified hierarchy, delegated to us at `own` (our own cgroup's directory)."""
 
     version = 2
+    kills = _KILLS
 
     def __init__(self, own: Path) -> None:
         # A pool that moved the caller's processes into the leaf before: its parent is the base.

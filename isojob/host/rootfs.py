@@ -50,8 +50,8 @@ MASKS = (
 )
 """Parts of /proc that tell about the host, hidden in every cell; all of it is read-only."""
 KEY_MASKS = ("/proc/key-users", "/proc/keys")
-"""Hidden where jobs run as the caller's own uid. The kernel shows keys of the uids that its reader's
-user namespace maps, and of no other (security/keys/proc.c)."""
+"""Hidden where jobs run as the caller's own uid. The kernel shows keys of the uids that its
+reader's user namespace maps, and of no other (security/keys/proc.c)."""
 
 
 def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) -> None:

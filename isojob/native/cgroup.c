@@ -207,6 +207,8 @@ void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
     int64_t numbers[MAX_COUNTERS];
     size_t length;
     memset(numbers, -1, sizeof(numbers));
+    wire_put(w, TAG_COUNTERS, 0, numbers, sizeof(numbers[0]) * c->ncounters);
+    uint8_t *counters = w->buffer + w->used - sizeof(numbers[0]) * c->ncounters;
     for (unsigned i = 0; i < c->nevidence; i++) {
         if (!read_whole(cell->evidence_fd[i], text, sizeof(text), &length))
             continue;
@@ -217,5 +219,5 @@ void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
             wire_put(w, TAG_EVIDENCE, (uint16_t)i, text, length);
     }
     r->cpu_end_ns = c->cpu < 0 || numbers[c->cpu] < 0 ? -1 : numbers[c->cpu] * c->cpu_unit;
-    wire_put(w, TAG_COUNTERS, 0, numbers, c->ncounters * sizeof(numbers[0]));
+    memcpy(counters, numbers, sizeof(numbers[0]) * c->ncounters);
 }

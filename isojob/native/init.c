@@ -182,16 +182,19 @@ static void send_result(const struct cell *cell, struct report *r, int64_t cpu_n
     r->start_ns = s->start_ns;
     r->cpu_base_ns = s->cpu_base_ns;
     wire_begin(&w, buffer, sizeof(buffer), MSG_RESULT);
+    /* Report and counters first: without files or a failure a result has one size. */
+    wire_put(&w, TAG_REPORT, 0, r, sizeof(*r));
+    char *sent = buffer + w.used - sizeof(*r);
+    cgroup_report(cell, r, &w);
+    if (cpu_ns >= 0)
+        r->cpu_end_ns = cpu_ns;
     if (r->state == JOB_FAILED) {
         int32_t error = s->failure.error;
         wire_put_string(&w, TAG_STAGE, 0, s->failure.stage);
         wire_put(&w, TAG_ERRNO, 0, &error, sizeof(error));
     }
-    cgroup_report(cell, r, &w);
-    if (cpu_ns >= 0)
-        r->cpu_end_ns = cpu_ns;
     r->done_ns = now_ns();
-    wire_put(&w, TAG_REPORT, 0, r, sizeof(*r));
+    memcpy(sent, r, sizeof(*r));
     wire_send(cell->lease, &w, -1, 0);
 }
 

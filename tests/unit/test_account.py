@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import pickle
+from pathlib import Path
+from typing import Any
 
-from isojob import Limits, wire
-from isojob._account import Outcome, make_evidence
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from isojob import Limits, Posture, Result, Sandbox, Status, wire
+from isojob._account import Outcome, has_simply_ended, make_evidence, make_result
+from isojob._job import Job
+from isojob._streams import Capture
 from isojob.cgroups import Counters
+from isojob.cgroups import Driver as AnyDriver
 from isojob.cgroups.discovery import NoCgroups
+from isojob.cgroups.v1 import V1
+from isojob.cgroups.v2 import V2
+from isojob.verdict import verdict
 
 
 class Driver(NoCgroups):
@@ -79,3 +92,115 @@ def test_phases_are_the_whole_call() -> None:
     ]
     assert phases == [10, 20, 5, 40, 5, 20]
     assert sum(phases) == 100
+
+
+class Output(Capture):
+    """A stream of which so much came."""
+
+    def __init__(self, total: int, cap: int | None) -> None:
+        self.total, self.cap = total, cap
+        self.read_end = self.write_end = -1
+        self._chunks, self._whole = [], None
+
+
+SIZES = st.sampled_from([0, 1, 63 << 20, 64 << 20])
+NEAR = st.sampled_from([-1, 0, 999_999_999, 1_000_000_000, 1_000_000_001, 2_000_000_001])
+WORDS = st.fixed_dictionaries(
+    {
+        "cause": st.integers(0, len(wire.CAUSES) - 1),
+        "code": st.sampled_from([1, 1, 1, 2, 3]),
+        "status": st.sampled_from([0, 1, 9, 137]),
+        "end_ns": NEAR,
+        "cpu_end_ns": NEAR,
+        "cpu_base_ns": st.sampled_from([0, 1]),
+    }
+)
+
+
+def drivers(directory: Path) -> list[AnyDriver]:
+    """One of each kind."""
+    (directory / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    own = {name: directory / name for name in ("memory", "pids", "cpuacct")}
+    return [V2(directory), V1(own), V1({"pids": directory}), NoCgroups("", "")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[AnyDriver]:
+    """They read nothing more of the directory."""
+    return drivers(tmp_path_factory.mktemp("cgroups"))
+
+
+@given(st.data())
+def test_the_short_way_to_a_verdict_is_the_long_one(
+    made: list[AnyDriver], data: st.DataObject
+) -> None:
+    """Where the exit status is taken for the verdict, all the evidence says the same."""
+    driver = data.draw(st.sampled_from(made))
+    count = sum(len(file.counters) for file in driver.files.evidence)
+    words: dict[str, Any] = dict.fromkeys(wire.RawResult._fields, 0) | data.draw(WORDS)
+    words |= {
+        "state": wire.JobState.EXEC,
+        "counters": tuple(data.draw(st.lists(st.integers(-1, 2), min_size=count, max_size=count))),
+        "files": {},
+        "failure": None,
+    }
+    case = Outcome(driver)
+    case.raw = wire.RawResult._make(words.values())
+    case.out = data.draw(st.none() | st.builds(Output, SIZES, st.none() | SIZES))
+    case.err = data.draw(st.none() | st.builds(Output, SIZES, st.none() | SIZES))
+    limits = Limits(
+        memory="64MiB",
+        wall_time=data.draw(st.sampled_from([None, 1, 2])),
+        cpu_time=data.draw(st.sampled_from([None, 1, 2])),
+    )
+    if has_simply_ended(case, limits):
+        expected = Status.OK if words["status"] == 0 else Status.NONZERO_EXIT
+        assert verdict(make_evidence(case, limits)) is expected
+
+
+def finished() -> Result:
+    """What a caller gets of a job that simply ended."""
+    job = Job.make(["true"], sandbox=Sandbox(), limits=Limits(cpu_time=None))
+    posture = Posture(
+        cgroup="v2", privilege="root", kernel="6", namespaces=("net",), seccomp="default"
+    )
+    case = outcome(Counters(memory_peak=4096), cpu_base=0, cpu_end=40)
+    return make_result(job, case, posture, 5)
+
+
+class Holder(BaseModel):
+    """A model of the caller's own."""
+
+    result: Result
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        repr,
+        str,
+        vars,
+        list,
+        lambda got: got.usage,
+        lambda got: got.stdout_truncated,
+        lambda got: got.model_dump(),
+        lambda got: got.model_copy(update={"index": 6}),
+        lambda got: got == got,  # noqa: PLR0124
+        lambda got: Holder(result=got).model_dump_json(),
+        lambda got: pickle.loads(pickle.dumps(got)),
+    ],
+)
+def test_an_account_is_written_when_somebody_asks(look: object) -> None:
+    """However a result is looked at, it is whole; what every caller asks for needs no account."""
+    whole, got = finished(), finished()
+    assert whole.usage.memory_peak == 4096
+    assert (got.ok, got.status, got.returncode, got.exit_code) == (True, Status.OK, 0, 0)
+    assert (got.signal, got.stdout_text, got.files, got.index) == (None, "", {}, 5)
+    assert "account" in object.__getattribute__(got, "__dict__")
+    assert callable(look)
+    look(got)
+    assert type(got) is Result
+    assert got == whole
+    assert list(got.__dict__) == list(Result.model_fields)
+    assert Result.model_validate_json(finished().model_dump_json()) == whole
+    assert '"memory_peak":4096' in Holder(result=finished()).model_dump_json()

@@ -171,3 +171,32 @@ def test_impossible_results() -> None:
     ):
         with pytest.raises(WireError):
             result(*fields)
+
+
+def test_the_usual_result_in_one_go() -> None:
+    """A report with its counters reads the same in one go and field by field; all else by field."""
+    usual = wire.UsualResult(2)
+    counted = (Tag.COUNTERS, struct.pack("<2q", -1, 2**40))
+
+    def message(*fields: tuple[Tag, bytes], kind: MessageType = MessageType.RESULT) -> bytes:
+        out = Writer(kind)
+        for tag, data in fields:
+            out.put(tag, data)
+        return out.message()
+
+    words = (JobState.EXEC, 1, 1, 137, 0, -1, *range(2**40, 2**40 + 11))
+    report = (Tag.REPORT, REPORT.pack(*words))
+    whole = message(report, counted)
+    assert usual.read(whole) == wire.parse_result(wire.decode(whole))
+    for other in (
+        b"",
+        whole[:-1],
+        whole + b"\0",
+        message(counted, report),
+        message(report, counted, kind=MessageType.FILE),
+        message(report, (Tag.EVIDENCE, counted[1])),
+        message(report, counted, (Tag.EVIDENCE, b"8:0 rbytes=1")),
+        message((Tag.REPORT, REPORT.pack(99, *words[1:])), counted),
+        message((Tag.REPORT, REPORT.pack(words[0], 99, *words[2:])), counted),
+    ):
+        assert usual.read(other) is None

@@ -1,0 +1,64 @@
+"""The figures as pictures. matplotlib is needed for these alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from driver import Samples
+from report import PHASES
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def draw(results: dict[str, Any], directory: Path) -> None:
+    """Writes latency.png, throughput.png and phases.png."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _latency(results["latency"]["3 ms apart"], directory / "latency.png")
+    _throughput(results["throughput"], directory / "throughput.png")
+    _phases(results["latency"]["3 ms apart"]["isojob"], directory / "phases.png")
+
+
+def _latency(samples: dict[str, Samples], to: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 5))
+    for name, one in samples.items():
+        ordered = sorted(one.total)
+        shares = [(at + 1) / len(ordered) for at in range(len(ordered))]
+        ours = name.startswith("isojob")
+        axes.plot(
+            [value / 1e6 for value in ordered], shares, label=name, linewidth=2.5 if ours else 1.2
+        )
+    axes.set(xscale="log", xlabel="milliseconds", ylabel="share of jobs", ylim=(0, 1))
+    axes.set_title("/bin/true, output captured, 3 ms apart, job by job in turn")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(to, dpi=110)
+
+
+def _throughput(rates: dict[int, dict[str, float]], to: Path) -> None:
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name in ("asyncio exec", "isojob"):
+        axes.plot(list(rates), [row[name] for row in rates.values()], marker="o", label=name)
+    axes.set(xscale="log", xlabel="jobs in flight", ylabel="jobs a second", ylim=(0, None))
+    axes.set_xticks(list(rates), [str(count) for count in rates])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(to, dpi=110)
+
+
+def _phases(samples: Samples, to: Path) -> None:
+    summary = samples.summary()
+    figure, axes = plt.subplots(figsize=(9, 1.9))
+    left = 0.0
+    for name in PHASES:
+        width = summary[name]
+        if width:
+            axes.barh(0, width, left=left, label=f"{name} {width:.0f}")
+        left += width
+    axes.set(yticks=[], xlabel="microseconds, p50 of each phase")
+    axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.6))
+    figure.savefig(to, dpi=110, bbox_inches="tight")

@@ -1,0 +1,175 @@
+"""One epoll descriptor for an asyncio event loop, in which leases wait for their cells' reports.
+
+The loop's own add_reader and remove_reader, for each job, cost more than all else that a call does
+around its wait. So a lease is registered when its cell is parked, in the epoll of the loop that
+parked it, and the loop watches one descriptor. trio's own way is cheap as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import ClassVar, TypeAlias
+
+import sniffio
+
+__all__ = ["Watch", "Watched"]
+
+SECONDS = 0.005
+"""How long `Watched.heard` waits. Most short jobs are over by then."""
+
+
+class Watched:
+    """A descriptor that a `Watch` looks after; `Lease` is one."""
+
+    __slots__ = ("_fd", "_future", "_heard", "_step", "watch")
+
+    def __init__(self, fd: int) -> None:
+        self.watch: Watch | None = None
+        """Where it is registered."""
+        self._fd = fd
+        self._heard = False
+        self._step: Callable[[], bool] | None = None
+        self._future: asyncio.Future[bool] | None = None
+
+    def ready(self) -> None:
+        """There is something to read, or the other end has gone. Said once (EPOLLET)."""
+        self._heard = True
+        future, step = self._future, self._step
+        if future is None or step is None or future.done():
+            return
+        try:
+            if step():
+                future.set_result(True)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            future.set_exception(error)
+
+    async def heard(self, loop: asyncio.AbstractEventLoop, step: Callable[[], bool]) -> bool:
+        """Waits until `step` says that all is done, at most `SECONDS`; whether it did.
+
+        Args:
+            loop: The running one.
+            step: Reads without waiting, all there is.
+
+        Raises:
+            OSError: The kernel watches no more descriptors.
+        """
+        watch = self.watch
+        if watch is None or watch.loop() is not loop:
+            watch = Watch.add(loop, self)
+        self._step = step
+        self._future = future = loop.create_future()
+        watch.expect(loop, future)
+        if self._heard:  # before anybody listened
+            self.ready()
+        try:
+            ended: bool = await future
+        finally:
+            self._step = self._future = None
+        return ended
+
+    def unwatch(self) -> None:
+        """Ends the registration, before the descriptor is closed. Idempotent, from any thread."""
+        watch, self.watch = self.watch, None
+        if watch is not None:
+            watch.remove(self._fd)
+
+
+_Registry: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watch]"
+
+
+class Watch:
+    """The epoll descriptor of one loop. It lives while something is registered in it."""
+
+    _lock = threading.RLock()
+    _all: ClassVar[_Registry] = weakref.WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = weakref.ref(loop)
+        """Weak: neither a parked cell nor the registry keeps a closed loop."""
+        self._owner = os.getpid()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Watched] = {}
+        self._expected: deque[tuple[int, asyncio.Future[bool]]] = deque()
+        loop.add_reader(self._epoll.fileno(), self._serve)
+
+    @classmethod
+    def add(cls, loop: asyncio.AbstractEventLoop, watched: Watched) -> Watch:
+        """Registers a descriptor with the running loop, instead of where it was.
+
+        Raises:
+            OSError: The kernel watches no more descriptors.
+        """
+        watched.unwatch()
+        with cls._lock:
+            watch = cls._all.get(loop)
+            if watch is None or watch._owner != os.getpid():
+                watch = cls._all[loop] = cls(loop)
+            watch._epoll.register(watched._fd, select.EPOLLIN | select.EPOLLET)
+            watch._watched[watched._fd] = watched
+            watched.watch = watch
+        return watch
+
+    @classmethod
+    def add_here(cls, watched: Watched) -> None:
+        """The same if this is asyncio; at leisure, so that a job need not wait for it."""
+        if sniffio.thread_local.name is None:
+            with suppress(RuntimeError, OSError):  # no loop; no room
+                cls.add(asyncio.get_running_loop(), watched)
+
+    def remove(self, fd: int) -> None:
+        """Ends a registration, whatever thread or process this is."""
+        with self._lock:
+            if self._watched.pop(fd, None) is None or self._owner != os.getpid():
+                return
+            # Not left to close(2): a fork of ours may hold the descriptor open.
+            with suppress(OSError):
+                self._epoll.unregister(fd)
+            loop = self.loop()
+            if self._watched or loop is None:
+                return
+            try:
+                if asyncio._get_running_loop() is loop:
+                    self._close_if_idle()
+                else:
+                    loop.call_soon_threadsafe(self._close_if_idle)
+            except RuntimeError:  # it is closed, and watches nothing any more
+                self._epoll.close()
+
+    def _close_if_idle(self) -> None:
+        with self._lock:
+            loop = self.loop()
+            if not self._watched and not self._epoll.closed and loop is not None:
+                del self._all[loop]
+                loop.remove_reader(self._epoll.fileno())
+                self._epoll.close()
+
+    def _serve(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            watched = self._watched.get(fd)
+            if watched is not None:
+                watched.ready()
+
+    def expect(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool]) -> None:
+        """Answers False for that wait when its time is over. One timer for all of a few ms."""
+        self._expected.append((time.monotonic_ns(), future))
+        if len(self._expected) == 1:
+            loop.call_later(SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        expected = self._expected
+        over = time.monotonic_ns() - int(SECONDS * 1e9)
+        while expected and (expected[0][0] <= over or expected[0][1].done()):
+            future = expected.popleft()[1]
+            if not future.done():
+                future.set_result(False)
+        loop = self.loop()
+        if expected and loop is not None:
+            loop.call_later(max(0.0, (expected[0][0] - over) / 1e9), self._tick)

@@ -1,0 +1,129 @@
+"""Leases of one event loop wait in one epoll descriptor, which lives as long as they need it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from isojob._watch import Watch, Watched
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a socket."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def arrived(end: socket.socket) -> bool:
+    """Reads without waiting; whether there was something."""
+    try:
+        return bool(end.recv(1))
+    except BlockingIOError:
+        return False
+
+
+def epolls() -> int:
+    """Epoll descriptors of this process."""
+    names = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            continue
+    return names.count("anon_inode:[eventpoll]")
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def test_it_hears(pair: Pair) -> None:
+    """What comes before, while and after somebody listens; and that nothing comes."""
+    ours, theirs = pair
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        before = epolls()
+        watched = Watched(ours.fileno())
+        Watch.add_here(watched)
+        assert epolls() == before + 1
+        theirs.send(b"!")
+        await asyncio.sleep(0.01)
+        assert await watched.heard(loop, lambda: arrived(ours))  # it was there before
+        loop.call_later(0.001, theirs.send, b"!")
+        assert await watched.heard(loop, lambda: arrived(ours))
+        assert not await watched.heard(loop, lambda: False)
+        watched.unwatch()
+        watched.unwatch()
+        assert epolls() == before
+
+    asyncio.run(main())
+
+
+def test_an_error_is_the_listeners(pair: Pair) -> None:
+    """What `step` raises, `heard` raises."""
+    ours, theirs = pair
+
+    async def main() -> None:
+        watched = Watched(ours.fileno())
+        asyncio.get_running_loop().call_soon(theirs.close)
+        with pytest.raises(ZeroDivisionError):
+            await watched.heard(asyncio.get_running_loop(), lambda: bool(1 // len(ours.recv(1))))
+        watched.unwatch()
+
+    asyncio.run(main())
+
+
+def test_a_lease_moves_to_the_loop_that_runs_it(pair: Pair) -> None:
+    """Parked in one loop, used in another, when the first one is closed and when it is not."""
+    ours, theirs = pair
+    before = epolls()
+    watched = Watched(ours.fileno())
+
+    async def park() -> None:
+        Watch.add_here(watched)
+
+    async def use() -> None:
+        theirs.send(b"x")
+        assert await watched.heard(asyncio.get_running_loop(), lambda: arrived(ours))
+
+    asyncio.run(park())
+    asyncio.run(use())
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(park(), loop).result()
+    asyncio.run(use())
+    watched.unwatch()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    del loop
+    assert epolls() == before
+
+
+def test_many_wait_for_one_timer(pair: Pair) -> None:
+    """Each wait ends in its time, however many there are."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        sockets = [socket.socketpair() for _ in range(50)]
+        watched = [Watched(ours.fileno()) for ours, _ in sockets]
+        waits = [asyncio.create_task(one.heard(loop, lambda: False)) for one in watched]
+        await asyncio.sleep(0.002)
+        waits += [asyncio.create_task(Watched(pair[0].fileno()).heard(loop, lambda: False))]
+        assert await asyncio.wait_for(asyncio.gather(*waits), 5) == [False] * 51
+        for one in watched:
+            one.unwatch()
+        for both in sockets:
+            for end in both:
+                end.close()
+
+    asyncio.run(main())
