@@ -31,6 +31,10 @@ def _latency(samples: dict[str, Samples], to: Path) -> None:
             [value / 1e6 for value in ordered], shares, label=name, linewidth=2.5 if ours else 1.2
         )
     axes.set(xscale="log", xlabel="milliseconds", ylabel="share of jobs", ylim=(0, 1))
+    ticks = (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(0.5, 1.1 * max(one.quantile(0.99) / 1e3 for one in samples.values()))
     axes.set_title("/bin/true, output captured, 3 ms apart, job by job in turn")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
@@ -60,5 +64,5 @@ def _phases(samples: Samples, to: Path) -> None:
             axes.barh(0, width, left=left, label=f"{name} {width:.0f}")
         left += width
     axes.set(yticks=[], xlabel="microseconds, p50 of each phase")
-    axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.6))
+    axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.45))
     figure.savefig(to, dpi=110, bbox_inches="tight")

@@ -24,7 +24,7 @@ from isojob._loop import running_asyncio, serve
 from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
-from isojob._watch import SECONDS, Watched
+from isojob._watch import AGAIN_SECONDS, SECONDS, Watched
 from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError
 from isojob.wire import Failure, MessageType, Stdio, Writer
@@ -33,6 +33,8 @@ __all__ = ["CellFailedError", "CellGoneError", "Lease", "Run"]
 
 GONE_SECONDS = 5.0
 """How long a cancelled call waits for the end of its cell; 500 processes take 23 ms."""
+YOUNG_NS = 100_000_000
+"""A job that is older gets a service of its own, and bounds for its silence."""
 STUCK_SECONDS = 30.0
 """How long zygote and init may be silent when a word from them is due."""
 BUDGET = 4 << 20
@@ -237,9 +239,9 @@ class Run:
             if not fed:
                 ended = False
             elif loop is not None:
-                ended = await lease.heard(loop, self._take_all)
+                ended = await lease.heard(loop, self._take_all, self._is_idle)
             else:
-                ended = await serve(lease.socket.fileno(), self._take_all, SECONDS)
+                ended = await self._first_on_trio()
             if not ended:
                 await self._stream()
             if feed is not None:
@@ -255,6 +257,25 @@ class Run:
                 self._check_stdin()  # it was ended on that account
             raise
         return outcome
+
+    async def _first_on_trio(self) -> bool:
+        seconds = SECONDS
+        while not await serve(self.lease.socket.fileno(), self._take_all, seconds):
+            if not self._is_idle():
+                return False
+            seconds = AGAIN_SECONDS
+        return True
+
+    def _is_idle(self) -> bool:
+        """Whether waiting is all there is to do: the job writes nothing, and is still young.
+
+        Most jobs end before they have written what a pipe holds, and need no more than this look.
+        """
+        for capture in self._captures:
+            capture.drain()
+            if capture.total:
+                return False
+        return time.monotonic_ns() - self.outcome.host.sent_ns < YOUNG_NS
 
     def _check_stdin(self) -> None:
         """A job with half its input proves nothing."""

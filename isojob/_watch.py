@@ -8,12 +8,12 @@ parked it, and the loop watches one descriptor. trio's own way is cheap as it is
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import select
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar, TypeAlias
@@ -22,8 +22,10 @@ import sniffio
 
 __all__ = ["Watch", "Watched"]
 
-SECONDS = 0.005
-"""How long `Watched.heard` waits. Most short jobs are over by then."""
+SECONDS = 0.002
+"""How long `Watched.heard` waits before it looks whether there is more to do than waiting."""
+AGAIN_SECONDS = 0.008
+"""How long until it looks again."""
 
 
 class Watched:
@@ -51,12 +53,15 @@ class Watched:
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             future.set_exception(error)
 
-    async def heard(self, loop: asyncio.AbstractEventLoop, step: Callable[[], bool]) -> bool:
-        """Waits until `step` says that all is done, at most `SECONDS`; whether it did.
+    async def heard(
+        self, loop: asyncio.AbstractEventLoop, step: Callable[[], bool], idle: Callable[[], bool]
+    ) -> bool:
+        """Waits until `step` says that all is done; false if there is more to do than to wait.
 
         Args:
             loop: The running one.
             step: Reads without waiting, all there is.
+            idle: Asked now and then: whether there is nothing to do but to wait.
 
         Raises:
             OSError: The kernel watches no more descriptors.
@@ -66,7 +71,7 @@ class Watched:
             watch = Watch.add(loop, self)
         self._step = step
         self._future = future = loop.create_future()
-        watch.expect(loop, future)
+        watch.expect(loop, future, idle)
         if self._heard:  # before anybody listened
             self.ready()
         try:
@@ -82,6 +87,7 @@ class Watched:
             watch.remove(self._fd)
 
 
+_Expected: TypeAlias = "tuple[float, int, asyncio.Future[bool], Callable[[], bool]]"
 _Registry: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watch]"
 
 
@@ -97,7 +103,8 @@ class Watch:
         self._owner = os.getpid()
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
-        self._expected: deque[tuple[int, asyncio.Future[bool]]] = deque()
+        self._expected: list[_Expected] = []
+        self._count = 0
         loop.add_reader(self._epoll.fileno(), self._serve)
 
     @classmethod
@@ -157,19 +164,37 @@ class Watch:
             if watched is not None:
                 watched.ready()
 
-    def expect(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[bool]) -> None:
-        """Answers False for that wait when its time is over. One timer for all of a few ms."""
-        self._expected.append((time.monotonic_ns(), future))
-        if len(self._expected) == 1:
+    def expect(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[bool],
+        idle: Callable[[], bool],
+    ) -> None:
+        """Answers False for that wait when it is no longer idle. One timer serves all waits."""
+        if not self._expected:
             loop.call_later(SECONDS, self._tick)
+        self._push(SECONDS, future, idle)
+
+    def _push(self, seconds: float, future: asyncio.Future[bool], idle: Callable[[], bool]) -> None:
+        self._count += 1  # no two are equal: the rest is never compared
+        due = time.monotonic() + seconds
+        heapq.heappush(self._expected, (due, self._count, future, idle))
 
     def _tick(self) -> None:
         expected = self._expected
-        over = time.monotonic_ns() - int(SECONDS * 1e9)
-        while expected and (expected[0][0] <= over or expected[0][1].done()):
-            future = expected.popleft()[1]
-            if not future.done():
-                future.set_result(False)
+        # A little early is as good: else the first look would often be the second tick's.
+        now = time.monotonic() + SECONDS / 4
+        while expected and expected[0][0] <= now:
+            _, _, future, idle = heapq.heappop(expected)
+            if future.done():
+                continue
+            try:
+                if idle():
+                    self._push(AGAIN_SECONDS, future, idle)
+                else:
+                    future.set_result(False)
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                future.set_exception(error)
         loop = self.loop()
         if expected and loop is not None:
-            loop.call_later(max(0.0, (expected[0][0] - over) / 1e9), self._tick)
+            loop.call_later(SECONDS, self._tick)

@@ -30,6 +30,11 @@ def arrived(end: socket.socket) -> bool:
         return False
 
 
+def never() -> bool:
+    """There is always something to do."""
+    return False
+
+
 def epolls() -> int:
     """Epoll descriptors of this process."""
     names = []
@@ -56,10 +61,10 @@ def test_it_hears(pair: Pair) -> None:
         assert epolls() == before + 1
         theirs.send(b"!")
         await asyncio.sleep(0.01)
-        assert await watched.heard(loop, lambda: arrived(ours))  # it was there before
+        assert await watched.heard(loop, lambda: arrived(ours), never)  # it was there before
         loop.call_later(0.001, theirs.send, b"!")
-        assert await watched.heard(loop, lambda: arrived(ours))
-        assert not await watched.heard(loop, lambda: False)
+        assert await watched.heard(loop, lambda: arrived(ours), lambda: True)
+        assert not await watched.heard(loop, lambda: False, never)
         watched.unwatch()
         watched.unwatch()
         assert epolls() == before
@@ -75,7 +80,9 @@ def test_an_error_is_the_listeners(pair: Pair) -> None:
         watched = Watched(ours.fileno())
         asyncio.get_running_loop().call_soon(theirs.close)
         with pytest.raises(ZeroDivisionError):
-            await watched.heard(asyncio.get_running_loop(), lambda: bool(1 // len(ours.recv(1))))
+            await watched.heard(
+                asyncio.get_running_loop(), lambda: bool(1 // len(ours.recv(1))), never
+            )
         watched.unwatch()
 
     asyncio.run(main())
@@ -92,7 +99,7 @@ def test_a_lease_moves_to_the_loop_that_runs_it(pair: Pair) -> None:
 
     async def use() -> None:
         theirs.send(b"x")
-        assert await watched.heard(asyncio.get_running_loop(), lambda: arrived(ours))
+        assert await watched.heard(asyncio.get_running_loop(), lambda: arrived(ours), never)
 
     asyncio.run(park())
     asyncio.run(use())
@@ -116,14 +123,38 @@ def test_many_wait_for_one_timer(pair: Pair) -> None:
         loop = asyncio.get_running_loop()
         sockets = [socket.socketpair() for _ in range(50)]
         watched = [Watched(ours.fileno()) for ours, _ in sockets]
-        waits = [asyncio.create_task(one.heard(loop, lambda: False)) for one in watched]
+        waits = [asyncio.create_task(one.heard(loop, lambda: False, never)) for one in watched]
         await asyncio.sleep(0.002)
-        waits += [asyncio.create_task(Watched(pair[0].fileno()).heard(loop, lambda: False))]
+        waits += [asyncio.create_task(Watched(pair[0].fileno()).heard(loop, lambda: False, never))]
         assert await asyncio.wait_for(asyncio.gather(*waits), 5) == [False] * 51
         for one in watched:
             one.unwatch()
         for both in sockets:
             for end in both:
                 end.close()
+
+    asyncio.run(main())
+
+
+def test_idle_waits_go_on(pair: Pair) -> None:
+    """As long as there is nothing to do but to wait; what the question raises, the wait raises."""
+    ours, theirs = pair
+    asked: list[int] = []
+
+    def idle() -> bool:
+        asked.append(1)
+        return len(asked) < 3
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        watched = Watched(ours.fileno())
+        assert not await watched.heard(loop, lambda: False, idle)
+        assert len(asked) == 3
+        asked.clear()
+        loop.call_later(0.015, theirs.send, b"!")
+        assert await watched.heard(loop, lambda: arrived(ours), lambda: True)
+        with pytest.raises(ZeroDivisionError):
+            await watched.heard(loop, lambda: False, lambda: bool(1 // 0))
+        watched.unwatch()
 
     asyncio.run(main())
