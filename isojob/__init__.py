@@ -4,7 +4,7 @@ The layers, each importing only what is below it::
 
     _run            run_isolated, the process-wide pools
     _pool           Pool: zygote, stock of parked cells, admission
-    _cell           one lease: send, stream, cancel, collect
+    _cell _lease    one job in one cell: send, stream, cancel, collect
     _zygote _job _streams _account
     wire            sans-IO protocol          host/  cgroups/  seccomp/
     limits result sandbox verdict errors      models and pure functions

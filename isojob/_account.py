@@ -20,7 +20,8 @@ from isojob.limits import Limits
 from isojob.result import Evidence, Posture, Result, Status, pending
 from isojob.seccomp import syscall_name
 from isojob.verdict import usage, verdict
-from isojob.wire import CAUSES, JobState, RawResult
+from isojob.wire import JobState
+from isojob.wire_result import CAUSES, RawResult
 
 __all__ = ["HostSide", "Outcome", "failure", "make_evidence", "make_result"]
 

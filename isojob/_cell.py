@@ -1,15 +1,9 @@
-"""One lease: send the job, stream, cancel, collect the evidence.
-
-The lease is the host's end of the cell's socket. Shutting its write side tells init to end the job
-and report; closing it, in whatever way, ends the cell. End of file on it means that every process,
-mount and cgroup of the cell is gone.
-"""
+"""One job in one cell: send it, stream, cancel, collect the evidence."""
 
 from __future__ import annotations
 
 import os
 import select
-import socket
 import stat
 import time
 from contextlib import suppress
@@ -18,21 +12,19 @@ import anyio
 
 from isojob import wire
 from isojob._account import Outcome
-from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
+from isojob._descriptors import close_all
 from isojob._job import CAPTURE, STDOUT, Job
+from isojob._lease import Lease
 from isojob._loop import running_asyncio, serve
-from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
-from isojob._watch import AGAIN_SECONDS, SECONDS, Watched
-from isojob._zygote import Zygote
+from isojob._watch import AGAIN_SECONDS, SECONDS
 from isojob.errors import PoolBrokenError
-from isojob.wire import Failure, MessageType, Stdio, Writer
+from isojob.wire import Failure, MessageType, Stdio
+from isojob.wire_result import parse_result
 
-__all__ = ["CellFailedError", "CellGoneError", "Lease", "Run"]
+__all__ = ["CellFailedError", "CellGoneError", "Run"]
 
-GONE_SECONDS = 5.0
-"""How long a cancelled call waits for the end of its cell; 500 processes take 23 ms."""
 YOUNG_NS = 100_000_000
 """A job that is older gets a service of its own, and bounds for its silence."""
 STUCK_SECONDS = 30.0
@@ -51,137 +43,6 @@ class CellFailedError(Exception):
 
 class CellGoneError(Exception):
     """The cell ended without a report."""
-
-
-class Lease(Watched):
-    """The host's end of one cell.
-
-    Attributes:
-        zygote: Whose cell it is.
-        out: The pipe that its stdout came with, as long as no job has it; None: it has none.
-        err: The same for stderr.
-        pipes: All of its pipes, which end with it.
-    """
-
-    __slots__ = ("_stopped", "err", "out", "pipes", "socket", "zygote")
-
-    def __init__(
-        self, lease: socket.socket, zygote: Zygote, out: Capture | None, err: Capture | None
-    ) -> None:
-        super().__init__(lease.fileno())
-        self.socket = lease
-        self._stopped = False
-        self.zygote = zygote
-        self.out = out
-        self.err = err
-        self.pipes: list[Capture | Feed | FileFeed] = [pipe for pipe in (out, err) if pipe]
-
-    @classmethod
-    def make(cls, zygote: Zygote, spec: CellSpec, *, piped: bool) -> Lease:
-        """Asks for a cell; a job can be sent at once.
-
-        Args:
-            zygote: Whom to ask.
-            spec: What kind of cell.
-            piped: Give it pipes for stdout and stderr now: a job that is captured starts sooner.
-
-        Raises:
-            BlockingIOError: Too many requests are under way; try again in a moment.
-            PoolBrokenError: The zygote is dead.
-            OSError: No descriptor was free.
-        """
-        if not piped:
-            return cls(zygote.make(spec), zygote, None, None)
-        made: list[Capture] = []
-        try:
-            made += [Capture()]
-            made += [Capture()]
-            out, err = made
-            lease = zygote.make(spec, [out.write_end, err.write_end])
-        except BaseException:
-            for pipe in made:
-                pipe.close()
-            raise
-        out.close_write()
-        err.close_write()
-        return cls(lease, zygote, out, err)
-
-    def send(self, out: Writer, fds: list[int]) -> None:
-        """Sends the job; never blocks: the socket is empty and takes a whole message."""
-        try:
-            if out.length > wire.INLINE_MAX:
-                body = sealed_memfd("isojob-job", out.body())
-                try:
-                    send_fds(self.socket, out.header(memfd=True), [body, *fds])
-                finally:
-                    os.close(body)
-            else:
-                send_fds(self.socket, out.message(), fds)
-        except (BrokenPipeError, ConnectionResetError):
-            # What init said before it went is still to be read.
-            pass
-
-    def send_collect(self, message: bytes) -> None:
-        """Leaves init its errand; it reads it when the job is over."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            send_fds(self.socket, message, [])
-
-    def read(self) -> tuple[bytes, list[int]] | None:
-        """The next datagram with its descriptors, or None at end of file.
-
-        Raises:
-            BlockingIOError: Nothing there yet.
-            wire.WireError: It was longer than anything we are told.
-        """
-        while True:
-            try:
-                datagram, fds, cut = receive_fds(self.socket)
-            except ConnectionResetError:
-                # An unread message of ours died with the cell; its last words are still there.
-                continue
-            if not datagram and not fds:
-                return None
-            # MSG_CTRUNC is no reason: no descriptor was free for the file that came with it.
-            if cut:
-                close_all(fds)
-                raise wire.WireError("a message was cut off")
-            return datagram, fds
-
-    def stop(self) -> None:
-        """Tells init to end the job now and report. Idempotent."""
-        if not self._stopped:
-            self._stopped = True
-            with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_WR)
-
-    async def gone(self) -> bool:
-        """Waits until nothing of the cell is left, bounded; whether that was seen."""
-        self.stop()
-        deadline = anyio.current_time() + GONE_SECONDS
-        return await shielded(lambda: self._until_end_of_file(deadline))
-
-    async def _until_end_of_file(self, deadline: float) -> bool:
-        left = max(0.0, deadline - anyio.current_time())
-        return await serve(self.socket.fileno(), self._at_end_of_file, left)
-
-    def _at_end_of_file(self) -> bool:
-        while True:
-            try:
-                received = self.read()
-            except BlockingIOError:
-                return False
-            except wire.WireError:
-                continue
-            if received is None:
-                return True
-            close_all(received[1])
-
-    def close(self) -> None:
-        """Lets go; whatever still runs in the cell ends. Idempotent, from any thread."""
-        self.unwatch()
-        self.socket.close()
-        while self.pipes:
-            self.pipes.pop().close()
 
 
 class Run:
@@ -345,7 +206,7 @@ class Run:
         try:
             message = wire.decode(datagram)
             if message.kind is MessageType.RESULT:
-                raw = wire.parse_result(message)
+                raw = parse_result(message)
                 if raw.failure is not None and raw.failure.stage == "park":
                     raise CellFailedError(raw.failure)
                 self.outcome.raw = raw

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import anyio
 
-from isojob._cell import STUCK_SECONDS, Lease
+from isojob._cell import STUCK_SECONDS
+from isojob._lease import Lease
 from isojob._loop import later, soon
 from isojob._shield import in_thread
 from isojob._spec import CellSpec

@@ -12,9 +12,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 __all__ = [
+    "FIELD",
+    "HEADER",
     "INLINE_MAX",
     "MAX_FDS",
     "BindFlag",
@@ -25,7 +27,6 @@ __all__ = [
     "JobState",
     "Message",
     "MessageType",
-    "RawResult",
     "Stdio",
     "Tag",
     "WireError",
@@ -33,7 +34,6 @@ __all__ = [
     "decode",
     "parse_failure",
     "parse_file",
-    "parse_result",
 ]
 
 MAGIC = 0x4A4F5349
@@ -44,8 +44,8 @@ FLAG_MEMFD = 1
 RECEIVE_SIZE = 32768
 """Longest datagram that a cell or zygote sends."""
 
-_HEADER = struct.Struct("<IHHII")
-_FIELD = struct.Struct("<HHI")
+HEADER = struct.Struct("<IHHII")
+FIELD = struct.Struct("<HHI")
 _U64 = struct.Struct("<Q")
 _I32 = struct.Struct("<i")
 
@@ -164,8 +164,6 @@ class JobState(IntEnum):
     FAILED = 4
 
 
-Cause: TypeAlias = Literal["none", "wall", "cpu", "oom", "seccomp", "stop"]
-CAUSES: tuple[Cause, ...] = ("none", "wall", "cpu", "oom", "seccomp", "stop")
 RAW_EVIDENCE = 0x100
 """Index bit of CG_EVIDENCE: the file is sent, too, if it is not empty."""
 OPTIONAL_WRITE = 0x100
@@ -186,9 +184,9 @@ class Writer:
 
     def put(self, tag: Tag, data: bytes = b"", index: int = 0) -> None:
         """Appends a field of raw bytes."""
-        self._parts.append(_FIELD.pack(tag, index, len(data)))
+        self._parts.append(FIELD.pack(tag, index, len(data)))
         self._parts.append(data)
-        self.length += _FIELD.size + len(data)
+        self.length += FIELD.size + len(data)
 
     def fields(self, data: bytes) -> None:
         """Appends the whole body of another message."""
@@ -217,7 +215,7 @@ class Writer:
 
     def header(self, *, memfd: bool) -> bytes:
         """The header alone, of a message whose body is elsewhere or follows."""
-        return _HEADER.pack(MAGIC, VERSION, self.kind, self.length, FLAG_MEMFD if memfd else 0)
+        return HEADER.pack(MAGIC, VERSION, self.kind, self.length, FLAG_MEMFD if memfd else 0)
 
     def message(self) -> bytes:
         """Header and fields, for a datagram. The caller has compared `length` to `INLINE_MAX`."""
@@ -251,7 +249,7 @@ class Message(NamedTuple):
 
 _KINDS = {int(kind): kind for kind in MessageType}
 # Read on the caller's time, as everything from here to `parse_result`.
-_HEADER_SIZE, _FIELD_SIZE = _HEADER.size, _FIELD.size
+_HEADER_SIZE, _FIELD_SIZE = HEADER.size, FIELD.size
 
 
 def decode(datagram: bytes) -> Message:
@@ -263,7 +261,7 @@ def decode(datagram: bytes) -> Message:
     end = len(datagram)
     if end < _HEADER_SIZE:
         raise WireError("shorter than a header")
-    magic, version, kind, length, flags = _HEADER.unpack_from(datagram)
+    magic, version, kind, length, flags = HEADER.unpack_from(datagram)
     if magic != MAGIC or version != VERSION or flags != 0:
         raise WireError("not a message of this version")
     if length != end - _HEADER_SIZE:
@@ -272,7 +270,7 @@ def decode(datagram: bytes) -> Message:
     if known is None:
         raise WireError(f"unknown message {kind}")
     fields = []
-    at, field_header = _HEADER_SIZE, _FIELD.unpack_from
+    at, field_header = _HEADER_SIZE, FIELD.unpack_from
     while at < end:
         start = at + _FIELD_SIZE
         if start > end:
@@ -323,108 +321,3 @@ def parse_file(message: Message) -> FileReply:
     if name is None:
         raise WireError("a file without a name")
     return FileReply(_string(name), None if reason is None else _string(reason))
-
-
-class RawResult(NamedTuple):
-    """A RESULT message: the kernel's words, not yet understood; see ``struct report``."""
-
-    state: int
-    cause: int
-    code: int
-    status: int
-    arch: int
-    nr: int
-    received_ns: int
-    start_ns: int
-    end_ns: int
-    done_ns: int
-    cpu_base_ns: int
-    cpu_end_ns: int
-    user_us: int
-    system_us: int
-    max_rss_kib: int
-    voluntary: int
-    involuntary: int
-    counters: tuple[int, ...]
-    files: dict[int, bytes]
-    failure: Failure | None
-
-
-_REPORT = struct.Struct("<IIiiIi11q")
-# Plain ints: comparing with an IntEnum member goes through its attribute lookup each time.
-_RESULT_TAGS = tuple(map(int, (Tag.REPORT, Tag.COUNTERS, Tag.EVIDENCE, Tag.STAGE, Tag.ERRNO)))
-
-
-class UsualResult:
-    """A RESULT without files, raw evidence or a failure, which has one form: read in one go.
-
-    Most jobs end like that, and this is read on the caller's time.
-
-    Args:
-        counters: How many the cells of a pool report.
-    """
-
-    __slots__ = ("_check", "_middle", "_prefix", "_size", "_unpack")
-
-    def __init__(self, counters: int) -> None:
-        report, counted = _REPORT.size, 8 * counters
-        body = 2 * _FIELD_SIZE + report + counted
-        self._prefix = _HEADER.pack(MAGIC, VERSION, MessageType.RESULT, body, 0) + _FIELD.pack(
-            Tag.REPORT, 0, report
-        )
-        self._middle = _FIELD.pack(Tag.COUNTERS, 0, counted)
-        at = len(self._prefix) + report
-        self._check = slice(at, at + _FIELD_SIZE)
-        self._size = _HEADER_SIZE + body
-        self._unpack = struct.Struct(
-            f"<{len(self._prefix)}x{_REPORT.format[1:]}{_FIELD_SIZE}x{counters}q"
-        ).unpack
-
-    def read(self, datagram: bytes) -> RawResult | None:
-        """The result, or None if it is another message, or one to be read field by field."""
-        if (
-            len(datagram) != self._size
-            or not datagram.startswith(self._prefix)
-            or datagram[self._check] != self._middle
-        ):
-            return None
-        words = self._unpack(datagram)
-        if words[0] > _LAST_STATE or words[1] >= len(CAUSES):
-            return None  # `parse_result` says what is wrong
-        return RawResult._make((*words[:_WORDS], words[_WORDS:], {}, None))
-
-
-_LAST_STATE = int(JobState.FAILED)
-_WORDS = 17
-
-
-def parse_result(message: Message) -> RawResult:
-    """Reads a RESULT message.
-
-    Raises:
-        WireError: A field has the wrong size or a value out of range.
-    """
-    report, counted, evidence, stage, number = _RESULT_TAGS
-    words: bytes | None = None
-    counters: tuple[int, ...] = ()
-    files: dict[int, bytes] = {}
-    failure: Failure | None = None
-    for tag, index, data in message.fields:
-        if tag == report:
-            words = data
-        elif tag == counted:
-            if len(data) % 8:
-                raise WireError("half a counter")
-            counters = struct.unpack(f"<{len(data) // 8}q", data)
-        elif tag == evidence:
-            files[index] = data
-        elif tag in (stage, number):
-            failure = parse_failure(message)
-        else:
-            raise WireError(f"unexpected field {tag}")
-    if words is None or len(words) != _REPORT.size:
-        raise WireError("a result without a report of the right size")
-    raw = RawResult._make((*_REPORT.unpack(words), counters, files, failure))
-    if raw.state > JobState.FAILED or raw.cause >= len(CAUSES):
-        raise WireError(f"unknown state {raw.state} or cause {raw.cause}")
-    return raw

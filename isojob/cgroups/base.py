@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from isojob.limits import Limits
-from isojob.wire import UsualResult
+from isojob.wire_result import UsualResult
 
 if sys.platform != "win32":
     import fcntl

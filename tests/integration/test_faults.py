@@ -19,6 +19,7 @@ from environment import SLOW, children_of, run_python
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, run_isolated
 from isojob import _cell as cell_module
+from isojob import _lease as lease_module
 from isojob import _run as run_module
 from isojob._spec import CellSpec
 
@@ -89,13 +90,13 @@ async def test_dead_zygotes_do_not_pile_up() -> None:
 def test_second_native_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancel by asyncio itself goes through anyio's shield: the call returns with nothing left anyway."""
     gone: list[bool] = []
-    original = cell_module.Lease._until_end_of_file
+    original = lease_module.Lease._until_end_of_file
 
-    async def recorded(self: cell_module.Lease, deadline: float) -> bool:
+    async def recorded(self: lease_module.Lease, deadline: float) -> bool:
         gone.append(await original(self, deadline))
         return gone[-1]
 
-    monkeypatch.setattr(cell_module.Lease, "_until_end_of_file", recorded)
+    monkeypatch.setattr(lease_module.Lease, "_until_end_of_file", recorded)
 
     async def main() -> None:
         async with Pool(parked=0) as pool:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from isojob import Limits, Posture, Result, Sandbox, Status, wire
+from isojob import Limits, Posture, Result, Sandbox, Status, wire, wire_result
 from isojob._account import Outcome, has_simply_ended, make_evidence, make_result
 from isojob._job import Job
 from isojob._streams import Capture
@@ -38,7 +38,7 @@ def outcome(counters: Counters, *, cpu_base: int, cpu_end: int) -> Outcome:
     """A job that exited with 0."""
     made = Outcome(Driver(counters))
     made.host.admitted_ns, made.host.sent_ns, made.host.reply_ns = 100, 110, 200
-    words = dict.fromkeys(wire.RawResult._fields, 0)
+    words = dict.fromkeys(wire_result.RawResult._fields, 0)
     words |= {
         "state": wire.JobState.EXEC,
         "code": 1,
@@ -51,7 +51,7 @@ def outcome(counters: Counters, *, cpu_base: int, cpu_end: int) -> Outcome:
         "user_us": 7,
         "system_us": 8,
     }
-    made.raw = wire.RawResult._make(words.values())
+    made.raw = wire_result.RawResult._make(words.values())
     return made
 
 
@@ -107,7 +107,7 @@ SIZES = st.sampled_from([0, 1, 63 << 20, 64 << 20])
 NEAR = st.sampled_from([-1, 0, 999_999_999, 1_000_000_000, 1_000_000_001, 2_000_000_001])
 WORDS = st.fixed_dictionaries(
     {
-        "cause": st.integers(0, len(wire.CAUSES) - 1),
+        "cause": st.integers(0, len(wire_result.CAUSES) - 1),
         "code": st.sampled_from([1, 1, 1, 2, 3]),
         "status": st.sampled_from([0, 1, 9, 137]),
         "end_ns": NEAR,
@@ -137,7 +137,7 @@ def test_the_short_way_to_a_verdict_is_the_long_one(
     """Where the exit status is taken for the verdict, all the evidence says the same."""
     driver = data.draw(st.sampled_from(made))
     count = sum(len(file.counters) for file in driver.files.evidence)
-    words: dict[str, Any] = dict.fromkeys(wire.RawResult._fields, 0) | data.draw(WORDS)
+    words: dict[str, Any] = dict.fromkeys(wire_result.RawResult._fields, 0) | data.draw(WORDS)
     words |= {
         "state": wire.JobState.EXEC,
         "counters": tuple(data.draw(st.lists(st.integers(-1, 2), min_size=count, max_size=count))),
@@ -145,7 +145,7 @@ def test_the_short_way_to_a_verdict_is_the_long_one(
         "failure": None,
     }
     case = Outcome(driver)
-    case.raw = wire.RawResult._make(words.values())
+    case.raw = wire_result.RawResult._make(words.values())
     case.out = data.draw(st.none() | st.builds(Output, SIZES, st.none() | SIZES))
     case.err = data.draw(st.none() | st.builds(Output, SIZES, st.none() | SIZES))
     limits = Limits(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isojob import wire
+from isojob import wire, wire_result
 from isojob.wire import JobState, MessageType, Tag, WireError, Writer
 
 REPORT = struct.Struct("<IIiiIi11q")
@@ -47,7 +47,7 @@ def test_the_report_is_that_of_the_c_twin() -> None:
         for name in listed.split(","):
             names.append(name.strip())
             form += letters[kind]
-    assert tuple(names) == wire.RawResult._fields[:-3]
+    assert tuple(names) == wire_result.RawResult._fields[:-3]
     assert struct.Struct(form).size == REPORT.size
     packed = struct.pack(form, *range(17))
     assert packed == REPORT.pack(*range(17))
@@ -90,7 +90,7 @@ def test_random_bytes(data: bytes) -> None:
 def test_random_fields(body: bytes, kind: MessageType) -> None:
     """With a right header: every parser reads or refuses."""
     header = struct.pack("<IHHII", wire.MAGIC, wire.VERSION, kind, len(body), 0)
-    for parse in (wire.parse_result, wire.parse_file, wire.parse_failure):
+    for parse in (wire_result.parse_result, wire.parse_file, wire.parse_failure):
         try:
             parse(wire.decode(header + body))
         except WireError:
@@ -108,10 +108,10 @@ def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
     message = wire.decode(out.message())
     assert message.fields == fields
     try:
-        raw = wire.parse_result(message)
+        raw = wire_result.parse_result(message)
     except WireError:
         return
-    assert wire.CAUSES[raw.cause]
+    assert wire_result.CAUSES[raw.cause]
     assert JobState(raw.state)
 
 
@@ -135,12 +135,12 @@ def test_damaged(damage: object) -> None:
         wire.decode(damage(out.message()))  # type: ignore[operator]
 
 
-def result(*fields: tuple[Tag, bytes]) -> wire.RawResult:
+def result(*fields: tuple[Tag, bytes]) -> wire_result.RawResult:
     """What is read of a RESULT message with these fields."""
     out = Writer(MessageType.RESULT)
     for tag, data in fields:
         out.put(tag, data, 3)
-    return wire.parse_result(wire.decode(out.message()))
+    return wire_result.parse_result(wire.decode(out.message()))
 
 
 def test_result() -> None:
@@ -175,7 +175,7 @@ def test_impossible_results() -> None:
 
 def test_the_usual_result_in_one_go() -> None:
     """A report with its counters reads the same in one go and field by field; all else by field."""
-    usual = wire.UsualResult(2)
+    usual = wire_result.UsualResult(2)
     counted = (Tag.COUNTERS, struct.pack("<2q", -1, 2**40))
 
     def message(*fields: tuple[Tag, bytes], kind: MessageType = MessageType.RESULT) -> bytes:
@@ -187,7 +187,7 @@ def test_the_usual_result_in_one_go() -> None:
     words = (JobState.EXEC, 1, 1, 137, 0, -1, *range(2**40, 2**40 + 11))
     report = (Tag.REPORT, REPORT.pack(*words))
     whole = message(report, counted)
-    assert usual.read(whole) == wire.parse_result(wire.decode(whole))
+    assert usual.read(whole) == wire_result.parse_result(wire.decode(whole))
     for other in (
         b"",
         whole[:-1],
