@@ -195,9 +195,11 @@ class Run:
                 return False
             if received is None:
                 raise CellGoneError
-            outcome.raw = outcome.driver.usual.read(received[0])
+            datagram, fds = received
+            # A report has no descriptors; `_take` closes what came all the same.
+            outcome.raw = None if fds else outcome.driver.usual.read(datagram)
             if outcome.raw is None:
-                self._take(*received)
+                self._take(datagram, fds)
         outcome.host.reply_ns = time.monotonic_ns()
         return True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import sniffio
 
-__all__ = ["from_threads", "later", "running_asyncio", "serve", "soon", "spawn"]
+__all__ = ["Service", "from_threads", "later", "running_asyncio", "serve", "soon", "spawn"]
 
 
 def _is_asyncio() -> bool:
@@ -19,12 +19,16 @@ def _is_asyncio() -> bool:
 
 
 def running_asyncio() -> asyncio.AbstractEventLoop | None:
-    """Asyncio's running loop, or None on trio."""
-    return asyncio.get_running_loop() if sniffio.thread_local.name is None else None
+    """Asyncio's running loop, or None on trio.
+
+    Raises:
+        RuntimeError: There is no event loop.
+    """
+    return asyncio.get_running_loop() if _is_asyncio() else None
 
 
-class _Service:
-    """What `serve` has to call on asyncio, and whom to wake."""
+class Service:
+    """What is to be called on asyncio when there is something to read, and whom to wake."""
 
     __slots__ = ("_step", "future")
 
@@ -33,6 +37,7 @@ class _Service:
         self.future = future
 
     def ready(self) -> None:
+        """There is something to read."""
         if self.future.done():
             return
         try:
@@ -42,6 +47,7 @@ class _Service:
             self.future.set_exception(error)
 
     def too_late(self) -> None:
+        """Nobody waits any longer."""
         if not self.future.done():
             self.future.set_result(False)
 
@@ -70,7 +76,7 @@ async def serve(fd: int, step: Callable[[], bool], seconds: float | None) -> boo
                     return True
         return False
     loop = asyncio.get_running_loop()
-    service = _Service(step, loop.create_future())
+    service = Service(step, loop.create_future())
     loop.add_reader(fd, service.ready)
     timer = None if seconds is None else loop.call_later(seconds, service.too_late)
     try:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar, TypeAlias
 
-import sniffio
+from isojob._loop import Service, running_asyncio
 
 __all__ = ["Watch", "Watched"]
 
@@ -31,27 +31,20 @@ AGAIN_SECONDS = 0.008
 class Watched:
     """A descriptor that a `Watch` looks after; `Lease` is one."""
 
-    __slots__ = ("_fd", "_future", "_heard", "_step", "watch")
+    __slots__ = ("_fd", "_heard", "_service", "watch")
 
     def __init__(self, fd: int) -> None:
         self.watch: Watch | None = None
         """Where it is registered."""
         self._fd = fd
         self._heard = False
-        self._step: Callable[[], bool] | None = None
-        self._future: asyncio.Future[bool] | None = None
+        self._service: Service | None = None
 
     def ready(self) -> None:
         """There is something to read, or the other end has gone. Said once (EPOLLET)."""
         self._heard = True
-        future, step = self._future, self._step
-        if future is None or step is None or future.done():
-            return
-        try:
-            if step():
-                future.set_result(True)
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            future.set_exception(error)
+        if self._service is not None:
+            self._service.ready()
 
     async def heard(
         self, loop: asyncio.AbstractEventLoop, step: Callable[[], bool], idle: Callable[[], bool]
@@ -69,15 +62,15 @@ class Watched:
         watch = self.watch
         if watch is None or watch.loop() is not loop:
             watch = Watch.add(loop, self)
-        self._step = step
-        self._future = future = loop.create_future()
+        future = loop.create_future()
+        self._service = Service(step, future)
         watch.expect(loop, future, idle)
         if self._heard:  # before anybody listened
             self.ready()
         try:
             ended: bool = await future
         finally:
-            self._step = self._future = None
+            self._service = None
         return ended
 
     def unwatch(self) -> None:
@@ -127,9 +120,10 @@ class Watch:
     @classmethod
     def add_here(cls, watched: Watched) -> None:
         """The same if this is asyncio; at leisure, so that a job need not wait for it."""
-        if sniffio.thread_local.name is None:
-            with suppress(RuntimeError, OSError):  # no loop; no room
-                cls.add(asyncio.get_running_loop(), watched)
+        with suppress(RuntimeError, OSError):  # no loop; no room
+            loop = running_asyncio()
+            if loop is not None:
+                cls.add(loop, watched)
 
     def remove(self, fd: int) -> None:
         """Ends a registration, whatever thread or process this is."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
+import struct
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -13,8 +17,12 @@ from pydantic import BaseModel
 
 from isojob import Limits, Posture, Result, Sandbox, Status, wire, wire_result
 from isojob._account import Outcome, has_simply_ended, make_evidence, make_result
+from isojob._cell import Run
+from isojob._descriptors import send_fds
 from isojob._job import Job
+from isojob._lease import Lease
 from isojob._streams import Capture
+from isojob._zygote import Zygote
 from isojob.cgroups import Counters
 from isojob.cgroups import Driver as AnyDriver
 from isojob.cgroups.discovery import NoCgroups
@@ -204,3 +212,21 @@ def test_an_account_is_written_when_somebody_asks(look: object) -> None:
     assert list(got.__dict__) == list(Result.model_fields)
     assert Result.model_validate_json(finished().model_dump_json()) == whole
     assert '"memory_peak":4096' in Holder(result=finished()).model_dump_json()
+
+
+def test_a_report_with_descriptors_leaves_none() -> None:
+    """A cell sends none with its report; one that does costs its host nothing."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        zygote = SimpleNamespace(driver=NoCgroups("", ""))
+        lease = Lease(ours, cast("Zygote", zygote), None, None)
+        job = Job.make(["true"], sandbox=Sandbox(), limits=Limits())
+        out = wire.Writer(wire.MessageType.RESULT)
+        out.put(wire.Tag.REPORT, struct.pack("<IIiiIi11q", wire.JobState.EXEC, 0, 1, *range(14)))
+        out.put(wire.Tag.COUNTERS, b"")
+        send_fds(theirs, out.message(), [0, 1])
+        before = len(os.listdir("/proc/self/fd"))
+        run = Run(lease, job)
+        assert run._take_all()
+        assert run.outcome.raw is not None
+        assert len(os.listdir("/proc/self/fd")) == before
