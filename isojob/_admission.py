@@ -16,7 +16,9 @@ from isojob._models import Model
 from isojob.cgroups import memory_ceiling
 from isojob.errors import PoolClosedError, QueueFullError
 
-__all__ = ["PoolStatistics", "Slots", "default_max_jobs", "memory_budget"]
+__all__ = ["PoolStatistics", "Slots", "default_max_jobs", "default_parked", "memory_budget"]
+
+MOST_PARKED = 256
 
 
 class PoolStatistics(Model, frozen=True):
@@ -29,6 +31,7 @@ class PoolStatistics(Model, frozen=True):
         memory: What the running jobs may be allowed together, bytes.
         memory_reserved: What they are allowed together.
         parked: Cells ready for a job.
+        parked_target: How many there should be; grows with bursts, and shrinks again.
         zygotes: Zygotes started so far; more than one means that one died.
     """
 
@@ -38,6 +41,7 @@ class PoolStatistics(Model, frozen=True):
     memory: int
     memory_reserved: int
     parked: int
+    parked_target: int
     zygotes: int
 
 
@@ -197,6 +201,22 @@ def memory_budget() -> int:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     ceiling = memory_ceiling()
     return physical if ceiling is None else min(physical, ceiling)
+
+
+def default_parked(max_jobs: int) -> tuple[int, int]:
+    """Cells of a kind to keep ready, at least and at most, within a quarter of our descriptors.
+
+    Args:
+        max_jobs: Slots.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0, 0
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = MOST_PARKED if soft == resource.RLIM_INFINITY else soft // (4 * 3)
+    most = max(1, min(room, max(32, max_jobs), MOST_PARKED))
+    return min(8, most), most
 
 
 def default_max_jobs() -> int:

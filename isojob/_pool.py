@@ -12,7 +12,13 @@ from typing import Any, Self
 
 from isojob import wire
 from isojob._account import Outcome, make_result
-from isojob._admission import PoolStatistics, Slots, default_max_jobs, memory_budget
+from isojob._admission import (
+    PoolStatistics,
+    Slots,
+    default_max_jobs,
+    default_parked,
+    memory_budget,
+)
 from isojob._cell import CellFailedError, CellGoneError, Run
 from isojob._job import (
     CAPTURE,
@@ -38,7 +44,6 @@ from isojob.wire import Failure
 
 __all__ = ["Pool", "PoolStatistics"]
 
-PARKED = 8
 _ATTEMPTS = 2
 _CLOSED = "the pool was closed while the job ran"
 
@@ -57,7 +62,9 @@ class Pool:
         memory: What the jobs at once may be allowed together, bytes or a string such as
             ``"8GiB"``: the sum of their `Limits.memory`. A larger job runs alone. By default the
             memory of this machine or of our own cgroup.
-        parked: Cells kept ready (some 0.6 MB each).
+        parked: Cells kept ready (0.3 MB and three descriptors each) for jobs with the pool's own
+            limits, and at most so many for each other kind of limits that jobs bring. By default 8,
+            and more when bursts of jobs were found to need more.
         queue: Calls that may wait for their turn; None: any number.
         uid_range: Host uids and gids to take a block from, as root.
     """
@@ -94,7 +101,7 @@ class Pool:
         self._environment = Environment.make(self.sandbox.environment())
         self._max_jobs = max_jobs or default_max_jobs()
         self._memory = (0 if memory is None else parse_bytes(memory)) or memory_budget()
-        self._parked = PARKED if parked is None else parked
+        self._parked = default_parked(self._max_jobs) if parked is None else (parked, parked)
         self._queue = queue
         self._uid_range = uid_range
         self._reset()
@@ -252,6 +259,7 @@ class Pool:
             memory=self._slots.memory,
             memory_reserved=self._slots.reserved,
             parked=self._stock.parked,
+            parked_target=self._stock.wanted,
             zygotes=self._stock.started,
         )
 
@@ -260,13 +268,13 @@ async def _attempt(stock: Stock, job: Job) -> Outcome:
     for attempt in range(_ATTEMPTS):
         taken = stock.take_parked(job.limits) if attempt == 0 else None
         try:
-            lease, spec = taken or await stock.make(job.limits)
+            lease, shelf = taken or await stock.make(job.limits)
         except PoolBrokenError:
             if attempt == _ATTEMPTS - 1:
                 raise
             continue  # with a new zygote
         try:
-            outcome = await Run(lease, job).run(spec)
+            outcome = await Run(lease, job).run(shelf.spec)
         except CellFailedError as error:
             # A parked cell may have failed long ago, for a reason that has passed.
             if error.failure.stage == "zygote":
@@ -276,6 +284,9 @@ async def _attempt(stock: Stock, job: Job) -> Outcome:
         except (CellGoneError, wire.WireError) as error:
             raise _why_gone(stock, lease.zygote, error) from None
         else:
+            assert outcome.raw is not None
+            if taken:
+                stock.learn(shelf, outcome.raw.received_ns - outcome.host.sent_ns)
             if not stock.open:
                 # Closing ends what runs, by more than one way: no verdict is true any more.
                 raise PoolClosedError(_CLOSED)

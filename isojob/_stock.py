@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
+from collections import OrderedDict
 from contextlib import suppress
 
 import anyio
@@ -11,6 +12,7 @@ import anyio
 from isojob._cell import STUCK_SECONDS
 from isojob._lease import Lease
 from isojob._loop import later, soon
+from isojob._shelf import LATE_NS, Level, Shelf
 from isojob._shield import in_thread
 from isojob._spec import CellSpec
 from isojob._watch import Watch
@@ -27,6 +29,8 @@ __all__ = ["Stock"]
 
 FULL_SECONDS = 0.02
 PIPED = 64
+KINDS = 8
+"""Kinds of cells that are kept besides the pool's own: the last ones asked for."""
 
 
 class Stock:
@@ -35,11 +39,13 @@ class Stock:
     Args:
         sandbox: The template of all cells.
         limits: Those that cells are parked with.
-        parked: Cells to keep ready.
+        parked: Cells of one kind to keep ready, at least and at most.
         uid_range: Host uids and gids to take a block from, as root.
     """
 
-    def __init__(self, sandbox: Sandbox, limits: Limits, parked: int, uid_range: range) -> None:
+    def __init__(
+        self, sandbox: Sandbox, limits: Limits, parked: tuple[int, int], uid_range: range
+    ) -> None:
         self.sandbox = sandbox
         self.limits = limits
         self.open = False
@@ -53,16 +59,27 @@ class Stock:
         self._wanted = parked
         self._uid_range = uid_range
         self._lock = threading.Lock()
-        self._parked: deque[Lease] = deque()
         self._spent: list[Lease] = []
-        self._spec: CellSpec | None = None
+        self._shelf: Shelf | None = None
+        """Of cells with the pool's own limits."""
+        self._others: OrderedDict[tuple[object, ...], Shelf] = OrderedDict()
+        """Of cells with limits that jobs brought, the last used at the end."""
         self._posture: Posture | None = None
         self._devices: tuple[str, ...] = ()
 
     @property
     def parked(self) -> int:
         """Cells ready for a job."""
-        return len(self._parked)
+        return sum(len(shelf.cells) for shelf in self._shelves())
+
+    @property
+    def wanted(self) -> int:
+        """Cells that should be ready."""
+        return sum(shelf.level.wanted for shelf in self._shelves())
+
+    def _shelves(self) -> list[Shelf]:
+        others = list(self._others.values())
+        return others if self._shelf is None else [self._shelf, *others]
 
     @property
     def posture(self) -> Posture:
@@ -89,21 +106,26 @@ class Stock:
             self._devices = block_devices(self.sandbox)
             check_limits(driver, self.limits, self._devices, accepted)
             zygote = Zygote(self.sandbox, driver, self._uid_range)
-            self._spec = CellSpec(driver, self.limits, self._devices)
+            spec = CellSpec(driver, self.limits, self._devices)
+            self._shelf = Shelf(spec, Level(*self._wanted))
             self._posture = posture(self.sandbox, driver, privilege(self._uid_range))
             self.zygote = zygote
             self.started += 1
             return zygote
 
     def _discard(self, zygote: Zygote) -> None:
-        parked, self._parked = self._parked, deque()
-        for lease in parked:
-            lease.close()
+        self._empty_shelves()
         self.zygote = None
         self.retired.append(zygote)
 
-    def take_parked(self, limits: Limits) -> tuple[Lease, CellSpec] | None:
-        """An active lease of a parked cell, and what it was made with, if there is one that fits.
+    def _empty_shelves(self) -> None:
+        for shelf in self._shelves():
+            shelf.empty()
+        self._shelf = None
+        self._others = OrderedDict()
+
+    def take_parked(self, limits: Limits) -> tuple[Lease, Shelf] | None:
+        """An active lease of a parked cell, and where it was, if there is one that fits.
 
         Args:
             limits: Those of the job.
@@ -113,19 +135,26 @@ class Stock:
         """
         if not self.open:
             raise PoolClosedError
-        spec, zygote = self._spec, self.zygote
-        if zygote is None or spec is None or zygote.broken or not spec.fits(limits):
+        shelf, zygote = self._shelf, self.zygote
+        if zygote is None or shelf is None or zygote.broken:
             return None
+        if not shelf.spec.fits(limits):
+            key = CellSpec.key_of(limits)
+            shelf = self._others.get(key)
+            if shelf is None:
+                return None
+            with suppress(KeyError):
+                self._others.move_to_end(key)
         try:
-            lease = self._parked.popleft()
+            lease = shelf.cells.popleft()
         except IndexError:
             return None
         self.active.add(lease)
         # Should its zygote be dead by now, the cell says so.
-        return lease, spec
+        return lease, shelf
 
-    async def make(self, limits: Limits) -> tuple[Lease, CellSpec]:
-        """An active lease of a cell that is made now, and what it is made with.
+    async def make(self, limits: Limits) -> tuple[Lease, Shelf]:
+        """An active lease of a cell that is made now, and where such cells are kept.
 
         Args:
             limits: Those of the job.
@@ -137,25 +166,42 @@ class Stock:
         """
         if not self.open:
             raise PoolClosedError
-        spec, zygote = self._spec, self.zygote
+        zygote = self.zygote
         if zygote is None or not zygote.alive:
             zygote = await in_thread(self.start)
-            spec = self._spec
-        assert spec is not None
-        if not spec.fits(limits):
-            check_limits(zygote.driver, limits, self._devices, self.sandbox.allow_missing)
-            spec = CellSpec(zygote.driver, limits, self._devices)
+        shelf = self._shelf_for(limits, zygote)
+        shelf.level.lacked(time.monotonic_ns())
         with anyio.move_on_after(STUCK_SECONDS):
             while True:
                 try:
-                    lease = Lease.make(zygote, spec, piped=True)
+                    lease = Lease.make(zygote, shelf.spec, piped=True)
                 except BlockingIOError:
                     await anyio.sleep(0.001)
                     continue
                 self.active.add(lease)
-                return lease, spec
+                return lease, shelf
         zygote.kill()
         raise PoolBrokenError("the pool's zygote does not answer")
+
+    def _shelf_for(self, limits: Limits, zygote: Zygote) -> Shelf:
+        shelf = self._shelf
+        if shelf is None:
+            raise PoolBrokenError("the pool's zygote died") if self.open else PoolClosedError
+        if shelf.spec.fits(limits):
+            return shelf
+        key = CellSpec.key_of(limits)
+        shelf = self._others.pop(key, None)
+        if shelf is None:
+            check_limits(zygote.driver, limits, self._devices, self.sandbox.allow_missing)
+            shelf = Shelf(CellSpec(zygote.driver, limits, self._devices), Level(-1, self._wanted[1]))
+        # Without the lock, which may be held for long; of two threads' shelves one stays.
+        return self._others.setdefault(key, shelf)
+
+    @staticmethod
+    def learn(shelf: Shelf, waited_ns: int) -> None:
+        """Notes how long a job waited for a cell that was asked for ahead of time."""
+        if waited_ns > LATE_NS:
+            shelf.level.lacked(time.monotonic_ns())
 
     def give_back(self, lease: Lease) -> None:
         """Ends an active lease; what that means happens when its caller has the result."""
@@ -195,14 +241,21 @@ class Stock:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            zygote, spec = self.zygote, self._spec
-            if zygote is None or spec is None or not self.open:
+            zygote, now_ns = self.zygote, time.monotonic_ns()
+            if zygote is None or not self.open:
                 return
-            while (parked := len(self._parked)) < self._wanted:
-                # Two more descriptors each: for those that are next, not for thousands.
-                lease = Lease.make(zygote, spec, piped=parked < PIPED)
-                Watch.add_here(lease)
-                self._parked.append(lease)
+            while len(self._others) > KINDS:
+                self._others.popitem(last=False)[1].empty()
+            for shelf in self._shelves():
+                shelf.level.forget(now_ns)
+                wanted = shelf.level.wanted
+                if len(shelf.cells) > wanted:
+                    shelf.cells.pop().close()
+                while (parked := len(shelf.cells)) < wanted:
+                    # Two more descriptors each: for those that are next, not for thousands.
+                    lease = Lease.make(zygote, shelf.spec, piped=parked < PIPED)
+                    Watch.add_here(lease)
+                    shelf.cells.append(lease)
         except BlockingIOError:  # so many requests are under way: in a moment there is room
             with suppress(RuntimeError):  # called where no event loop is
                 later(FULL_SECONDS, self._clean_up)
@@ -224,10 +277,8 @@ class Stock:
             if self.zygote is not None:
                 zygotes.append(self.zygote)
                 self.zygote = None
-            parked, self._parked = self._parked, deque()
+            self._empty_shelves()
         self._let_go_of_spent()
-        for lease in parked:
-            lease.close()
         # The cells of a zygote that died earlier listen to nobody else.
         for lease in list(self.active):
             lease.stop()
@@ -236,7 +287,8 @@ class Stock:
 
     def let_go(self) -> None:
         """In a forked child: closes the descriptors; cells and zygotes are the parent's."""
-        for lease in (*self._parked, *self.active, *self._spent):
+        self._empty_shelves()
+        for lease in (*self.active, *self._spent):
             lease.close()
         for zygote in (*self.retired, *([] if self.zygote is None else [self.zygote])):
             zygote.let_go()

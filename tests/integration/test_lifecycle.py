@@ -375,10 +375,38 @@ def test_large_stock() -> None:
     trio.run(_large_stock)
 
 
+async def test_stock_learns_what_jobs_bring() -> None:
+    """Cells with limits that cannot be changed later are parked for those who ask for them again."""
+    limits = Limits(disk="8MiB")
+    async with Pool(parked=2) as pool:
+        for expected in (2, 3):
+            assert (await pool.run(["true"], limits=limits)).ok
+            await _until_parked(pool, expected)
+        assert pool.statistics().parked_target == 3
+        size = ["sh", "-c", "df -B1M --output=size /box | tail -n 1"]
+        for _ in range(2):
+            assert (await pool.run(size, limits=limits)).stdout.split() == [b"8"]
+        assert (await pool.run(size)).stdout.split() == [b"128"]
+
+
+async def test_kinds_are_bounded() -> None:
+    """Twelve kinds of limits, each asked for three times, leave cells for the last eight."""
+    async with Pool(parked=1) as pool:
+        for number in range(12):
+            for _ in range(3):
+                result = await pool.run(["true"], limits=Limits(disk=(number + 1) * 2**20))
+                assert result.ok
+        await _until_parked(pool, 1 + 8)
+
+
+async def _until_parked(pool: Pool, expected: int) -> None:
+    with anyio.fail_after(30 * SLOW):
+        while pool.statistics().parked != expected:  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.01)
+
+
 async def _large_stock() -> None:
     async with Pool(parked=300) as pool:
         assert (await pool.run(["true"])).ok
-        with anyio.fail_after(30 * SLOW):
-            while pool.statistics().parked < 300:  # noqa: ASYNC110 - nobody tells
-                await anyio.sleep(0.05)
+        await _until_parked(pool, 300)
         assert (await pool.run(["true"])).ok
