@@ -23,12 +23,15 @@ def draw(results: dict[str, Any], directory: Path) -> None:
 
 def _latency(samples: dict[str, Samples], to: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 5))
-    for name, one in samples.items():
+    for at, (name, one) in enumerate(samples.items()):
         ordered = sorted(one.total)
-        shares = [(at + 1) / len(ordered) for at in range(len(ordered))]
-        ours = name.startswith("isojob")
+        shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
         axes.plot(
-            [value / 1e6 for value in ordered], shares, label=name, linewidth=2.5 if ours else 1.2
+            [value / 1e6 for value in ordered],
+            shares,
+            label=name,
+            color=mpl.colormaps["tab20"](at),
+            linewidth=2.5 if name.startswith("isojob") else 1.2,
         )
     axes.set(xscale="log", xlabel="milliseconds", ylabel="share of jobs", ylim=(0, 1))
     ticks = (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
@@ -50,6 +53,25 @@ def _throughput(rates: dict[int, dict[str, float]], to: Path) -> None:
     axes.set_xticks(list(rates), [str(count) for count in rates])
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.tight_layout()
+    figure.savefig(to, dpi=110)
+
+
+def soak(samples: list[dict[str, float]], to: Path) -> None:
+    """Memory and latency over the jobs of soak.py."""
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    jobs = [sample["jobs"] for sample in samples]
+    for name, label in (
+        ("host MB", "host process, MB"),
+        ("zygote MB", "zygote, MB"),
+        ("p50 ms", "a plain job, p50, ms"),
+    ):
+        axes.plot(jobs, [sample[name] for sample in samples], marker="o", label=label)
+    axes.set(xlabel="jobs", yscale="log", ylim=(0.5, 100))
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(to, dpi=110)
 

@@ -70,6 +70,8 @@ class Target:
     value: float
     measured: Callable[[dict[str, Any]], float]
     most: bool = True
+    why: str = ""
+    """Why it is missed on 2 vCPUs; the evidence is in docs/speed.md."""
 
 
 def _ratio(title: str, ours: str, theirs: str) -> Callable[[dict[str, Any]], float]:
@@ -104,22 +106,40 @@ def _stream(name: str) -> Callable[[dict[str, Any]], float]:
     )
 
 
+_COLD = "a call's Python runs with cold caches, 0.25 ms before and behind the job"
+_CELL = "a cell costs 2.2 ms of CPU to make and take away, 0.7 of it the network namespace"
+
 TARGETS = (
-    Target("p50 / vfork+exec", 1.25, _ratio("3 ms apart", OURS, FLOOR)),
-    Target("p50 / asyncio exec", 0.8, _ratio("3 ms apart", OURS, EXEC)),
-    Target("the same after 50 ms", 0.8, _ratio("50 ms of idling", OURS, EXEC)),
-    Target("on trio", 0.8, _ratio("3 ms apart", "isojob, trio", "trio.run_process")),
-    Target("none parked / vfork+exec", 2.5, _ratio("3 ms apart", "isojob, none parked", FLOOR)),
+    Target("p50 / vfork+exec", 1.25, _ratio("3 ms apart", OURS, FLOOR), why=_COLD),
+    Target("p50 / asyncio exec", 0.8, _ratio("3 ms apart", OURS, EXEC), why=_COLD),
+    Target("the same after 50 ms", 0.8, _ratio("50 ms of idling", OURS, EXEC), why=_COLD),
+    Target("on trio", 0.8, _ratio("3 ms apart", "isojob, trio", "trio.run_process"), why=_COLD),
+    Target(
+        "none parked / vfork+exec",
+        2.5,
+        _ratio("3 ms apart", "isojob, none parked", FLOOR),
+        why=_CELL,
+    ),
     Target("p99 / p50", 3, _tail),
-    Target("jobs/s, 4 in flight", 0.6, _rate(4), most=False),
-    Target("jobs/s, 8 in flight", 0.6, _rate(8), most=False),
-    Target("jobs/s, 32 in flight", 0.6, _rate(32), most=False),
-    Target("CPU beyond asyncio exec, ms/job", 1.0, _beyond_exec),
+    Target("jobs/s, 4 in flight", 0.6, _rate(4), most=False, why=_CELL),
+    Target("jobs/s, 8 in flight", 0.6, _rate(8), most=False, why=_CELL),
+    Target("jobs/s, 32 in flight", 0.6, _rate(32), most=False, why=_CELL),
+    Target("CPU beyond asyncio exec, ms/job", 1.0, _beyond_exec, why=_CELL),
     Target("output, MB/s", 0.7, _stream("output"), most=False),
     Target("input, MB/s", 0.7, _stream("input"), most=False),
-    Target("loop, ms/job", 0.2, lambda results: results["CPU of the loop's thread, ms/job"][OURS]),
+    Target(
+        "loop, ms/job",
+        0.2,
+        lambda results: results["CPU of the loop's thread, ms/job"][OURS],
+        why=_COLD,
+    ),
     Target("parked cell, MB", 0.6, lambda results: results["parked"]["MB a parked cell, of 200"]),
-    Target("import, ms", 150, lambda results: results["start"]["import isojob, ms"]),
+    Target(
+        "import, ms",
+        150,
+        lambda results: results["start"]["import isojob, ms"],
+        why="asyncio, anyio and pydantic take two thirds",
+    ),
     Target("first job, ms", 40, lambda results: results["start"]["first job, ms"]),
 )
 
@@ -131,6 +151,5 @@ def targets(results: dict[str, Any]) -> None:
         measured = target.measured(results)
         met = measured <= target.value if target.most else measured >= target.value
         sign = "≤" if target.most else "≥"
-        print(
-            f"| {target.name} | {measured:.2f} | {sign} {target.value:g} | {'' if met else 'missed'} |"
-        )
+        verdict = "" if met else f"missed: {target.why}" if target.why else "missed"
+        print(f"| {target.name} | {measured:.2f} | {sign} {target.value:g} | {verdict} |")

@@ -1,6 +1,6 @@
 """Very many jobs of mixed kinds, some cancelled, some over a limit: is anything left, does anything grow?
 
-    python bench/soak.py [--jobs 100000] [--json FILE]
+    python bench/soak.py [--jobs 100000] [--json FILE] [--plot FILE]
 
 Prints, every tenth of the way, the latency of a plain job and the memory of host and zygote; at the
 end what is left of processes, cgroups, mounts, descriptors, namespaces and System V segments.
@@ -44,7 +44,10 @@ def left_over() -> dict[str, int]:
     cgroups = sum(
         name.startswith("cell-") for _, names, _ in os.walk("/sys/fs/cgroup") for name in names
     )
+    slabs = Path("/proc/slabinfo")
+    nets = [line for line in slabs.read_text().splitlines() if line.startswith("net_namespace ")]
     return {
+        "network namespaces": int(nets[0].split()[1]) if nets else 0,
         "processes": sum(name.isdigit() for name in os.listdir("/proc")),
         "cell cgroups": cgroups,
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
@@ -106,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="needs matplotlib")
     options = parser.parse_args()
     anyio.run(_once)
     before = left_over()
@@ -116,6 +120,10 @@ def main() -> None:
         print(f"{name}: {count} before, {after[name]} after")
     if options.json:
         options.json.write_text(json.dumps({"samples": samples, "before": before, "after": after}))
+    if options.plot:
+        import plots
+
+        plots.soak(samples, options.plot)
 
 
 async def _once() -> None:
