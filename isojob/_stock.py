@@ -193,7 +193,9 @@ class Stock:
         shelf = self._others.pop(key, None)
         if shelf is None:
             check_limits(zygote.driver, limits, self._devices, self.sandbox.allow_missing)
-            shelf = Shelf(CellSpec(zygote.driver, limits, self._devices), Level(-1, self._wanted[1]))
+            shelf = Shelf(
+                CellSpec(zygote.driver, limits, self._devices), Level(-1, self._wanted[1])
+            )
         # Without the lock, which may be held for long; of two threads' shelves one stays.
         return self._others.setdefault(key, shelf)
 

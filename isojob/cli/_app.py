@@ -9,6 +9,7 @@ import typer
 
 import isojob
 from isojob.cli import INTERRUPTED, OUR_FAULT
+from isojob.cli._attack import attack
 from isojob.cli._doctor import doctor
 from isojob.cli._options import OptionError
 from isojob.cli._run import HELP, run
@@ -42,6 +43,7 @@ app.command(
     context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
 )(run)
 app.command("doctor")(doctor)
+app.command("attack")(attack)
 app.add_typer(seccomp, name="seccomp")
 
 

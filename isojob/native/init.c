@@ -132,14 +132,18 @@ static void reap(struct cell *cell, struct account *a)
     for (;;) {
         siginfo_t si = {0};
         struct rusage ru;
-        /* Exits only: the trace stops of a PTRACE_TRACEME job are no end. __WALL: siblings made by
-         * CLONE_PARENT with another exit signal. glibc hides the call's last argument. */
+        /* __WALL: siblings made by CLONE_PARENT with another exit signal. glibc hides the call's last
+         * argument. */
         if (syscall(SYS_waitid, P_ALL, 0, &si, WEXITED | WNOHANG | __WALL, &ru) < 0) {
             a->empty = errno == ECHILD;
             return;
         }
         if (si.si_pid == 0)
             return;
+        /* Of a child that made us its tracer (PTRACE_TRACEME) the kernel tells stops, too, whatever the
+         * options (wait_consider_task): they are no end. */
+        if (si.si_code != CLD_EXITED && si.si_code != CLD_KILLED && si.si_code != CLD_DUMPED)
+            continue;
         r->user_us += (int64_t)ru.ru_utime.tv_sec * 1000000 + ru.ru_utime.tv_usec;
         r->system_us += (int64_t)ru.ru_stime.tv_sec * 1000000 + ru.ru_stime.tv_usec;
         r->voluntary += ru.ru_nvcsw;

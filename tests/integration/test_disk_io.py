@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from environment import cgroup_version
 
-from isojob import HostNotSupportedError, Limits, Mount, Sandbox, run_isolated
+from isojob import HostNotSupportedError, Limits, Mount, Result, Sandbox, run_isolated
 from isojob.host.rootfs import block_devices
 
 MIB = 1 << 20
@@ -34,21 +34,29 @@ def disk() -> Iterator[Sandbox]:
     shutil.rmtree(directory)
 
 
-def rate(wall_time: float) -> float:
-    """The achieved rate as a part of the limit."""
-    return SIZE / wall_time / RATE
+async def at_the_rate(disk: Sandbox, command: list[str], limits: Limits) -> Result:
+    """A run that moved `SIZE` at `RATE`, within 20 %.
+
+    Never faster. Slower up to twice: others may have the disk to themselves for a while.
+    """
+    for _ in range(3):
+        result = await run_isolated(command, sandbox=disk, limits=limits)
+        assert result.ok, result.stderr
+        achieved = SIZE / result.usage.wall_time / RATE
+        assert achieved <= 1.2
+        if achieved >= 0.8:
+            return result
+    raise AssertionError(f"three times too slow, at last {achieved:.2f} of the rate")
 
 
 async def test_write_rate(disk: Sandbox) -> None:
     """Writes keep to the limit within 20 %."""
     how = "oflag=direct" if cgroup_version() == 1 else "conv=fsync"
-    result = await run_isolated(
+    result = await at_the_rate(
+        disk,
         ["dd", "if=/dev/zero", "of=/disk/x", "bs=64K", f"count={SIZE >> 16}", how],
-        sandbox=disk,
-        limits=Limits(io_write_bps=RATE, wall_time=120),
+        Limits(io_write_bps=RATE, wall_time=120),
     )
-    assert result.ok, result.stderr
-    assert 0.8 <= rate(result.usage.wall_time) <= 1.2
     assert result.usage.io_write_bytes is not None
     assert result.usage.io_write_bytes >= SIZE
 
@@ -57,13 +65,11 @@ async def test_read_rate(disk: Sandbox) -> None:
     """Direct reads keep to the limit within 20 %."""
     script = f"dd if=/dev/zero of=/disk/x bs=1M count={SIZE >> 20} conv=fsync 2>/dev/null"
     assert (await run_isolated(["sh", "-c", script], sandbox=disk)).ok
-    result = await run_isolated(
+    result = await at_the_rate(
+        disk,
         ["dd", "if=/disk/x", "of=/dev/null", "bs=64K", "iflag=direct"],
-        sandbox=disk,
-        limits=Limits(io_read_bps=RATE, wall_time=120),
+        Limits(io_read_bps=RATE, wall_time=120),
     )
-    assert result.ok, result.stderr
-    assert 0.8 <= rate(result.usage.wall_time) <= 1.2
     assert result.usage.io_read_bytes is not None
     assert result.usage.io_read_bytes >= SIZE
 

@@ -385,8 +385,8 @@ async def test_stock_learns_what_jobs_bring() -> None:
         assert pool.statistics().parked_target == 3
         size = ["sh", "-c", "df -B1M --output=size /box | tail -n 1"]
         for _ in range(2):
-            assert (await pool.run(size, limits=limits)).stdout.split() == [b"8"]
-        assert (await pool.run(size)).stdout.split() == [b"128"]
+            assert (await pool.run(size, limits=limits)).stdout_text.split() == ["8"]
+        assert (await pool.run(size)).stdout_text.split() == ["128"]
 
 
 async def test_kinds_are_bounded() -> None:

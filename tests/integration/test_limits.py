@@ -7,7 +7,7 @@ import signal
 import pytest
 from environment import SLOW
 
-from isojob import Limits, Result, Status, run_isolated
+from isojob import Limits, Result, Sandbox, SeccompProfile, Status, run_isolated
 
 MIB = 1 << 20
 
@@ -28,6 +28,19 @@ async def test_wall_time() -> None:
     assert result.usage.wall_time >= 0.5
     assert "wall time limit of 0.5 s" in str(result)
     usage_is_sane(result)
+
+
+async def test_trace_stop_is_no_end(python: str) -> None:
+    """A job that has init for its tracer and stops has not ended: it meets its wall time."""
+    program = (
+        "import ctypes, os; ctypes.CDLL(None).ptrace(0, 0, None, None); os.kill(os.getpid(), 19)"
+    )
+    result = await run_isolated(
+        [python, "-c", program],
+        limits=Limits(wall_time=1 * SLOW),
+        sandbox=Sandbox(seccomp=SeccompProfile.unconfined()),
+    )
+    assert result.status == Status.WALL_TIME_LIMIT, result
 
 
 async def test_stopped_job_meets_wall_time() -> None:

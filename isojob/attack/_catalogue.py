@@ -1,0 +1,332 @@
+"""The attacks: which there are, what each may use, and how each has to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from isojob.limits import Limits
+from isojob.result import Result, Status
+
+__all__ = ["ATTACKS", "KINDS", "LIMITS", "Attack"]
+
+LIMITS = Limits(
+    cpu_time=4,
+    wall_time=15,
+    memory="64MiB",
+    processes=32,
+    output="256KiB",
+    disk="32MiB",
+    inodes=2000,
+    collect="1MiB",
+    file_size="64MiB",
+    open_files=256,
+)
+MIB = 2**20
+
+Kind: TypeAlias = Literal[
+    "processes", "memory", "time", "files", "namespaces", "calls", "identity", "between jobs"
+]
+KINDS: tuple[Kind, ...] = (
+    "processes",
+    "memory",
+    "time",
+    "files",
+    "namespaces",
+    "calls",
+    "identity",
+    "between jobs",
+)
+Check: TypeAlias = Callable[[Result], Iterator[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        name: What to call it.
+        kind: What it is aimed at.
+        title: What it tries, in words.
+        program: Module and function in ``programs/``, then arguments; ``{...}`` is of the scene.
+        ends: The statuses that are right.
+        limits: Changes to `LIMITS`.
+        collect: What the host is asked to read back.
+        input: Given to stdin.
+        check: What is wrong with the result, in words.
+        answer: ``layer: how`` for what the program itself cannot see.
+        before: A program that runs to its end in a job of its own before.
+        beside: A program that runs in a job of its own meanwhile.
+        harmless: Whether it can be run without a sandbox, by a user without privileges, to see that
+            it would tell.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    program: tuple[str, ...]
+    ends: frozenset[Status] = frozenset({Status.OK})
+    limits: dict[str, Any] = field(default_factory=dict)
+    collect: tuple[str, ...] = ()
+    input: bytes | None = None
+    check: Check | None = None
+    answer: str = ""
+    before: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    harmless: bool = False
+
+
+def _ends(*names: str) -> frozenset[Status]:
+    return frozenset(map(Status, names))
+
+
+_CPU, _WALL = _ends("cpu_time_limit"), _ends("wall_time_limit")
+_MEMORY = _ends("memory_limit")
+_FULL = _ends("memory_limit", "ok")
+_SHORT_CPU: dict[str, Any] = {"cpu_time": 1.0}
+_SHORT_WALL: dict[str, Any] = {"wall_time": 2.0}
+
+
+def _nothing_collected(result: Result) -> Iterator[str]:
+    for name, data in result.files.items():
+        yield f"the host collected {name}: {data[:40]!r}"
+
+
+def _signal(number: int) -> Check:
+    def check(result: Result) -> Iterator[str]:
+        if result.signal != number:
+            yield f"signal {result.signal} instead of {number}"
+
+    return check
+
+
+def _exit(code: int) -> Check:
+    def check(result: Result) -> Iterator[str]:
+        if result.exit_code != code:
+            yield f"exit status {result.exit_code} instead of {code}"
+
+    return check
+
+
+def _peak(result: Result) -> Iterator[str]:
+    peak = result.usage.memory_peak
+    if peak is not None and peak < 32 * MIB:
+        yield f"the peak of a dead child is not in the account: {peak} bytes"
+
+
+def _all_cpu(result: Result) -> Iterator[str]:
+    used = result.usage.cpu_time
+    if result.evidence.cpu_is_whole and used is not None and used < 0.7:
+        yield f"0.8 s of CPU were burnt, {used:.2f} s are in the account"
+
+
+def _bytes_as_they_are(result: Result) -> Iterator[str]:
+    if b"\xff\xfe\0\x1b[2J\xc3" not in (result.stdout or b""):
+        yield "output was changed"
+
+
+def _soon(result: Result) -> Iterator[str]:
+    if result.usage.wall_time > 10:
+        yield f"the end came after {result.usage.wall_time:.1f} s"
+
+
+_DIES = "init: kills until no child is left, and with it dies its pid namespace"
+_WAITID = "init: waitid tells exit and signal apart"
+_ACCOUNT = "cgroup: one account for all"
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+
+def _all() -> Iterator[Attack]:
+    def processes(name: str, title: str, *program: str, **rest: Any) -> Attack:
+        program = ("processes", *(program or (name,)))
+        return Attack(name=name, kind="processes", title=title, program=program, **rest)
+
+    yield processes("fork_bomb", "fork until it fails")
+    yield processes("fork_doubling", "every process forks", ends=_FULL)
+    yield processes("thread_bomb", "start threads until it fails")
+    yield processes(
+        "daemon", "leave a session leader behind that ignores all signals", answer=_DIES
+    )
+    yield processes("moving_chain", "a process that forks and ends, for ever", answer=_DIES)
+    yield processes("kill_everything", "signal init and the host", "kill_everything", "{pid}")
+    yield processes("touch_init", "trace init, read its memory, take its descriptors")
+    yield processes("orphans", "fill the process limit with orphans")
+    yield processes("stop_oneself", "SIGSTOP itself", ends=_WALL, limits=_SHORT_WALL)
+    yield processes(
+        "abort", "SIGABRT as process 1", answer=_WAITID, ends=_ends("signaled"), check=_signal(6)
+    )
+    yield processes("priorities", "nice -20, real time, oom_score_adj")
+    yield processes("rlimits", "raise hard limits")
+    yield processes("leave_the_cgroup", "find, leave, change its cgroup", harmless=True)
+
+    def memory(name: str, title: str, *program: str, **rest: Any) -> Attack:
+        program = ("memory", *(program or (name,)))
+        return Attack(name=name, kind="memory", title=title, program=program, **rest)
+
+    yield memory("touch", "page after page", ends=_MEMORY)
+    yield memory("many_processes", "eight processes, each below the limit", ends=_MEMORY)
+    yield memory("fill_box", "fill the working directory", "fill", "/box", ends=_FULL)
+    yield memory("fill_tmp", "fill /tmp", "fill", "/tmp", ends=_FULL)  # noqa: S108 - inside
+    yield memory("fill_shm", "fill /dev/shm", "fill", "/dev/shm", ends=_FULL)  # noqa: S108
+    yield memory("memfds", "anonymous files", ends=_MEMORY)
+    yield memory("system_v", "System V shared memory", ends=_FULL)
+    yield memory("inodes", "200,000 empty files")
+    yield memory("pipes_and_sockets", "fill sockets", ends=_FULL)
+    yield memory("descriptors", "every kind of descriptor", ends=_FULL)
+    yield memory("timers", "200,000 timers", ends=_FULL)
+    yield memory(
+        "page_cache", "read 200 MiB of files: no offence", answer="verdict: only OOM kills count"
+    )
+    yield memory("dead_child", "hide the peak in a dead child", answer=_ACCOUNT, check=_peak)
+    yield memory(
+        "reservation",
+        "reserve a terabyte and use a page: no offence",
+        answer="cgroup: counts what is used",
+    )
+    yield memory("locked", "lock memory")
+
+    def time(name: str, title: str, *program: str, **rest: Any) -> Attack:
+        program = ("clocks", *(program or (name,)))
+        return Attack(name=name, kind="time", title=title, program=program, **rest)
+
+    flooded = _ends("output_limit")
+    yield time("deaf_loop", "burn and ignore all signals", ends=_CPU, limits=_SHORT_CPU)
+    yield time("burning_children", "four children burn", ends=_CPU, limits=_SHORT_CPU)
+    yield time("burning_threads", "threads burn", "threads", ends=_CPU, limits=_SHORT_CPU)
+    yield time(
+        "hidden_cpu",
+        "burn in orphans and in unreaped children",
+        "hidden",
+        answer=_ACCOUNT,
+        check=_all_cpu,
+    )
+    yield time("strange_name", "a name that breaks /proc parsers", ends=_CPU, limits=_SHORT_CPU)
+    yield time("leader_gone", "burn behind a dead first thread", ends=_CPU, limits=_SHORT_CPU)
+    yield time("set_the_clock", "change the clock", ends=_WALL, limits=_SHORT_WALL)
+    yield time("flood_stdout", "endless stdout", "flood", "1", ends=flooded)
+    yield time("flood_stderr", "endless stderr", "flood", "2", ends=flooded)
+    yield time(
+        "held_pipe",
+        "a child keeps the output open",
+        answer="init: the end is the main process's",
+        check=_soon,
+    )
+    yield time("closed_streams", "close all and stay", ends=_WALL, limits=_SHORT_WALL)
+    yield time(
+        "unread_input",
+        "write much, read nothing",
+        answer="host: both ways at once",
+        input=b"x" * MIB,
+    )
+    yield time(
+        "broken_text",
+        "output that is no text",
+        answer="host: bytes all the way",
+        check=_bytes_as_they_are,
+    )
+    yield time(
+        "flags_of_pipes",
+        "non-blocking, asynchronous streams",
+        answer="pipe: the host has ends of its own",
+    )
+    yield time("truncate_output", "rewrite the output")
+
+    def files(name: str, title: str, *program: str, **rest: Any) -> Attack:
+        program = ("files", *(program or (name,)))
+        return Attack(name=name, kind="files", title=title, program=program, **rest)
+
+    bait: dict[str, Any] = {
+        "collect": ("out.txt", "other.txt", "directory/*"),
+        "check": _nothing_collected,
+        "answer": "host: regular files alone, opened beneath the directory, sizes first",
+    }
+    yield files("bait_link", "links where the host collects", "bait_link", "{secret}", **bait)
+    yield files("bait_special", "a FIFO and a directory to collect", **bait)
+    yield files("bait_sparse", "a huge sparse file to collect", **bait)
+    yield files(
+        "tangle", "a tree that is hard to remove", answer="mount: a tmpfs that goes as a whole"
+    )
+    yield files("climb", "above the root")
+    yield files("runtime", "overwrite init and the interpreter")
+    yield files("devices", "make and open device nodes")
+    yield files("set_id", "set-uid programs")
+    yield files("hard_links", "hard links to the host's files")
+    yield files("proc_and_sys", "write to /proc and /sys")
+    yield files("kernel_secrets", "read the kernel's own files", harmless=True)
+    yield files("mounts", "mount, remount, unmount")
+    yield files("terminal", "type into the terminal")
+    yield files("write_everywhere", "a file in every directory")
+    yield files(
+        "secrets", "read the host's files", "secrets", "{secret}", "{marker}", harmless=True
+    )
+
+    def spaces(name: str, title: str, *program: str, **rest: Any) -> Attack:
+        program = ("spaces", *(program or (name,)))
+        return Attack(name=name, kind="namespaces", title=title, program=program, **rest)
+
+    yield spaces("nested", "new namespaces")
+    yield spaces("join", "enter other namespaces")
+    numbers = [f"{{ns_{kind}}}" for kind in _NAMESPACES]
+    yield spaces("compare", "share a namespace of the host", "compare", *numbers, harmless=True)
+    marker = "{marker}"
+    yield spaces(
+        "host_processes", "see the host's processes", "host_processes", marker, harmless=True
+    )
+    yield spaces("interprocess", "System V objects and keys", "interprocess", "{segment}")
+    yield spaces(
+        "loopback", "servers of the host", "loopback", "{port}", "{abstract}", harmless=True
+    )
+    yield spaces("families", "sockets of every family", harmless=True)
+    yield spaces("bring_up", "interfaces and packets")
+    yield spaces("hostname", "rename the machine")
+    traces: dict[str, Any] = {"kind": "between jobs", "program": ("spaces", "find_traces", marker)}
+    yield Attack(
+        name="consecutive",
+        title="find what the job before left",
+        before=("spaces", "leave_traces", marker),
+        **traces,
+    )
+    yield Attack(
+        name="concurrent",
+        title="find what another running job has",
+        beside=("spaces", "stay", marker, "4"),
+        **traces,
+    )
+
+    def calls(name: str, title: str, **rest: Any) -> Attack:
+        return Attack(name=name, kind="calls", title=title, program=("calls", name), **rest)
+
+    yield calls("dangerous", "calls deep into the kernel")
+    yield calls("io_uring", "io_uring", harmless=True)
+    yield calls("foreign_numbers", "numbers of x32, and unknown ones")
+    yield calls("int80", "calls of 32-bit programs")
+    yield calls("second_filter", "loosen the filter by another")
+    yield calls("personalities", "old behaviour, segments")
+
+    def identity(name: str, title: str, *program: str, **rest: Any) -> Attack:
+        program = ("identity", *(program or (name,)))
+        return Attack(name=name, kind="identity", title=title, program=program, **rest)
+
+    signaled, failed = _ends("signaled"), _ends("nonzero_exit")
+    yield identity("ids", "become root")
+    yield identity("capabilities", "find a capability")
+    yield identity(
+        "environment", "find the caller's environment", "environment", marker, harmless=True
+    )
+    yield identity("exit_137", "look killed", answer=_WAITID, ends=failed, check=_exit(137))
+    yield identity(
+        "raise_sigkill", "look out of memory", answer=_WAITID, ends=signaled, check=_signal(9)
+    )
+    yield identity(
+        "raise_sigsys", "look filtered", answer=_WAITID, ends=signaled, check=_signal(31)
+    )
+    yield identity(
+        "raise_sigxcpu", "look out of time", answer=_WAITID, ends=signaled, check=_signal(24)
+    )
+    yield identity("forged_report", "speak as init", ends=failed, check=_exit(3))
+    yield identity("traced", "a trace stop as an end", ends=_WALL, limits=_SHORT_WALL)
+    yield identity("sibling", "a sibling's end", answer=_WAITID, ends=failed, check=_exit(9))
+
+
+ATTACKS: tuple[Attack, ...] = tuple(_all())

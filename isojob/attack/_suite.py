@@ -1,0 +1,280 @@
+"""Runs the attacks and judges what came of them."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import anyio
+
+from isojob._models import Model
+from isojob._pool import Pool
+from isojob.attack._catalogue import LIMITS, Attack
+from isojob.attack._scene import Scene
+from isojob.errors import IsojobError
+from isojob.limits import Limits
+from isojob.result import Result, Status
+from isojob.sandbox import Mount, Sandbox
+
+__all__ = ["Finding", "Outcome", "attack"]
+
+_LAYERS = {
+    Status.MEMORY_LIMIT: "cgroup: memory limit",
+    Status.CPU_TIME_LIMIT: "init: CPU time of the cgroup",
+    Status.WALL_TIME_LIMIT: "init: wall time",
+    Status.OUTPUT_LIMIT: "host: output limit",
+    Status.SECCOMP_VIOLATION: "seccomp",
+}
+_MODULES = ("attacker", "processes", "memory", "clocks", "files", "spaces", "calls", "identity")
+_SYSTEM_PYTHON = Path("/usr/bin/python3")
+_INSIDE = "/opt/attacker"
+HEAD_START = 1.5
+
+
+class Outcome(StrEnum):
+    """What came of an attack."""
+
+    CONTAINED = "contained"
+    ESCAPED = "escaped"
+    WRONG_VERDICT = "wrong verdict"
+    ERROR = "error"
+
+
+class Finding(Model, frozen=True):
+    """One attack, and what came of it.
+
+    Attributes:
+        name: The attack's.
+        kind: What it was aimed at.
+        title: What it tried.
+        outcome: What came of it.
+        problems: What was reached, or what is wrong, in words.
+        stopped_by: What its attempts met, each as ``layer: how``.
+        notes: What else it said.
+        status: The status of its job.
+        wall_time: Of its job, seconds.
+    """
+
+    name: str
+    kind: str
+    title: str
+    outcome: Outcome
+    problems: tuple[str, ...] = ()
+    stopped_by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    status: Status | None = None
+    wall_time: float = 0.0
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers in `stopped_by`, each once."""
+        return tuple(dict.fromkeys(word.partition(":")[0] for word in self.stopped_by))
+
+
+async def attack(
+    attacks: Iterable[Attack],
+    *,
+    sandbox: Sandbox | None = None,
+    at_once: int = 4,
+    patience: float = 1.0,
+    found: Callable[[Finding], None] = lambda _: None,
+) -> list[Finding]:
+    """Runs attacks on sandboxes of this host.
+
+    Args:
+        attacks: Which.
+        sandbox: What is attacked.
+        at_once: How many at the same time.
+        patience: Times are allowed so many times as long, for slow machines.
+        found: Told of each finding as it comes.
+
+    Returns:
+        One finding for each attack in their order, and a last one for what is left on the host.
+
+    Raises:
+        IsojobError: No sandbox can be made here.
+    """
+    command, extra = _interpreter()
+    template = Sandbox() if sandbox is None else sandbox
+    if extra:
+        template = template.model_copy(update={"mounts": (*template.mounts, *extra)})
+    todo = list(attacks)
+    findings: dict[int, Finding] = {}
+    limits = _scaled(LIMITS, patience)
+    with Scene() as scene:
+        async with Pool(template, limits, max_jobs=2 * at_once) as pool:
+            runner = _Runner(pool, scene, command, patience)
+            turn = anyio.Semaphore(at_once)
+
+            async def one(index: int) -> None:
+                async with turn:
+                    findings[index] = await runner.run(todo[index])
+                found(findings[index])
+
+            await pool.run(["true"])  # a host that cannot says so here
+            async with anyio.create_task_group() as tasks:
+                for index in range(len(todo)):
+                    tasks.start_soon(one, index)
+        last = _afterwards(scene)
+    found(last)
+    return [*(findings[index] for index in range(len(todo))), last]
+
+
+def _scaled(limits: Limits, patience: float) -> Limits:
+    return limits.model_copy(
+        update={
+            "cpu_time": (limits.cpu_time or 1) * patience,
+            "wall_time": (limits.wall_time or 1) * patience,
+        }
+    )
+
+
+def _interpreter() -> tuple[str, tuple[Mount, ...]]:
+    """A Python that the sandbox has, and what has to be bound for it."""
+    if _SYSTEM_PYTHON.exists():
+        return str(_SYSTEM_PYTHON), ()
+    home = Path(sys.base_prefix)
+    name = f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    if home.is_relative_to("/usr"):
+        return str(home / name), ()
+    return f"{_INSIDE}/{name}", (Mount.bind(home, _INSIDE),)
+
+
+@cache
+def _programs() -> dict[str, bytes]:
+    folder = files("isojob.attack") / "programs"
+    return {f"{name}.py": (folder / f"{name}.py").read_bytes() for name in _MODULES}
+
+
+@cache
+def _filtered(sandbox: Sandbox) -> str:
+    """Calls that the filter refuses whatever their arguments."""
+    compiled = sandbox.seccomp.compile()
+    if not compiled.bpf:
+        return ""
+    import runpy
+
+    from isojob.seccomp import evaluator
+    from isojob.seccomp._architectures import architecture
+
+    numbers = runpy.run_path(str(files("isojob.attack") / "programs" / "attacker.py"))["NUMBERS"]
+    refused = []
+    for name, number in numbers.items():
+        answer = evaluator.run(compiled.bpf, evaluator.Call(number, arch=architecture().audit))
+        if answer != evaluator.ALLOW:
+            refused.append(name)
+    return ",".join(refused)
+
+
+class _Runner:
+    """Runs one attack after the other in a pool."""
+
+    def __init__(self, pool: Pool, scene: Scene, command: str, patience: float) -> None:
+        self._pool = pool
+        self._scene = scene
+        self._command = command
+        self._patience = patience
+
+    async def run(self, attack: Attack) -> Finding:
+        """Runs one and judges it."""
+        token = secrets.token_hex(8)
+        try:
+            result = await self._jobs(attack, token)
+        except IsojobError as error:
+            return self._finding(attack, Outcome.ERROR, problems=(str(error),))
+        return self._judge(attack, result, token)
+
+    async def _jobs(self, attack: Attack, token: str) -> Result:
+        if attack.before:
+            await self._job(attack, attack.before, token)
+        if not attack.beside:
+            return await self._job(attack, attack.program, token)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._job, attack, attack.beside, token)
+            await anyio.sleep(HEAD_START)
+            result = await self._job(attack, attack.program, token)
+            tasks.cancel_scope.cancel()
+        return result
+
+    async def _job(self, attack: Attack, program: tuple[str, ...], token: str) -> Result:
+        module, function, *arguments = program
+        changes = {
+            name: value * self._patience if name in ("cpu_time", "wall_time") else value
+            for name, value in attack.limits.items()
+        }
+        return await self._pool.run(
+            [
+                *(self._command, "-B", "-S", "-E", f"{module}.py", function, token),
+                *(word.format_map(self._scene.words) for word in arguments),
+            ],
+            limits=self._pool.limits.model_copy(update=changes),
+            files=_programs(),
+            input=attack.input,
+            collect=attack.collect,
+            env={"ISOJOB_FILTERED": _filtered(self._pool.sandbox)},
+        )
+
+    def _judge(self, attack: Attack, result: Result, token: str) -> Finding:
+        escapes: list[str] = []
+        stopped: list[str] = []
+        notes: list[str] = []
+        for line in result.stdout_text.splitlines():
+            word, _, rest = line.partition(" ")
+            for kind, where in (("ESCAPED", escapes), ("STOPPED", stopped), ("NOTE", notes)):
+                if word == kind:
+                    where.append(rest)
+        escapes += [f"process {pid} is left" for pid in self._scene.survivors(token)]
+        escapes += self._scene.damage()
+        wrong = [] if attack.check is None else list(attack.check(result))
+        if result.status in _LAYERS:
+            stopped.append(_LAYERS[result.status])
+        elif attack.answer:
+            stopped.append(attack.answer)
+        outcome = Outcome.CONTAINED
+        if escapes:
+            outcome = Outcome.ESCAPED
+        elif b"Traceback" in (result.stderr or b"") and result.status == Status.NONZERO_EXIT:
+            outcome = Outcome.ERROR
+            wrong = [(result.stderr or b"").decode(errors="replace").strip().splitlines()[-1]]
+        elif result.status not in attack.ends:
+            outcome = Outcome.WRONG_VERDICT
+            wrong.insert(0, f"{result}, not {' or '.join(sorted(attack.ends))}")
+        elif wrong:
+            outcome = Outcome.WRONG_VERDICT
+        return self._finding(
+            attack,
+            outcome,
+            problems=(*escapes, *wrong),
+            stopped_by=tuple(stopped),
+            notes=tuple(notes),
+            status=result.status,
+            wall_time=result.usage.wall_time,
+        )
+
+    @staticmethod
+    def _finding(attack: Attack, outcome: Outcome, **rest: object) -> Finding:
+        return Finding.model_validate(
+            {"name": attack.name, "kind": attack.kind, "title": attack.title, "outcome": outcome}
+            | rest
+        )
+
+
+def _afterwards(scene: Scene) -> Finding:
+    def all_problems() -> Iterator[str]:
+        yield from scene.damage()
+        yield from (f"cgroup {path} is left" for path in scene.cgroups_left())
+
+    problems = tuple(all_problems())
+    return Finding(
+        name="afterwards",
+        kind="the host",
+        title="what is left when the pool is closed",
+        outcome=Outcome.ESCAPED if problems else Outcome.CONTAINED,
+        problems=problems,
+        stopped_by=() if problems else ("pool: no process, mount, cgroup is left",),
+    )

@@ -1,0 +1,148 @@
+"""Attacks on time and output: CPU that is not counted, clocks, pipes."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import threading
+import time
+
+from attacker import denied, main, refused, say
+
+
+def burn(seconds):
+    """So many seconds of CPU."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def deaf_loop():
+    """Burns, and ignores all that can be ignored."""
+    for number in range(1, 65):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            continue
+    burn(60)
+
+
+def burning_children():
+    """Four children burn; the main process sleeps."""
+    for _ in range(4):
+        if os.fork() == 0:
+            burn(60)
+    time.sleep(60)
+
+
+def threads():
+    """Threads that compute in C, so that they run at once."""
+    import hashlib
+
+    block = b"x" * (1 << 20)
+
+    def work():
+        while True:
+            hashlib.sha256(block)
+
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(60)
+
+
+def hidden():
+    """Burns in children that nobody waits for, and in orphans."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    reading, writing = os.pipe()
+    for kind in range(2):
+        if os.fork() == 0:
+            if kind and os.fork():
+                os._exit(0)
+            burn(0.4)
+            os.close(writing)
+            os._exit(0)
+    os.close(writing)
+    os.read(reading, 1)
+
+
+def strange_name():
+    """A name that breaks who parses /proc/PID/stat."""
+    ctypes.CDLL(None).prctl(15, b") R 1 (\n x")
+    burn(60)
+
+
+def leader_gone():
+    """The first thread ends, another goes on."""
+    threading.Thread(target=burn, args=(60,)).start()
+    ctypes.CDLL(None).pthread_exit(None)
+
+
+def set_the_clock():
+    """Sets the clock, then sleeps beyond its time."""
+    refused("settimeofday", b"\0" * 16, None)
+    refused("clock_settime", 0, b"\0" * 16)
+    timex = (ctypes.c_long * 32)()
+    timex[0] = 0x4000  # ADJ_TICK
+    refused("adjtimex", timex, what="adjtimex that changes the tick")
+    time.sleep(60)
+
+
+def flood(descriptor):
+    """Writes without an end."""
+    block = b"x" * 65536
+    while True:
+        os.write(int(descriptor), block)
+
+
+def held_pipe():
+    """A child keeps the output open."""
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(60)
+    say("NOTE", "written before the end")
+
+
+def closed_streams():
+    """Closing its streams is not its end."""
+    for descriptor in range(3):
+        os.close(descriptor)
+    time.sleep(60)
+
+
+def unread_input():
+    """Writes a lot and never reads."""
+    for _ in range(3):
+        os.write(1, b"y" * 65536)
+        os.write(2, b"z" * 65536)
+
+
+def broken_text():
+    """Bytes that are no text, and a line without an end."""
+    os.write(1, b"\xff\xfe\0\x1b[2J\xc3" + b"a" * 150_000)
+
+
+def flags_of_pipes():
+    """Makes the shared descriptions non-blocking and asynchronous."""
+    for descriptor in (0, 1, 2):
+        try:
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK | os.O_ASYNC)
+            fcntl.fcntl(descriptor, fcntl.F_SETOWN, 1)
+        except OSError as error:
+            denied(f"flags of {descriptor}", error.errno)
+
+
+def truncate_output():
+    """Output that is a file could be rewritten."""
+    try:
+        os.ftruncate(1, 0)
+    except OSError as error:
+        denied("ftruncate of stdout", error.errno, "pipe")
+    try:
+        os.lseek(1, 1 << 40, os.SEEK_SET)
+    except OSError as error:
+        denied("lseek of stdout", error.errno, "pipe")
+
+
+if __name__ == "__main__":
+    main(globals())

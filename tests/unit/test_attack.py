@@ -1,0 +1,88 @@
+"""The attack suite itself, without a sandbox: is it whole, and would it tell?"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from environment import PYTHON
+
+from isojob.attack import ATTACKS, Attack
+from isojob.attack._catalogue import KINDS
+from isojob.attack._scene import Scene
+
+PROGRAMS = Path(str(files("isojob.attack") / "programs"))
+NAMES = [one.name for one in ATTACKS]
+
+
+def functions(module: str) -> set[str]:
+    tree = ast.parse((PROGRAMS / f"{module}.py").read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_names_are_unique() -> None:
+    """A finding names its attack."""
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("one", ATTACKS, ids=NAMES)
+def test_every_program_exists(one: Attack) -> None:
+    """Each attack names functions that are there, and says what it tries."""
+    for program in (one.program, one.before, one.beside):
+        if program:
+            assert program[1] in functions(program[0])
+    assert one.title
+    assert one.kind in KINDS
+
+
+def test_every_program_is_used() -> None:
+    """No attack is written and never run."""
+    used = {p[:2] for one in ATTACKS for p in (one.program, one.before, one.beside) if p}
+    helpers = {("clocks", "burn")}
+    for path in PROGRAMS.glob("*.py"):
+        if path.stem != "attacker":
+            there = {(path.stem, name) for name in functions(path.stem)}
+            assert there - used - helpers == set()
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in ATTACKS if one.harmless], ids=[o.name for o in ATTACKS if o.harmless]
+)
+def test_without_a_sandbox_it_tells(one: Attack) -> None:
+    """Run by an ordinary user of the host, each attack that harms nothing reports what it reached."""
+    with Scene() as scene:
+        module, function, *arguments = one.program
+        done = subprocess.run(
+            [
+                *(PYTHON, "-B", "-S", str(PROGRAMS / f"{module}.py"), function, "token"),
+                *(word.format_map(scene.words) for word in arguments),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            user=65534 if os.geteuid() == 0 else None,
+            group=65534 if os.geteuid() == 0 else None,
+            extra_groups=[] if os.geteuid() == 0 else None,
+            timeout=120,
+            cwd="/",
+        )
+    assert "ESCAPED" in done.stdout, (done.stdout, done.stderr)
+
+
+def test_the_scene_tells_damage() -> None:
+    """A killed process, a changed file, a connection are seen."""
+    with Scene() as scene:
+        assert list(scene.damage()) == []
+        assert scene.survivors(scene.marker) == [scene.words["pid"]]
+        os.kill(int(scene.words["pid"]), 9)
+        scene._victim.wait()
+        Path(scene.words["secret"]).write_text("owned")
+        import socket
+
+        with socket.create_connection(("127.0.0.1", int(scene.words["port"]))):
+            damage = list(scene.damage())
+        assert len(damage) == 3
