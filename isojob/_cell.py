@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -194,6 +195,9 @@ class Run:
             except BlockingIOError:
                 return False
             if received is None:
+                # It never ran if nobody has read the one message that it takes.
+                if self.lease.unread and not self.job.collect:
+                    raise CellFailedError(Failure("zygote", errno.EOWNERDEAD))
                 raise CellGoneError
             datagram, fds = received
             # A report has no descriptors; `_take` closes what came all the same.

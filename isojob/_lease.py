@@ -36,9 +36,10 @@ class Lease(Watched):
         out: The pipe that its stdout came with, as long as no job has it; None: it has none.
         err: The same for stderr.
         pipes: All of its pipes, which end with it.
+        unread: The cell ended and had not read all that was sent (unix(7), ECONNRESET).
     """
 
-    __slots__ = ("_stopped", "err", "out", "pipes", "socket", "zygote")
+    __slots__ = ("_stopped", "err", "out", "pipes", "socket", "unread", "zygote")
 
     def __init__(
         self, lease: socket.socket, zygote: Zygote, out: Capture | None, err: Capture | None
@@ -46,6 +47,7 @@ class Lease(Watched):
         super().__init__(lease.fileno())
         self.socket = lease
         self._stopped = False
+        self.unread = False
         self.zygote = zygote
         self.out = out
         self.err = err
@@ -113,6 +115,7 @@ class Lease(Watched):
                 datagram, fds, cut = receive_fds(self.socket)
             except ConnectionResetError:
                 # An unread message of ours died with the cell; its last words are still there.
+                self.unread = True
                 continue
             if not datagram and not fds:
                 return None

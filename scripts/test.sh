@@ -7,6 +7,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 with_debian newuidmap uidmap
+with_debian strace strace
 
 work=$(mktemp -d)
 declare -A beside=()

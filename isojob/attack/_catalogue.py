@@ -176,7 +176,9 @@ def _all() -> Iterator[Attack]:
     yield memory("descriptors", "every kind of descriptor", ends=_FULL)
     yield memory("timers", "200,000 timers", ends=_FULL)
     yield memory(
-        "page_cache", "read 200 MiB of files: no offence", answer="verdict: only OOM kills count"
+        "page_cache",
+        "read files far beyond the limit: no offence",
+        answer="verdict: only OOM kills count",
     )
     yield memory("dead_child", "hide the peak in a dead child", answer=_ACCOUNT, check=_peak)
     yield memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -194,12 +195,24 @@ class _Runner:
             await self._job(attack, attack.before, token)
         if not attack.beside:
             return await self._job(attack, attack.program, token)
+        answer: Result | IsojobError | None = None
+
+        async def beside() -> None:
+            with suppress(IsojobError):
+                await self._job(attack, attack.beside, token)
+
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._job, attack, attack.beside, token)
+            tasks.start_soon(beside)
             await anyio.sleep(HEAD_START)
-            result = await self._job(attack, attack.program, token)
+            try:
+                answer = await self._job(attack, attack.program, token)
+            except IsojobError as error:  # as it is, not in a group
+                answer = error
             tasks.cancel_scope.cancel()
-        return result
+        if isinstance(answer, IsojobError):
+            raise answer
+        assert answer is not None
+        return answer
 
     async def _job(self, attack: Attack, program: tuple[str, ...], token: str) -> Result:
         module, function, *arguments = program

@@ -280,11 +280,10 @@ static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsig
     return 0;
 }
 
-static void arm(int fd, int64_t ns)
+static int arm(int fd, int64_t ns)
 {
     struct itimerspec t = {.it_value = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000}};
-    if (ns > 0)
-        timerfd_settime(fd, 0, &t, NULL);
+    return ns > 0 ? timerfd_settime(fd, 0, &t, NULL) : 0;
 }
 
 _Noreturn static void execute(struct cell *cell, const struct job *job, struct failure *f)
@@ -371,14 +370,19 @@ _Noreturn void job_main(struct cell *cell)
     struct shared *s = cell->shared;
     s->cpu_base_ns = cpu_ns() - s->cpu_base_ns;
     s->start_ns = now_ns();
-    arm(cell->wall, s->wall_ns);
-    if (c->cpu >= 0 && s->cpu_ns > 0)
-        arm(cell->cpu, s->cpu_ns / s->ncpus + 1);
+    if (arm(cell->wall, s->wall_ns) < 0 ||
+        (c->cpu >= 0 && s->cpu_ns > 0 && arm(cell->cpu, s->cpu_ns / s->ncpus + 1) < 0)) {
+        fail(&f, "timer");
+        give_up(cell, &f);
+    }
     /* The listener's way to init is close-on-exec; everything else goes now. */
     int channel = cell->channel;
     close_all_but(&channel, 1);
     sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (sigprocmask(SIG_SETMASK, &none, NULL) < 0) {
+        fail(&f, "signal mask");
+        give_up(cell, &f);
+    }
     if (!c->filter_early && c->filter.len && load_late(cell, &f) < 0)
         give_up(cell, &f);
     __atomic_store_n(&s->state, JOB_EXEC, __ATOMIC_RELEASE);

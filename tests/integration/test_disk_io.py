@@ -39,6 +39,7 @@ async def at_the_rate(disk: Sandbox, command: list[str], limits: Limits) -> Resu
 
     Never faster. Slower up to twice: others may have the disk to themselves for a while.
     """
+    achieved = 0.0
     for _ in range(3):
         result = await run_isolated(command, sandbox=disk, limits=limits)
         assert result.ok, result.stderr

@@ -24,15 +24,15 @@ def deaf_loop():
             signal.signal(number, signal.SIG_IGN)
         except (OSError, ValueError):
             continue
-    burn(60)
+    burn(900)
 
 
 def burning_children():
     """Four children burn; the main process sleeps."""
     for _ in range(4):
         if os.fork() == 0:
-            burn(60)
-    time.sleep(60)
+            burn(900)
+    time.sleep(900)
 
 
 def threads():
@@ -47,7 +47,7 @@ def threads():
 
     for _ in range(4):
         threading.Thread(target=work, daemon=True).start()
-    time.sleep(60)
+    time.sleep(900)
 
 
 def hidden():
@@ -68,12 +68,12 @@ def hidden():
 def strange_name():
     """A name that breaks who parses /proc/PID/stat."""
     ctypes.CDLL(None).prctl(15, b") R 1 (\n x")
-    burn(60)
+    burn(900)
 
 
 def leader_gone():
     """The first thread ends, another goes on."""
-    threading.Thread(target=burn, args=(60,)).start()
+    threading.Thread(target=burn, args=(900,)).start()
     ctypes.CDLL(None).pthread_exit(None)
 
 
@@ -84,7 +84,7 @@ def set_the_clock():
     timex = (ctypes.c_long * 32)()
     timex[0] = 0x4000  # ADJ_TICK
     refused("adjtimex", timex, what="adjtimex that changes the tick")
-    time.sleep(60)
+    time.sleep(900)
 
 
 def flood(descriptor):
@@ -98,7 +98,7 @@ def held_pipe():
     """A child keeps the output open."""
     if os.fork() == 0:
         os.setsid()
-        time.sleep(60)
+        time.sleep(900)
     say("NOTE", "written before the end")
 
 
@@ -106,7 +106,7 @@ def closed_streams():
     """Closing its streams is not its end."""
     for descriptor in range(3):
         os.close(descriptor)
-    time.sleep(60)
+    time.sleep(900)
 
 
 def unread_input():

@@ -212,7 +212,7 @@ def write_everywhere():
         if top.startswith(WRITABLE):
             directories.clear()
             continue
-        if top.count("/") > 3:
+        if top.count("/") > 3 or tried > 400:
             directories.clear()
         tried += 1
         try:

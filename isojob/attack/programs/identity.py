@@ -15,11 +15,6 @@ def ids():
     attempt("setgroups", os.setgroups, [0])
     if os.getuid() == 0:
         escaped("uid 0")
-    with open("/proc/self/uid_map") as file:
-        for line in file:
-            inside, outside, count = map(int, line.split())
-            if outside == 0 and count and inside == os.getuid():
-                escaped("the host's root is mapped")
     stopped("namespace", f"uid {os.getuid()}, groups {os.getgroups()}")
 
 
@@ -85,7 +80,7 @@ def traced():
     """A trace stop is not an end."""
     ctypes.CDLL(None).ptrace(0, 0, None, None)
     os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(60)
+    time.sleep(900)
 
 
 def sibling():

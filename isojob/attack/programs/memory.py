@@ -145,17 +145,18 @@ def timers():
 def page_cache():
     """Reads far more than its limit: nothing to blame it for."""
     total = 0
-    for top, _, names in os.walk("/usr/lib"):
-        for name in names:
-            try:
-                with open(os.path.join(top, name), "rb") as file:
-                    while data := file.read(MIB):
-                        total += len(data)
-            except OSError:
-                continue
-            if total > 200 * MIB:
-                say("NOTE", f"{total // MIB} MiB read")
-                return
+    directory = next(
+        filter(os.path.isdir, (f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib"))
+    )
+    for name in sorted(os.listdir(directory))[:300]:
+        try:
+            with open(f"{directory}/{name}", "rb") as file:
+                while data := file.read(MIB):
+                    total += len(data)
+        except OSError:
+            continue
+        if total > 150 * MIB:
+            break
     say("NOTE", f"{total // MIB} MiB read")
 
 

@@ -1,0 +1,132 @@
+"""Every system call of zygote, init and launcher made to fail in turn: nothing runs half isolated.
+
+strace injects the error (its -e inject), into the code as it is shipped. Needs root and strace.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import SLOW
+
+from isojob import IsojobError, Limits, Pool, Status
+from isojob.errors import SandboxSetupError
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to trace the zygote"),
+]
+
+SHARE = 40
+"""Calls that fail in an ordinary run; all of some 200 with ISOJOB_TEST_WHOLE=1."""
+LIMITS = Limits(memory="64MiB", wall_time=20)
+SHOW = """set -e
+grep -E '^(Uid|Gid|Groups|NoNewPrivs|Seccomp|Cap|SigIgn|SigBlk|Umask)' /proc/self/status
+cat /proc/self/mounts /proc/self/limits /proc/self/cgroup /proc/sys/kernel/hostname
+for link in /proc/self/ns/*; do readlink $link; done
+ls /proc/self/fd
+pwd; ulimit -a; id; echo $PPID
+"""
+HOG = "exec head -c 100000000 /dev/zero >/tmp/x"
+
+
+@contextmanager
+def traced(pid: int, *options: str) -> Iterator[None]:
+    """Strace on the process, and on each that it makes."""
+    tracer = subprocess.Popen(["strace", "-qq", "-p", str(pid), *options])
+    deadline = time.monotonic() + 10
+    while f"TracerPid:\t{tracer.pid}" not in (status := Path(f"/proc/{pid}/status").read_text()):
+        if "State:\tZ" in status:
+            break  # the very first call is the one it waits in
+        assert time.monotonic() < deadline, "strace did not attach"
+        time.sleep(0.002)
+    try:
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait()
+
+
+async def calls(directory: Path) -> list[tuple[str, int]]:
+    """What zygote, init and launcher call to make a cell and run a job: names, each with a count."""
+    async with Pool(limits=LIMITS, parked=0) as pool:
+        await pool.run(["true"])
+        assert pool._stock.zygote is not None
+        with traced(pool._stock.zygote.pid, "-ff", "-o", str(directory / "trace")):
+            await pool.run(["true"])
+            await anyio.sleep(0.2 * SLOW)  # until the cell is gone
+    most: Counter[str] = Counter()
+    for path in directory.iterdir():
+        text = path.read_text(errors="replace").partition("\nexecve(")[0]
+        most |= Counter(re.findall(r"^(\w+)\(", text, flags=re.MULTILINE))
+    most["execve"] = 1
+    return [
+        (name, number)
+        for name, count in sorted(most.items())
+        if name not in ("exit_group", "restart_syscall")
+        for number in range(1, count + 1)
+    ]
+
+
+def normal(text: str) -> list[str]:
+    """What a job sees, without what differs from cell to cell."""
+    text = re.sub(r"^(Uid|Gid|uid).*\n", "", text, flags=re.MULTILINE)
+    return sorted(re.sub(r":\[\d+\]|[ug]id=\d+", "", text).splitlines())
+
+
+def spaces(text: str) -> set[str]:
+    return set(re.findall(r"\w+:\[\d+\]", text))
+
+
+async def test_each_call_fails_in_turn(anyio_backend_name: str, tmp_path: Path) -> None:
+    """A job runs in a whole sandbox or not at all; the next one runs in any case."""
+    assert shutil.which("strace"), "this test needs strace"
+    outside = {os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}
+    outside = {name for name in outside if not name.startswith("time")}
+    everything = await calls(tmp_path)
+    assert len(everything) > 100
+    stages: set[str] = set()
+    ran = failed = 0
+    if not os.environ.get("ISOJOB_TEST_WHOLE"):
+        seed = random.randrange(2**32)
+        print(f"a share of {len(everything)}, seed {seed}")
+        everything = random.Random(seed).sample(everything, max(4, SHARE // SLOW))
+    for name, number in everything:
+        which = f"inject={name}:error=EIO:when={number}"
+        async with Pool(limits=LIMITS, parked=0) as pool:
+            expected = normal((await pool.run(["sh", "-c", SHOW])).stdout_text)
+            assert pool._stock.zygote is not None
+            options = ("-f", "-o", "/dev/null", "-e", which)
+            with traced(pool._stock.zygote.pid, *options), anyio.fail_after(30 * SLOW):
+                for script in (SHOW, HOG):
+                    try:
+                        result = await pool.run(["sh", "-c", script])
+                    except IsojobError as error:
+                        failed += 1
+                        if isinstance(error, SandboxSetupError):
+                            stages.add(error.stage)
+                        continue
+                    ran += 1
+                    if script is HOG:
+                        assert result.status != Status.OK, (which, result)
+                    elif result.ok:
+                        seen = normal(result.stdout_text)
+                        if name == "close":  # the job's own fail, too
+                            seen = [line for line in seen if line in expected]
+                        assert seen == expected, which
+                        assert not spaces(result.stdout_text) & outside, which
+            with anyio.fail_after(30 * SLOW):
+                assert (await pool.run(["true"])).ok, which
+    print(f"{ran} jobs ran, {failed} failed, at {len(stages)} stages: {sorted(stages)}")
+    assert failed > len(everything) // 4, "no failure was hit: is strace at work?"
