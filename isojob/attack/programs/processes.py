@@ -11,6 +11,7 @@ import time
 from attacker import attempt, denied, escaped, main, refused, say, stopped, syscall
 
 FAR_TOO_MANY = 400
+ORPHANS = 100
 
 
 def fork_bomb():
@@ -137,7 +138,7 @@ def touch_init():
 
 def orphans():
     """Orphans that nobody waits for would fill the limit, were there no init."""
-    for count in range(FAR_TOO_MANY):
+    for count in range(ORPHANS):
         for _ in range(100):
             try:
                 child = os.fork()
@@ -153,7 +154,7 @@ def orphans():
                 os.fork()
             os._exit(0)
         os.waitpid(child, 0)
-    stopped("init", f"{FAR_TOO_MANY} orphans, all reaped")
+    stopped("init", f"{ORPHANS} orphans, all reaped")
 
 
 def stop_oneself():
