@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
-# fuzz.sh [SECONDS]: runs each fuzzer of fuzz/ for so long (60 s); each reads ISOJOB_FUZZ_SECONDS.
+# fuzz.sh [SECONDS]: runs each fuzzer of fuzz/ for so long (60 s); each reads ISOJOB_FUZZ_SECONDS. The
+# one of the C side needs clang with its sanitizers.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+with_debian clang clang
+# The runtime of the sanitizers is a package of its own, named after the version.
+if command -v clang >/dev/null && [[ ! -e $(clang -print-file-name=libclang_rt.fuzzer-x86_64.a 2>/dev/null) ]]; then
+    with_debian libclang-rt "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
+fi
 install_checkout test
 export ISOJOB_FUZZ_SECONDS=${1:-60}
 shopt -s nullglob

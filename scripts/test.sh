@@ -67,6 +67,8 @@ done
 
 stage packaging scripts/test-native.sh "${pythons[0]#*$'\t'}" "$wheel" tests/packaging
 
+stage 'fuzzers, 20 s each' scripts/fuzz.sh 20
+
 for who in "${!beside[@]}"; do
     wait "${beside[$who]}" || true
     unset "beside[$who]"
