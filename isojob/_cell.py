@@ -21,8 +21,8 @@ from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
 from isojob._watch import AGAIN_SECONDS, SECONDS
 from isojob.errors import PoolBrokenError
-from isojob.wire import Failure, MessageType, Stdio
-from isojob.wire_result import parse_result
+from isojob.wire import Failure, JobState, MessageType, Stdio
+from isojob.wire_result import CAUSES, parse_result
 
 __all__ = ["CellFailedError", "CellGoneError", "Run"]
 
@@ -30,6 +30,7 @@ YOUNG_NS = 100_000_000
 """A job that is older gets a service of its own, and bounds for its silence."""
 STUCK_SECONDS = 30.0
 """How long zygote and init may be silent when a word from them is due."""
+_PARKED, _NONE = int(JobState.PARKED), CAUSES.index("none")
 BUDGET = 4 << 20
 """Bytes from one pipe before the others have their turn."""
 
@@ -195,15 +196,17 @@ class Run:
             except BlockingIOError:
                 return False
             if received is None:
-                # It never ran if nobody has read the one message that it takes.
-                if self.lease.unread and not self.job.collect:
-                    raise CellFailedError(Failure("zygote", errno.EOWNERDEAD))
+                if self.lease.unread:
+                    raise CellFailedError(Failure("cell", errno.EOWNERDEAD))
                 raise CellGoneError
             datagram, fds = received
             # A report has no descriptors; `_take` closes what came all the same.
             outcome.raw = None if fds else outcome.driver.usual.read(datagram)
             if outcome.raw is None:
                 self._take(datagram, fds)
+        if outcome.raw.state <= _PARKED and outcome.raw.cause == _NONE:
+            # Somebody killed the launcher while it waited: the job has not been read.
+            raise CellFailedError(Failure("launcher", 0))
         outcome.host.reply_ns = time.monotonic_ns()
         return True
 

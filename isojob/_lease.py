@@ -36,10 +36,10 @@ class Lease(Watched):
         out: The pipe that its stdout came with, as long as no job has it; None: it has none.
         err: The same for stderr.
         pipes: All of its pipes, which end with it.
-        unread: The cell ended and had not read all that was sent (unix(7), ECONNRESET).
+        unread: The cell was gone when the job was sent, or ended without having read it.
     """
 
-    __slots__ = ("_stopped", "err", "out", "pipes", "socket", "unread", "zygote")
+    __slots__ = ("_collect", "_stopped", "err", "out", "pipes", "socket", "unread", "zygote")
 
     def __init__(
         self, lease: socket.socket, zygote: Zygote, out: Capture | None, err: Capture | None
@@ -47,6 +47,7 @@ class Lease(Watched):
         super().__init__(lease.fileno())
         self.socket = lease
         self._stopped = False
+        self._collect = False
         self.unread = False
         self.zygote = zygote
         self.out = out
@@ -95,11 +96,11 @@ class Lease(Watched):
             else:
                 send_fds(self.socket, out.message(), fds)
         except (BrokenPipeError, ConnectionResetError):
-            # What init said before it went is still to be read.
-            pass
+            self.unread = True  # what init said before it went is still to be read
 
     def send_collect(self, message: bytes) -> None:
         """Leaves init its errand; it reads it when the job is over."""
+        self._collect = True
         with suppress(BrokenPipeError, ConnectionResetError):
             send_fds(self.socket, message, [])
 
@@ -114,8 +115,9 @@ class Lease(Watched):
             try:
                 datagram, fds, cut = receive_fds(self.socket)
             except ConnectionResetError:
-                # An unread message of ours died with the cell; its last words are still there.
-                self.unread = True
+                # An unread message of ours died with the cell (unix(7)): the job, unless init's
+                # errand lay behind it. The cell's last words are still there.
+                self.unread |= not self._collect
                 continue
             if not datagram and not fds:
                 return None

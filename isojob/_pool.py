@@ -277,7 +277,7 @@ async def _attempt(stock: Stock, job: Job) -> Outcome:
             outcome = await Run(lease, job).run(shelf.spec)
         except CellFailedError as error:
             # A parked cell may have failed long ago, for a reason that has passed.
-            if error.failure.stage == "zygote":
+            if error.failure.stage == "zygote" or not lease.zygote.listens:
                 lease.zygote.broken = True
             if attempt == _ATTEMPTS - 1 or not stock.open:
                 raise _why_failed(stock, error.failure) from None

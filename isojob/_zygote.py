@@ -270,6 +270,18 @@ class Zygote:
         return not self.broken and self._process is not None and self._process.poll() is None
 
     @property
+    def listens(self) -> bool:
+        """Whether its end of the control socket is open: it may be about to end."""
+        if self._control is None:
+            return False
+        try:
+            return bool(self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    @property
     def pid(self) -> int:
         """Host pid of the process."""
         assert self._process is not None

@@ -218,6 +218,26 @@ async def test_dead_zygote_under_a_full_stock() -> None:
         assert pool.statistics().zygotes == 2
 
 
+@pytest.mark.parametrize("who", ["init", "launcher"])
+async def test_dead_parked_cells(who: str) -> None:
+    """A job that finds its parked cell dead has not been read, and runs in another one."""
+    async with Pool(parked=3) as pool:
+        await pool.run(["true"])
+        await anyio.sleep(0.3 * SLOW)
+        zygote = pool._stock.zygote
+        assert zygote is not None
+        inits = children_of(zygote.pid)
+        assert len(inits) == 3
+        for pid in inits:
+            victims = [pid] if who == "init" else children_of(pid)
+            for victim in victims:
+                os.kill(victim, signal.SIGKILL)
+        await anyio.sleep(0.3 * SLOW)
+        for _ in range(5):
+            assert (await pool.run(["echo", "hi"], collect=["none"])).stdout == b"hi\n"
+        assert pool.statistics().zygotes == 1
+
+
 async def test_opened_again() -> None:
     """A call of the pool's former life ends with PoolClosedError, and harms nothing."""
     errors: list[type[BaseException]] = []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
+import socket
 import subprocess
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -54,11 +57,15 @@ def test_every_program_is_used() -> None:
 )
 def test_without_a_sandbox_it_tells(one: Attack) -> None:
     """Run by an ordinary user of the host, each attack that harms nothing reports what it reached."""
-    with Scene() as scene:
+    with Scene() as scene, tempfile.TemporaryDirectory(prefix="attack-") as name:
+        # The installed ones may be below a home that only its owner reads.
+        directory = Path(name)
+        shutil.copytree(PROGRAMS, directory / "programs")
+        directory.chmod(0o755)
         module, function, *arguments = one.program
         done = subprocess.run(
             [
-                *(PYTHON, "-B", "-S", str(PROGRAMS / f"{module}.py"), function, "token"),
+                *(PYTHON, "-B", "-S", f"{directory}/programs/{module}.py", function, "token"),
                 *(word.format_map(scene.words) for word in arguments),
             ],
             capture_output=True,
@@ -69,6 +76,7 @@ def test_without_a_sandbox_it_tells(one: Attack) -> None:
             extra_groups=[] if os.geteuid() == 0 else None,
             timeout=120,
             cwd="/",
+            env={key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
         )
     assert "ESCAPED" in done.stdout, (done.stdout, done.stderr)
 
@@ -81,8 +89,6 @@ def test_the_scene_tells_damage() -> None:
         os.kill(int(scene.words["pid"]), 9)
         scene._victim.wait()
         Path(scene.words["secret"]).write_text("owned")
-        import socket
-
         with socket.create_connection(("127.0.0.1", int(scene.words["port"]))):
             damage = list(scene.damage())
         assert len(damage) == 3
