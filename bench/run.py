@@ -33,6 +33,7 @@ LATENCY = (
     FLOOR,
     "subprocess.run",
     "asyncio exec",
+    "asyncio exec, thread watcher",
     "asyncio exec, uvloop",
     "trio.run_process",
     "isojob",
@@ -49,6 +50,8 @@ def ways(names: tuple[str, ...]) -> list[Way]:
         import uvloop  # noqa: F401
     except ImportError:
         names = tuple(name for name in names if "uvloop" not in name)
+    if sys.version_info >= (3, 12):  # where the pidfd watcher is the only one in use
+        names = tuple(name for name in names if "thread watcher" not in name)
     return [WAYS[name] for name in names]
 
 

@@ -252,7 +252,8 @@ class Stock:
                 shelf.level.forget(now_ns)
                 wanted = shelf.level.wanted
                 if len(shelf.cells) > wanted:
-                    shelf.cells.pop().close()
+                    with suppress(IndexError):  # another thread took it
+                        shelf.cells.pop().close()
                 while (parked := len(shelf.cells)) < wanted:
                     # Two more descriptors each: for those that are next, not for thousands.
                     lease = Lease.make(zygote, shelf.spec, piped=parked < PIPED)
