@@ -54,7 +54,7 @@ class Scene:
         self._stack.close()
 
     def _build(self) -> None:
-        directory = Path(tempfile.mkdtemp(prefix="isojob-attack-"))
+        directory = Path(tempfile.mkdtemp(prefix="scene-"))
         self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
         directory.chmod(0o755)
         self._secret = directory / "secret"
