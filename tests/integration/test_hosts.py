@@ -88,7 +88,9 @@ def test_no_descriptor_left() -> None:
         "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))",
         "assert run(['echo', 'fine']).stdout == b'fine\\n'",
         "left = max(map(int, os.listdir('/proc/self/fd')))",
-        "assert left <= used + 12, (used, left)",
+        "(pool,) = isojob._run._pools.values()",
+        "grown = 3 * (pool.statistics().parked_target - 8)",  # jobs that waited for their cells
+        "assert left <= used + 12 + grown, (used, left, grown)",
         "print('fine')",
     )
     assert (done.stdout, done.stderr, done.returncode) == ("fine\n", "", 0)
