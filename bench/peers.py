@@ -6,6 +6,7 @@ Their isolation is said in words, since none gives quite the same. They are star
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -36,6 +37,7 @@ class Peer:
         pip: The package of the index, or nothing.
         isolation: What the command line below gives.
         prefix: Put before the job's command; nothing: an OCI bundle is made.
+        module: The Python module that is asked instead of a program, in a way of worker.py.
     """
 
     name: str
@@ -44,6 +46,14 @@ class Peer:
     pip: str
     isolation: str
     prefix: str
+    module: str = ""
+
+    @property
+    def present(self) -> bool:
+        """Whether it is installed."""
+        if self.module:
+            return importlib.util.find_spec(self.module) is not None
+        return shutil.which(self.program) is not None
 
 
 PEERS = (
@@ -88,12 +98,21 @@ PEERS = (
         "fresh pid, mnt, net, ipc, uts namespaces; cgroup; no user namespace, no seccomp here",
         "",
     ),
+    Peer(
+        "sandlock",
+        "",
+        "",
+        "sandlock",
+        "Landlock, seccomp with a supervisor; no namespace, no cgroup",
+        "",
+        "sandlock",
+    ),
 )
 
 
 def install() -> None:
     """Gets what is missing and can be had, as root on a Debian."""
-    packages = [peer.apt for peer in PEERS if peer.apt and not shutil.which(peer.program)]
+    packages = [peer.apt for peer in PEERS if peer.apt and not peer.present]
     if packages and os.geteuid() == 0 and shutil.which("apt-get"):
         subprocess.run(["apt-get", "update", "-qq"], check=False)
         for package in packages:
@@ -104,7 +123,7 @@ def install() -> None:
                 stdout=subprocess.DEVNULL,
             )
     for peer in PEERS:
-        if peer.pip and not shutil.which(peer.program):
+        if peer.pip and not peer.present:
             subprocess.run([sys.executable, "-m", "pip", "install", "-q", peer.pip], check=False)
 
 
@@ -161,8 +180,11 @@ def ways(directory: Path) -> tuple[list[Way], list[str]]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ["PATH"] = path
     for peer in PEERS:
-        if not shutil.which(peer.program):
+        if not peer.present:
             absent.append(f"{peer.name}: not installed (run with --peers=install)")
+            continue
+        if peer.module:
+            found.append(Way(peer.name, peer.module, peer.isolation))
             continue
         prefix = shlex.split(peer.prefix) or [bundle(peer.program, directory)]
         tried = subprocess.run(

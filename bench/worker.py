@@ -11,12 +11,13 @@ Commands on stdin, one a line, one line of JSON back for each::
 Ways: ``subprocess.run``; ``asyncio``, ``asyncio-threads`` and ``uvloop``: `create_subprocess_exec`
 and `communicate` with the pidfd watcher, one thread a child, and uvloop's own; ``trio``:
 `trio.run_process`; ``isojob``, ``isojob-uvloop``, ``isojob-trio``: `Pool.run`; ``isojob-dry``: the
-same without parked cells. PREFIX is a peer's command line, put before the job's.
+same without parked cells; ``sandlock``: its Python API. PREFIX is a peer's command line, put before the job's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import subprocess
 import sys
@@ -90,6 +91,28 @@ def with_trio(command: list[str], directory: Path) -> Once:
         start = time.perf_counter_ns()
         await trio.run_process(command, capture_stdout=True, capture_stderr=True, cwd=directory)
         return {"total": time.perf_counter_ns() - start}
+
+    return once
+
+
+def with_sandlock(command: list[str], directory: Path) -> Once:
+    """Its Python API, which blocks, in a thread."""
+    sandlock = importlib.import_module("sandlock")
+    readable = [path for path in ("/usr", "/lib", "/lib64", "/bin", "/etc") if Path(path).exists()]
+    box = sandlock.Sandbox(
+        fs_readable=[*readable, str(directory)],
+        fs_writable=["/tmp"],
+        max_memory="512M",
+        max_processes=50,
+    )
+
+    async def once() -> dict[str, int]:
+        start = time.perf_counter_ns()
+        result = await anyio.to_thread.run_sync(lambda: box.run(command, timeout=10))
+        taken = time.perf_counter_ns() - start
+        if not result.success:
+            raise RuntimeError(f"{command}: {result}")
+        return {"total": taken}
 
     return once
 
@@ -190,7 +213,11 @@ def main() -> None:
         if way.startswith("isojob"):
             anyio.run(isolated, way, job, directory, backend=backend, backend_options=options)
             return
-        make = {"subprocess.run": with_subprocess, "trio": with_trio}.get(way, with_asyncio)
+        make = {
+            "subprocess.run": with_subprocess,
+            "trio": with_trio,
+            "sandlock": with_sandlock,
+        }.get(way, with_asyncio)
         anyio.run(serve, make(command, directory), backend=backend, backend_options=options)
 
 
