@@ -44,8 +44,8 @@ def left_over() -> dict[str, int]:
     cgroups = sum(
         name.startswith("cell-") for _, names, _ in os.walk("/sys/fs/cgroup") for name in names
     )
-    slabs = Path("/proc/slabinfo")
-    nets = [line for line in slabs.read_text().splitlines() if line.startswith("net_namespace ")]
+    slabs = Path("/proc/slabinfo").read_text() if os.geteuid() == 0 else ""
+    nets = [line for line in slabs.splitlines() if line.startswith("net_namespace ")]
     return {
         "network namespaces": int(nets[0].split()[1]) if nets else 0,
         "processes": sum(name.isdigit() for name in os.listdir("/proc")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from isojob.limits import Limits
 from isojob.result import Result, Status
@@ -28,16 +28,7 @@ MIB = 2**20
 Kind: TypeAlias = Literal[
     "processes", "memory", "time", "files", "namespaces", "calls", "identity", "between jobs"
 ]
-KINDS: tuple[Kind, ...] = (
-    "processes",
-    "memory",
-    "time",
-    "files",
-    "namespaces",
-    "calls",
-    "identity",
-    "between jobs",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Check: TypeAlias = Callable[[Result], Iterator[str]]
 
 
