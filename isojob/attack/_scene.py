@@ -21,6 +21,7 @@ __all__ = ["Scene"]
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 _VARIABLE = "ISOJOB_ATTACK_SECRET"
 _IPC_CREAT, _IPC_RMID = 0o1000, 0
+_VICTIM = "import time; print(flush=True); time.sleep(3600)"
 _MOUNTS = "/proc/self/mountinfo"
 _PLACES = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", _MOUNTS)
 
@@ -62,10 +63,14 @@ class Scene:
         os.environ[_VARIABLE] = self.marker
         self._stack.callback(os.environ.pop, _VARIABLE, None)
         self._victim = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(3600)", self.marker],
+            [sys.executable, "-c", _VICTIM, self.marker],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
         )
         self._stack.callback(self._end_victim)
+        # exec has closed our pipe before /proc shows the new arguments: it says when it is there.
+        assert self._victim.stdout is not None
+        self._victim.stdout.readline()
         tcp = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         local = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         local.bind("\0" + self.marker)
@@ -92,7 +97,7 @@ class Scene:
 
     def _end_victim(self) -> None:
         self._victim.kill()
-        self._victim.wait()
+        self._victim.communicate()
 
     @staticmethod
     def _places() -> dict[str, str]:
