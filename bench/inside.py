@@ -83,7 +83,7 @@ def first_call() -> dict[str, float]:
     )
     runs = []
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
         runs.append([float(word) for word in done.stdout.split()])
     imported, first = (sorted(column)[len(runs) // 2] for column in zip(*runs, strict=True))
     return {
@@ -99,7 +99,11 @@ def _imports_of_others() -> float:
         "pydantic.main; print((time.perf_counter() - a) * 1e3)"
     )
     runs = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-P", "-c", code], capture_output=True, check=True
+            ).stdout
+        )
         for _ in range(5)
     ]
     return sorted(runs)[2]
