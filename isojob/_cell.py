@@ -8,8 +8,7 @@ import select
 import stat
 import time
 from contextlib import suppress
-
-import anyio
+from functools import partial
 
 from isojob import wire
 from isojob._account import Outcome
@@ -17,6 +16,7 @@ from isojob._descriptors import close_all
 from isojob._job import CAPTURE, STDOUT, Job
 from isojob._lease import Lease
 from isojob._loop import running_asyncio, serve
+from isojob._shield import in_thread
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
 from isojob._watch import AGAIN_SECONDS, SECONDS
@@ -84,7 +84,7 @@ class Run:
         try:
             fds, stdio = self._open_streams()
             out = (
-                await anyio.to_thread.run_sync(job.message, spec, stdio)
+                await in_thread(partial(job.message, spec, stdio))
                 if job.files
                 else job.message(spec, stdio)
             )

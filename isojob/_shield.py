@@ -61,5 +61,10 @@ async def in_thread(function: Callable[[], T]) -> T:
                 except BaseException as error:  # noqa: BLE001 - raised below
                     outcome.set_exception(error)
 
-    await shielded(lambda: anyio.to_thread.run_sync(once))
+    try:
+        await shielded(lambda: anyio.to_thread.run_sync(once))
+    except RuntimeError:
+        # No thread can be started (pids.max, RLIMIT_NPROC). Better to stall the loop for a moment
+        # than never to close a zygote.
+        once()
     return outcome.result()

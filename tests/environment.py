@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,23 @@ from pathlib import Path
 SLOW = int(os.environ.get("ISOJOB_TEST_SLOWNESS", "1"))
 """How many times slower than ordinary hardware this machine is (an emulated CPU)."""
 
+WHOLE = bool(os.environ.get("ISOJOB_TEST_WHOLE"))
+"""All rounds of the tests that go by rounds, as `make soak` has it; a share of them else."""
+
 PYTHON = "/usr/bin/python3"
+
+
+def rounds(share: int, whole: int) -> int:
+    """How many rounds: ISOJOB_TEST_ROUNDS if it is set."""
+    ordinary = whole if WHOLE else max(2, share // SLOW)
+    return int(os.environ.get("ISOJOB_TEST_ROUNDS", ordinary))
+
+
+def seeded() -> random.Random:
+    """Chance that can be repeated: by ISOJOB_TEST_SEED, which is printed."""
+    seed = int(os.environ.get("ISOJOB_TEST_SEED", random.randrange(2**32)))
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 def cgroup_version() -> int:

@@ -367,6 +367,11 @@ _Noreturn void init_main(struct cell *cell)
         report_error(cell->lease, &f);
         _exit(1);
     }
+    if (init_shed() < 0) {
+        fail(&f, "init's filter");
+        report_error(cell->lease, &f);
+        _exit(1);
+    }
     (void)!write(cell->channel, "g", 1);
     if (cell->config->filter_early || !cell->config->filter_notify)
         close_fd(&cell->channel);

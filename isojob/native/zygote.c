@@ -22,6 +22,15 @@
 
 #include "zygote.h"
 
+#ifdef __SANITIZE_ADDRESS__
+/* The test build; no leak of a process that ends is one, and looking for them needs ptrace. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "detect_leaks=0";
+}
+#endif
+
 static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
 
 static int write_self(const char *path, const char *text)
@@ -132,6 +141,8 @@ static int set_up(struct zygote *z, struct failure *f)
      * /proc/PID belongs to global root then). Nobody but the user's own processes could trace us. */
     if (z->config.mode == IDS_ROOT && prctl(PR_SET_DUMPABLE, 0) < 0)
         return fail(f, "dumpable");
+    if (zygote_shed() < 0)
+        return fail(f, "zygote's capabilities");
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     z->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -1,7 +1,7 @@
 /* What the files of the zygote share. Order of the story: zygote.c (the loop), config.c (what the
  * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
  * inside.c (what init mounts), job.c and filter.c (the launcher, pid 2),
- * cgroup.c, collect.c, path.c. */
+ * shed.c (what zygote and init give up), cgroup.c, collect.c, path.c. */
 #ifndef ISOJOB_ZYGOTE_H
 #define ISOJOB_ZYGOTE_H
 
@@ -173,6 +173,9 @@ void masks_refresh(struct config *c);
 int inside_build(const struct cell *cell, struct failure *f);
 int drop_bounding_set(void);
 int set_capabilities(uint64_t caps);
+/* shed.c */
+int init_shed(void);
+int zygote_shed(void);
 /* filter.c */
 int load_filter(const struct config *c); /* its listener, or 0; -1 */
 int load_late(struct cell *cell, struct failure *f);

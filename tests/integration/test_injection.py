@@ -6,7 +6,6 @@ strace injects the error (its -e inject), into the code as it is shipped. Needs 
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import SLOW
+from environment import SLOW, WHOLE, seeded
 
 from isojob import IsojobError, Limits, Pool, Status
 from isojob.errors import SandboxSetupError
@@ -98,10 +97,9 @@ async def test_each_call_fails_in_turn(anyio_backend_name: str, tmp_path: Path) 
     assert len(everything) > 100
     stages: set[str] = set()
     ran = failed = 0
-    if not os.environ.get("ISOJOB_TEST_WHOLE"):
-        seed = random.randrange(2**32)
-        print(f"a share of {len(everything)}, seed {seed}")
-        everything = random.Random(seed).sample(everything, max(4, SHARE // SLOW))
+    if not WHOLE:
+        print(f"a share of {len(everything)}")
+        everything = seeded().sample(everything, max(4, SHARE // SLOW))
     for name, number in everything:
         which = f"inject={name}:error=EIO:when={number}"
         async with Pool(limits=LIMITS, parked=0) as pool:

@@ -1,7 +1,4 @@
-"""kill -9 at random moments: of zygote, init, job and host. Seeds are printed.
-
-ISOJOB_TEST_ROUNDS says how many rounds; an ordinary run has a few.
-"""
+"""kill -9 at random moments: of zygote, init, job and host."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
-from environment import SLOW, children_of
+from environment import SLOW, children_of, rounds, seeded
 
 from isojob import IsojobError, Limits, Pool, PoolBrokenError, Result, Status
 
-ROUNDS = int(os.environ.get("ISOJOB_TEST_ROUNDS", "25" if SLOW == 1 else "5"))
+ROUNDS = rounds(25, 250)
 BOUND = 20 * SLOW
 LIMITS = Limits(wall_time=10 * SLOW)
 JOBS = (
@@ -27,12 +24,6 @@ JOBS = (
     ["sh", "-c", "sleep 0.05; echo hi"],
     ["sh", "-c", "sleep 60 & sleep 0.02; echo hi"],
 )
-
-
-def seeded() -> random.Random:
-    seed = int(os.environ.get("ISOJOB_TEST_SEED", random.randrange(2**32)))
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def victims(zygote: int, chance: random.Random) -> list[int]:
@@ -99,19 +90,48 @@ async def test_random_kills() -> None:
 
 
 HOST = """
-import sys, anyio, isojob
-async def main():
+import os, signal, sys, threading, time, anyio, isojob
+token, how, delay = sys.argv[1], sys.argv[2], float(sys.argv[3])
+def job(n):
+    return ["sh", "-c", "sleep 60 & sleep 0.0" + str(n), token]
+def threads():
+    def again(n):
+        while True:
+            isojob.run_isolated_sync(job(n))
+    for n in range(4):
+        threading.Thread(target=again, args=(n,), daemon=True).start()
+async def tasks():
     async with isojob.Pool() as pool:
-        async def loop(n):
+        async def again(n):
             while True:
-                await pool.run(["sh", "-c", "sleep 60 & sleep 0.0" + str(n), sys.argv[1]])
-        async with anyio.create_task_group() as tasks:
+                await pool.run(job(n))
+        async with anyio.create_task_group() as group:
             for n in range(4):
-                tasks.start_soon(loop, n)
+                group.start_soon(again, n)
             await anyio.sleep(0.05)
             print("ready", flush=True)
-anyio.run(main)
+            threading.Thread(target=end, daemon=True).start()
+def end():
+    time.sleep(delay)
+    if how == "fork":
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "_exit":
+        os._exit(0)
+    if how.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, how))
+if how == "shutdown":
+    threads()
+    time.sleep(0.2)
+    print("ready", flush=True)
+    time.sleep(delay)
+else:
+    anyio.run(tasks)
 """
+ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "_exit", "fork", "shutdown")
 
 
 def of(pid: int, token: str) -> list[str]:
@@ -120,26 +140,37 @@ def of(pid: int, token: str) -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if token.encode() in (entry / "cmdline").read_bytes():
+                if (
+                    b"sh\0-c" in (line := (entry / "cmdline").read_bytes())
+                    and token.encode() in line
+                ):
                     found.append(f"process {entry.name}")
     for top, names, _ in os.walk("/sys/fs/cgroup"):
         found += [f"{top}/{name}" for name in names if name.startswith(f"isojob-{pid}-")]
     return found
 
 
-def test_host_is_killed() -> None:
-    """Nothing of a host that was killed survives it for long."""
+def test_host_ends() -> None:
+    """Nothing of a host that was killed, exits or falls into shutdown survives it for long."""
     chance = seeded()
-    for number in range(max(2, ROUNDS // 5)):
+    for number in range(len(ENDS) * max(1, ROUNDS // 25)):
+        how = ENDS[number % len(ENDS)]
         token = f"host-{os.getpid()}-{number}"
+        delay = str(chance.uniform(0, 0.1 * SLOW))
         with subprocess.Popen(
-            [sys.executable, "-c", HOST, token], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOST, token, how, delay],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if how == "SIGINT" else None,  # its traceback
+            text=True,
         ) as host:
             assert host.stdout is not None
             assert host.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0, 0.1 * SLOW))
-            host.kill()
-        deadline = time.monotonic() + BOUND
-        while left := of(host.pid, token):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.02)
+            child = int(host.stdout.readline()) if how == "fork" else 0
+            host.wait(BOUND)
+            # The child of a fork holds copies of all that its parent had open.
+            deadline = time.monotonic() + BOUND
+            while left := of(host.pid, token):
+                assert time.monotonic() < deadline, (how, left)
+                time.sleep(0.02)
+            if child:
+                os.kill(child, signal.SIGKILL)

@@ -29,6 +29,7 @@ def fork_bomb():
 
 def fork_doubling():
     """Every process forks: 512 if nobody stops it."""
+    first = os.getpid()  # not by its parent: orphans have the same
     reading, writing = os.pipe()
     for _ in range(9):
         try:
@@ -37,7 +38,7 @@ def fork_doubling():
             break
     os.write(writing, b"x")
     time.sleep(0.5)
-    if os.getppid() == 1:
+    if os.getpid() == first:
         alive = len(os.read(reading, 4096))
         if alive >= FAR_TOO_MANY:
             escaped(f"{alive} processes at once")

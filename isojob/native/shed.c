@@ -1,0 +1,156 @@
+/* What zygote and init give up for themselves once they do not need it any more: whoever takes one of
+ * them over finds less in his hands.
+ *
+ * init gets a filter, after it has forked the launcher: jobs do not inherit it. The zygote gets none,
+ * since all that it forks would have it, the job of an unconfined profile too; it drops capabilities,
+ * which its cells get anew with their user namespace. */
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/seccomp.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "zygote.h"
+
+#if defined(__x86_64__)
+#define NATIVE_ARCH AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define NATIVE_ARCH AUDIT_ARCH_AARCH64
+#else
+#error "isojob runs on x86_64 and aarch64"
+#endif
+
+/* All that loop(), finish() and collect_files() need, and what the C library may do on their behalf.
+ * Anything else, process creation and execve among it, is EPERM. */
+static const uint16_t init_calls[] = {
+#ifdef SYS_poll
+    SYS_poll,
+#endif
+    SYS_ppoll,
+    SYS_read,
+    SYS_pread64,
+    SYS_write, /* stack protector's and sanitizers' last words */
+    SYS_pwrite64,
+    SYS_writev,
+    SYS_recvmsg,
+    SYS_sendmsg,
+    SYS_setsockopt,
+    SYS_waitid,
+    SYS_kill,
+    SYS_timerfd_settime,
+    SYS_clock_gettime, /* where the vDSO has no clock */
+    SYS_clock_nanosleep,
+    SYS_nanosleep,
+    SYS_restart_syscall, /* poll after SIGSTOP and SIGCONT */
+    SYS_sched_yield,
+    SYS_openat,
+    SYS_openat2,
+    SYS_close,
+    SYS_fcntl,
+    SYS_getdents64,
+    SYS_newfstatat,
+    SYS_fstat,
+    SYS_statx,
+    SYS_brk,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_madvise,
+    SYS_futex,
+    SYS_getrandom,
+    SYS_rt_sigaction, /* abort() */
+    SYS_rt_sigprocmask,
+    SYS_getpid,
+    SYS_gettid,
+    SYS_tgkill,
+    SYS_exit,
+    SYS_exit_group,
+#ifdef __SANITIZE_ADDRESS__
+    SYS_sigaltstack,
+#endif
+};
+
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+#define RETURN(value) BPF_STMT(BPF_RET | BPF_K, value)
+#define IF_EQUAL(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no)
+#define EPERM_ACTION (SECCOMP_RET_ERRNO | EPERM)
+
+static const struct sock_filter head[] = {
+    LOAD(arch),
+    IF_EQUAL(NATIVE_ARCH, 1, 0),
+    RETURN(EPERM_ACTION),
+    LOAD(nr),
+    /* Of devices and files only the job's listener is spoken to. */
+    IF_EQUAL(SYS_ioctl, 0, 4),
+    LOAD(args[1]), /* little-endian: the half that the kernel takes */
+    IF_EQUAL((uint32_t)SECCOMP_IOCTL_NOTIF_RECV, 0, 1),
+    RETURN(SECCOMP_RET_ALLOW),
+    RETURN(EPERM_ACTION),
+    /* Memory, but none to execute. */
+    IF_EQUAL(SYS_mmap, 1, 0),
+    IF_EQUAL(SYS_mprotect, 0, 4),
+    LOAD(args[2]),
+    BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, PROT_EXEC, 0, 1),
+    RETURN(EPERM_ACTION),
+    RETURN(SECCOMP_RET_ALLOW),
+};
+
+enum {
+    HEAD = ARRAY_LEN(head),
+    CALLS = ARRAY_LEN(init_calls),
+    DENY = HEAD + 2 * CALLS - 1,
+    ALLOW = DENY + 1,
+};
+
+static struct sock_filter code[ALLOW + 1];
+
+/* A binary search: the kernel tries a new filter on each call there is (seccomp_cache_prepare), and
+ * so every cell would pay for a long way through it. */
+static unsigned search(unsigned at, const uint16_t *calls, unsigned n)
+{
+    if (n == 1) {
+        code[at] = (struct sock_filter)IF_EQUAL(calls[0], (uint8_t)(ALLOW - at - 1),
+                                                (uint8_t)(DENY - at - 1));
+        return at + 1;
+    }
+    unsigned half = n / 2, right = search(at + 1, calls, half);
+    code[at] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, calls[half],
+                                            (uint8_t)(right - at - 1), 0);
+    return search(right, calls + half, n - half);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    return *(const uint16_t *)a - *(const uint16_t *)b;
+}
+
+static void prepare(void)
+{
+    _Static_assert(2 * CALLS < 256, "a jump of BPF is a byte");
+    uint16_t calls[CALLS];
+    memcpy(calls, init_calls, sizeof(calls));
+    qsort(calls, CALLS, sizeof(calls[0]), ascending);
+    memcpy(code, head, sizeof(head));
+    search(HEAD, calls, CALLS);
+    code[DENY] = (struct sock_filter)RETURN(EPERM_ACTION);
+    code[ALLOW] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+}
+
+int init_shed(void)
+{
+    struct sock_fprog program = {.len = ARRAY_LEN(code), .filter = code};
+    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+/* Mounts, maps, cgroups and uids of cells, and files of theirs; not modules, raw I/O, network,
+ * clocks, reboot, tracing. */
+int zygote_shed(void)
+{
+    static const uint8_t needed[] = {
+        CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_DAC_OVERRIDE, CAP_KILL,
+    };
+    uint64_t caps = 0;
+    prepare();
+    for (unsigned i = 0; i < ARRAY_LEN(needed); i++)
+        caps |= 1ULL << needed[i];
+    return set_capabilities(caps);
+}

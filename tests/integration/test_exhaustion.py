@@ -1,0 +1,152 @@
+"""Pools in want of processes, memory, cgroup directories, descriptors: an error, then recovery."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import SLOW, cgroup_version, run_python
+
+from isojob import IsojobError, Pool
+from isojob.cgroups import find
+from isojob.cgroups.base import LEAF
+
+
+@pytest.fixture
+def outer() -> Iterator[list[Path]]:
+    """A cgroup around a host process, one directory in each hierarchy; hosts enter by themselves."""
+    subtree = find().create()
+    made = [directory / "outer" for directory in subtree.directories]
+    for directory in made:
+        directory.mkdir()
+        if (directory / "cpuset.cpus").exists() and cgroup_version() == 1:
+            for name in ("cpuset.cpus", "cpuset.mems"):  # are empty in a new one
+                (directory / name).write_text((directory.parent / name).read_text())
+    yield made
+    for directory in made:
+        with suppress(FileNotFoundError):
+            (directory / LEAF).rmdir()
+        directory.rmdir()
+    subtree.release()
+    subtree.remove()
+
+
+def host(outer: list[Path], *lines: str) -> str:
+    """What a host process in that cgroup prints."""
+    done = run_python(
+        "import os, pathlib, functools, anyio, isojob",
+        "def run(*a, **k): return anyio.run(functools.partial(isojob.run_isolated, *a, **k))",
+        f"outer = {[str(directory) for directory in outer]}",
+        "for d in outer: pathlib.Path(d, 'cgroup.procs').write_text('0')",
+        "def limit(name, value):",
+        "    for d in outer:",
+        "        file = pathlib.Path(d, name)",
+        "        if file.exists(): file.write_text(str(value)); return",
+        "    raise LookupError(name)",
+        *lines,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), (done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_outer_memory_limit(outer: list[Path]) -> None:
+    """What dies of somebody else's limit is not charged with its own."""
+    name = "memory.max" if cgroup_version() == 2 else "memory.limit_in_bytes"
+    printed = host(
+        outer,
+        f"limit({name!r}, 150 << 20)",
+        "assert run(['true']).ok",
+        "code = 'm = bytearray(400 << 20)\\nfor i in range(0, len(m), 4096): m[i] = 1'",
+        "hog = ['/usr/bin/python3', '-I', '-S', '-c', code]",
+        "for memory in ('300MiB', '1GiB'):",
+        "    r = run(hog, limits=isojob.Limits(memory=memory, cpu_time=None))",
+        "    print(r.status, r.evidence.memory_events['oom_kill'] > 0)",
+        "r = run(hog, limits=isojob.Limits(memory='32MiB'))",
+        "print(r.status)",
+        "print(run(['true']).status)",
+    )
+    lines = printed.splitlines()
+    assert lines == ["signaled True", "signaled True", "memory_limit", "ok"]
+
+
+def test_no_processes(outer: list[Path]) -> None:
+    """A named error at each step that forks, and a whole pool again when there is room."""
+    printed = host(
+        outer,
+        "pids = next(d for d in map(pathlib.Path, outer) if (d / 'pids.max').exists())",
+        "def used(): return int((pids / 'pids.current').read_text())",
+        "run(['true'])",
+        "isojob._run._close_pools()",
+        "stages = set()",
+        "failed = 0",
+        "for new in (True, False):",
+        "    for room in range(10):",
+        "        limit('pids.max', used() + room)",
+        "        try: assert run(['true']).ok",
+        "        except (isojob.IsojobError, OSError) as e:",
+        "            failed += 1",
+        "            stages.add(f'{type(e).__name__}: {e}')",
+        "        limit('pids.max', 'max')",
+        "        assert run(['true']).ok",
+        "        if new: isojob._run._close_pools()",
+        "print(failed > 2)",
+        "print(sorted(stages))",
+    )
+    print(printed)
+    first, _, rest = printed.partition("\n")
+    assert first == "True", printed
+    assert "esource temporarily unavailable" in rest, rest
+
+
+def test_no_cgroup_directories(outer: list[Path]) -> None:
+    """The limit on descendants is an error that names the directory."""
+    if cgroup_version() == 1:
+        pytest.skip("v1 has no limit on directories; runs on v2")
+    printed = host(
+        outer,
+        "run(['true'])",
+        "isojob._run._close_pools()",
+        "for more in range(4):",
+        "    limit('cgroup.max.descendants', 1 + more)",
+        "    try: assert run(['true']).ok",
+        "    except isojob.IsojobError as e: print(type(e).__name__, e)",
+        "    else: print('ok')",
+        "    limit('cgroup.max.descendants', 'max')",
+        "    assert run(['true']).ok",
+        "    isojob._run._close_pools()",
+    )
+    lines = printed.splitlines()
+    assert len(lines) == 4
+    assert "ok" not in lines[:2], printed
+    assert lines[3] == "ok", printed
+    assert all("emporarily" in line for line in lines[:2]), printed
+
+
+async def test_zygote_without_descriptors() -> None:
+    """EMFILE in the zygote, also as it receives: named errors, no lost slot, then work as before."""
+    errors: set[str] = set()
+    async with Pool(parked=0, max_jobs=4) as pool:
+        await pool.run(["true"])
+        assert pool._stock.zygote is not None
+        pid = pool._stock.zygote.pid
+        old = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        held = len(os.listdir(f"/proc/{pid}/fd")) if os.access(f"/proc/{pid}/fd", os.R_OK) else 8
+        for room in range(3, held + 12):  # with less poll() fails
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (room, old[1]))
+            with anyio.fail_after(30 * SLOW):
+                try:
+                    assert (await pool.run(["echo", "hi"])).stdout == b"hi\n"
+                except (IsojobError, OSError) as error:
+                    errors.add(f"{type(error).__name__}: {error}")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, old)
+        for _ in range(8):
+            assert (await pool.run(["true"])).ok
+        assert pool.statistics().running == 0
+        assert pool.statistics().zygotes == 1
+        print(errors)
+    assert errors

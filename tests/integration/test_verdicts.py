@@ -1,0 +1,185 @@
+"""No verdict is wrong: jobs whose end is known, many at once, good ones close to each limit."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+from environment import PYTHON, SLOW, cgroup_version, rounds, seeded
+
+from isojob import Limits, Pool, Result, Status
+
+AT_ONCE = 6
+MIB = 2**20
+
+
+def python(code: str) -> list[str]:
+    return [PYTHON, "-I", "-S", "-c", code]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A job, and how it must end."""
+
+    command: list[str]
+    status: Status
+    limits: dict[str, Any] = field(default_factory=dict)
+    check: Callable[[Result], object] = lambda result: True
+    collect: tuple[str, ...] = ()
+
+
+def exited(code: int) -> Callable[[Result], object]:
+    return lambda result: result.exit_code == code
+
+
+def ended_by(number: int) -> Callable[[Result], object]:
+    return lambda result: result.signal == number
+
+
+def output(expected: bytes) -> Callable[[Result], object]:
+    return lambda result: result.stdout == expected
+
+
+BURN = "import os, time\nwhile sum(os.times()[:4]) < %s: pass\n"
+TOUCH = "m = bytearray(%d)\nfor i in range(0, len(m), 4096): m[i] = 1\n"
+
+JOBS: dict[str, Known] = {
+    "ok": Known(["echo", "hi"], Status.OK, check=output(b"hi\n")),
+    "exit 3": Known(["sh", "-c", "exit 3"], Status.NONZERO_EXIT, check=exited(3)),
+    "exit 137": Known(["sh", "-c", "exit 137"], Status.NONZERO_EXIT, check=exited(137)),
+    "SIGKILL": Known(["sh", "-c", "kill -9 $$"], Status.SIGNALED, check=ended_by(signal.SIGKILL)),
+    "SIGSYS": Known(["sh", "-c", "kill -SYS $$"], Status.SIGNALED, check=ended_by(signal.SIGSYS)),
+    "SIGXCPU": Known(
+        ["sh", "-c", "kill -XCPU $$"], Status.SIGNALED, check=ended_by(signal.SIGXCPU)
+    ),
+    "CPU": Known(python(BURN % 9), Status.CPU_TIME_LIMIT, {"cpu_time": 0.3}),
+    "CPU, almost": Known(python(BURN % 0.95), Status.OK, {"cpu_time": 1.0 * SLOW}),
+    "CPU of orphans": Known(
+        python("import os\nfor _ in range(2): os.fork()\nos.fork() and os.wait()\nwhile 1: pass"),
+        Status.CPU_TIME_LIMIT,
+        {"cpu_time": 0.3},
+    ),
+    "CPU of children that are not waited for": Known(
+        python(
+            "import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+            "while True:\n  if os.fork() == 0:\n    while time.process_time() < 0.05: pass\n"
+            "    os._exit(0)\n  time.sleep(0.02)"
+        ),
+        Status.CPU_TIME_LIMIT,
+        {"cpu_time": 0.4},
+    ),
+    "wall": Known(["sleep", "60"], Status.WALL_TIME_LIMIT, {"wall_time": 0.2}),
+    "wall, stopped": Known(
+        ["sh", "-c", "kill -STOP $$"], Status.WALL_TIME_LIMIT, {"wall_time": 0.3}
+    ),
+    "wall, almost": Known(["sleep", "0.95"], Status.OK, {"wall_time": 2.0 * SLOW}),
+    "memory": Known(python(TOUCH % (200 * MIB)), Status.MEMORY_LIMIT, {"memory": 64 * MIB}),
+    "memory of a child": Known(
+        python(f"import os\nif os.fork() == 0:\n  m = bytearray({200 * MIB})\n"
+               f"  for i in range(0, len(m), 4096): m[i] = 1\nos.wait(); os.pause()"),
+        Status.MEMORY_LIMIT,
+        {"memory": 64 * MIB},
+    ),
+    "memory of files": Known(
+        ["sh", "-c", "exec head -c 200000000 /dev/zero >/tmp/x"],
+        Status.MEMORY_LIMIT,
+        {"memory": 64 * MIB, "disk": 512 * MIB, "file_size": None},
+    ),
+    "memory, almost": Known(
+        python(TOUCH % (119 * MIB)),  # and the interpreter: 95 %
+        Status.OK,
+        {"memory": 128 * MIB},
+        lambda result: (result.usage.memory_peak or 0) > 118 * MIB,
+    ),
+    "memory refused": Known(
+        python("try: bytearray(1 << 45)\nexcept MemoryError: raise SystemExit(5)"),
+        Status.NONZERO_EXIT,
+        {"memory": 64 * MIB},
+        exited(5),
+    ),
+    "page cache": Known(
+        ["sh", "-c", "cat /usr/lib/x86_64-linux-gnu/lib*.so* /usr/bin/* 2>/dev/null | tail -c1 >f"],
+        Status.OK,
+        {"memory": 32 * MIB},
+    ),
+    "output": Known(["yes"], Status.OUTPUT_LIMIT, {"output": 100_000}),
+    "output, all of it": Known(
+        ["head", "-c", "100000", "/dev/zero"],
+        Status.OK,
+        {"output": 100_000},
+        output(bytes(100_000)),
+    ),
+    "output, one byte more": Known(
+        ["head", "-c", "100001", "/dev/zero"],
+        Status.OUTPUT_LIMIT,
+        {"output": 100_000},
+        output(bytes(100_000)),
+    ),
+    "processes, all of them": Known(
+        python("import os, time\nfor _ in range(15):\n  if os.fork() == 0: time.sleep(9); os._exit(0)"),
+        Status.OK,
+        {"processes": 16},
+    ),
+    "processes, one more": Known(
+        python(
+            "import os, time\nfor _ in range(15):\n  if os.fork() == 0: time.sleep(9); os._exit(0)\n"
+            "try: os.fork()\nexcept BlockingIOError: raise SystemExit(6)"
+        ),
+        Status.NONZERO_EXIT,
+        {"processes": 16},
+        exited(6),
+    ),
+    "disk": Known(
+        ["sh", "-c", "head -c 900000 /dev/zero >a && head -c 200000 /dev/zero >b || exit 7"],
+        Status.NONZERO_EXIT,
+        {"disk": MIB},
+        exited(7),
+    ),
+    "disk, almost": Known(
+        ["sh", "-c", "head -c 990000 /dev/zero >a"],
+        Status.OK,
+        {"disk": MIB},
+        lambda result: len(result.files["a"]) == 990_000,
+        ("a",),
+    ),
+    "file size": Known(
+        ["sh", "-c", "exec head -c 200000 /dev/zero >a"],
+        Status.SIGNALED,
+        {"file_size": 100_000},
+        ended_by(signal.SIGXFSZ),
+    ),
+    "ends in time, its children do not": Known(
+        ["sh", "-c", "sleep 60 & sleep 60 & echo hi"], Status.OK, check=output(b"hi\n")
+    ),
+}  # fmt: skip
+
+
+async def test_known_ends() -> None:
+    """Each has its status, whatever runs beside it."""
+    chance = seeded()
+    names = [name for name in JOBS for _ in range(rounds(2, 5000 // len(JOBS)))]
+    chance.shuffle(names)
+    wrong: list[str] = []
+    seen: Counter[str] = Counter()
+    slots = anyio.CapacityLimiter(AT_ONCE)
+    base = {"wall_time": 20 * SLOW, "cpu_time": 10 * SLOW, "memory": 256 * MIB}
+    async with Pool(max_jobs=AT_ONCE) as pool:
+
+        async def one(name: str) -> None:
+            job = JOBS[name]
+            async with slots:
+                limits = Limits(**{**base, **job.limits})
+                result = await pool.run(job.command, limits=limits, collect=job.collect)
+            seen[str(result.status)] += 1
+            if result.status != job.status or not job.check(result):
+                wrong.append(f"{name}: {result} {result.evidence}")
+
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(one, name)
+    print(len(names), "jobs on cgroup", cgroup_version(), dict(seen))
+    assert not wrong, "\n".join(wrong)
