@@ -1,5 +1,5 @@
 # One-word commands; each is a script in scripts/ that installs what it needs into $ISOJOB_VENV
 # (.venv) and takes arguments as ARGS="...".
-.PHONY: demo test bench lint format fuzz docs clean
-demo test bench lint format fuzz docs clean:
+.PHONY: demo test bench lint analyse format fuzz soak docs clean
+demo test bench lint analyse format fuzz soak docs clean:
 	@scripts/$@.sh $(ARGS)

@@ -53,6 +53,7 @@ else
 fi
 
 stage lint scripts/lint.sh "$wheel"
+stage 'static analysis' scripts/analyse.sh
 
 kernel="$(uname -r), $([[ -e /sys/fs/cgroup/cgroup.controllers ]] && echo cgroup v2 || echo cgroup v1), uid $(id -u)"
 mapfile -t pythons < <(scripts/pythons.sh)
@@ -66,6 +67,8 @@ for version in $(scripts/pythons.sh --missing); do
 done
 
 stage packaging scripts/test-native.sh "${pythons[0]#*$'\t'}" "$wheel" tests/packaging
+
+stage 'integration with ASan and UBSan' scripts/sanitized.sh
 
 stage 'fuzzers, 20 s each' scripts/fuzz.sh 20
 

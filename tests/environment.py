@@ -19,7 +19,7 @@ PYTHON = "/usr/bin/python3"
 
 def rounds(share: int, whole: int) -> int:
     """How many rounds: ISOJOB_TEST_ROUNDS if it is set."""
-    ordinary = whole if WHOLE else max(2, share // SLOW)
+    ordinary = max(2, (whole if WHOLE else share) // SLOW)
     return int(os.environ.get("ISOJOB_TEST_ROUNDS", ordinary))
 
 

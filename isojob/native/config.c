@@ -1,12 +1,7 @@
 /* The host's one long message: checked once, kept mapped, never parsed again. */
 #include "zygote.h"
 
-int fail(struct failure *f, const char *stage)
-{
-    return fail_at(f, stage, NULL);
-}
-
-int fail_at(struct failure *f, const char *stage, const char *subject)
+void record_failure(struct failure *f, const char *stage, const char *subject)
 {
     f->error = errno ? errno : EINVAL;
     size_t n = strnlen(stage, sizeof(f->stage) - 1);
@@ -22,7 +17,6 @@ int fail_at(struct failure *f, const char *stage, const char *subject)
         n += len;
     }
     f->stage[n] = 0;
-    return -1;
 }
 
 static bool take_number(const struct field *f, uint32_t *out)

@@ -270,7 +270,7 @@ int main(int argc, char **argv)
     struct writer w;
     struct rlimit limit;
     sigset_t all;
-    if (argc != 2 || (z.control = atoi(argv[1])) < 3) {
+    if (argc != 2 || (z.control = (int)strtol(argv[1], NULL, 10)) < 3) {
         static const char usage[] = "isojob-zygote is started by isojob, not by hand\n";
         return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 1;
     }

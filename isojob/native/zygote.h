@@ -83,9 +83,18 @@ struct failure {
     char stage[96];
     int error;
 };
-/* Records stage and errno; returns -1 so that callers can `return fail(...)`. */
-int fail(struct failure *f, const char *stage);
-int fail_at(struct failure *f, const char *stage, const char *subject);
+void record_failure(struct failure *f, const char *stage, const char *subject);
+/* Records stage and errno; returns -1 so that callers can `return fail(...)`. Here, and not in
+ * config.c, so that an analyser sees it too. */
+static inline int fail_at(struct failure *f, const char *stage, const char *subject)
+{
+    record_failure(f, stage, subject);
+    return -1;
+}
+static inline int fail(struct failure *f, const char *stage)
+{
+    return fail_at(f, stage, NULL);
+}
 
 /* How far the launcher got; in the page it shares with init until execve unmaps it. */
 enum job_state {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any
 
@@ -27,19 +27,19 @@ class AtStep:
         self.waits = 0
 
     def __await__(self) -> Generator[Any, Any, Result]:
-        method, argument = self.work.send, None
+        proceed: Callable[[], Any] = partial(self.work.send, None)
         while True:
             try:
-                waited_for = method(argument)
+                waited_for = proceed()
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             self.waits += 1
             if self.waits == self.step:
                 self.scope.cancel()
             try:
-                method, argument = self.work.send, (yield waited_for)
+                proceed = partial(self.work.send, (yield waited_for))
             except BaseException as error:
-                method, argument = self.work.throw, error
+                proceed = partial(self.work.throw, error)
 
 
 def of_zygote(pool: Pool) -> list[int]:
@@ -57,16 +57,17 @@ async def settled(pool: Pool) -> None:
 
 async def test_cancel_at_each_wait() -> None:
     """Wherever a call is cancelled, it returns with its cell gone, and the pool is as before."""
-    cancelled = 0
+    cancelled = waits = 0
     async with Pool(parked=0) as pool:
         await pool.run(["true"])
         for _ in range(rounds(2, 60)):
-            step, waits = 0, 0
+            step = waits = 0
             while step <= waits:
                 step += 1
                 await settled(pool)
-                with anyio.fail_after(20 * SLOW), anyio.CancelScope() as scope:
-                    call = AtStep(pool.run(["sh", "-c", SCRIPT], **JOB), scope, step)
+                scope = anyio.CancelScope()
+                call = AtStep(pool.run(["sh", "-c", SCRIPT], **JOB), scope, step)
+                with anyio.fail_after(20 * SLOW), scope:
                     result = await call
                     assert result.ok and len(result.files) == 3
                 waits = call.waits
