@@ -11,13 +11,19 @@ The layers, each importing only what is below it::
     native/         C: zygote, init, launcher
 """
 
+from isojob._group import PairResult as PairResult
 from isojob._job import CAPTURE as CAPTURE
 from isojob._job import DEVNULL as DEVNULL
 from isojob._job import STDOUT as STDOUT
 from isojob._pool import Pool as Pool
 from isojob._pool import PoolStatistics as PoolStatistics
+from isojob._process import PIPE as PIPE
+from isojob._process import IsolatedProcess as IsolatedProcess
+from isojob._run import open_isolated as open_isolated
+from isojob._run import run_group as run_group
 from isojob._run import run_isolated as run_isolated
 from isojob._run import run_isolated_sync as run_isolated_sync
+from isojob._run import run_pair as run_pair
 from isojob.errors import CommandNotExecutableError as CommandNotExecutableError
 from isojob.errors import CommandNotFoundError as CommandNotFoundError
 from isojob.errors import HostNotSupportedError as HostNotSupportedError

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isojob._job import Job
-from isojob._streams import Capture
-from isojob.cgroups import Driver
+from isojob._streams import Capture, Meter
+from isojob.cgroups import Counters, Driver
 from isojob.errors import (
     CommandNotExecutableError,
     CommandNotFoundError,
@@ -17,13 +17,13 @@ from isojob.errors import (
 )
 from isojob.host import failures
 from isojob.limits import Limits
-from isojob.result import Evidence, Posture, Result, Status, pending
+from isojob.result import Evidence, Posture, Result, Status, Usage, pending
 from isojob.seccomp import syscall_name
 from isojob.verdict import usage, verdict
 from isojob.wire import JobState
 from isojob.wire_result import CAUSES, RawResult
 
-__all__ = ["HostSide", "Outcome", "failure", "make_evidence", "make_result"]
+__all__ = ["HostSide", "Outcome", "failure", "make_evidence", "make_result", "usage_so_far"]
 
 _CODES: dict[int, Literal["exited", "killed", "dumped"]] = {1: "exited", 2: "killed", 3: "dumped"}
 _ENOENT, _ENOTDIR, _ELOOP = 2, 20, 40
@@ -52,8 +52,8 @@ class Outcome:
         self.driver = driver
         self.host = HostSide()
         self.raw: RawResult | None = None
-        self.out: Capture | None = None
-        self.err: Capture | None = None
+        self.out: Capture | Meter | None = None
+        self.err: Capture | Meter | None = None
         self.files: dict[str, bytes] = {}
         self.uncollected: dict[str, str] = {}
 
@@ -143,6 +143,30 @@ def make_evidence(outcome: Outcome, limits: Limits) -> Evidence:
         cpu_limit_ns=None if cpu is None else round(cpu * 1e9),
         wall_limit_ns=None if wall is None else round(wall * 1e9),
     )
+
+
+def usage_so_far(counters: Counters, cpu_ns: int | None, wall_ns: int) -> Usage:
+    """What a job that runs has used by now; what is only known at its end is None."""
+    user_ns = None
+    if cpu_ns is not None and counters.user_ns is not None and counters.system_ns is not None:
+        user_ns = cpu_ns * counters.user_ns // max(1, counters.user_ns + counters.system_ns)
+    return Usage(
+        cpu_time=None if cpu_ns is None else cpu_ns / _NS,
+        user_time=None if user_ns is None else user_ns / _NS,
+        system_time=None if user_ns is None or cpu_ns is None else (cpu_ns - user_ns) / _NS,
+        wall_time=wall_ns / _NS,
+        memory_peak=counters.memory_peak,
+        processes_peak=counters.pids_peak,
+        oom_kills=(counters.memory_events or {}).get("oom_kill"),
+        process_limit_hits=counters.pids_events_max,
+        io_read_bytes=_sum(counters.io, "rbytes"),
+        io_write_bytes=_sum(counters.io, "wbytes"),
+        pressure=counters.pressure,
+    )
+
+
+def _sum(io: dict[str, dict[str, int]] | None, key: str) -> int | None:
+    return None if io is None else sum(device.get(key, 0) for device in io.values())
 
 
 def has_simply_ended(outcome: Outcome, limits: Limits) -> bool:

@@ -48,9 +48,10 @@ class PoolStatistics(Model, frozen=True):
 class _Waiter:
     """One waiting task; `wake` may be called from any thread."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, count: int) -> None:
         self.event = anyio.Event()
         self.memory = memory
+        self.count = count
         self.admitted = False
         self._soon = from_threads()
 
@@ -111,12 +112,13 @@ class Slots:
         with self._lock:
             return wanted if self._try(wanted) else None
 
-    async def acquire(self, memory: int | None, *, patient: bool = False) -> int:
+    async def acquire(self, memory: int | None, *, patient: bool = False, count: int = 1) -> int:
         """Waits for a slot; cancelling gives up the place in the queue.
 
         Args:
             memory: Bytes the job is allowed; None: any number.
             patient: Wait even where the queue is full.
+            count: Slots, all at once, at most `total`.
 
         Returns:
             What to give back with `release`.
@@ -126,9 +128,9 @@ class Slots:
             PoolClosedError: The pool was closed meanwhile.
         """
         wanted = self._wanted(memory)
-        waiter = _Waiter(wanted)
+        waiter = _Waiter(wanted, count)
         with self._lock:
-            if self._try(wanted):
+            if self._try(wanted, count):
                 return wanted
             if self._queue is not None and len(self._waiting) >= self._queue and not patient:
                 raise QueueFullError
@@ -138,7 +140,7 @@ class Slots:
         except BaseException:
             with self._lock:
                 if waiter.admitted:
-                    self._give_back(wanted)
+                    self._give_back(wanted, count)
                 elif waiter in self._waiting:
                     self._waiting.remove(waiter)
                 self._admit()  # whoever stood behind may fit
@@ -147,43 +149,43 @@ class Slots:
             raise PoolClosedError
         return wanted
 
-    def release(self, reserved: int) -> None:
-        """Gives a slot back, to the one who waited longest."""
+    def release(self, reserved: int, count: int = 1) -> None:
+        """Gives slots back, to the one who waited longest."""
         with self._lock:
-            self._give_back(reserved)
+            self._give_back(reserved, count)
             self._admit()
 
     def _wanted(self, memory: int | None) -> int:
         return self.memory if memory is None or memory > self.memory else memory
 
-    def _try(self, wanted: int) -> bool:
-        """Takes a slot if one is free and nobody waits."""
+    def _try(self, wanted: int, count: int = 1) -> bool:
+        """Takes slots if they are free and nobody waits."""
         if self._closed:
             raise PoolClosedError
-        free = not self._waiting and self._fits(wanted)
+        free = not self._waiting and self._fits(wanted, count)
         if free:
-            self._take(wanted)
+            self._take(wanted, count)
         return free
 
-    def _fits(self, wanted: int) -> bool:
-        return self._running < self.total and self._reserved + wanted <= self.memory
+    def _fits(self, wanted: int, count: int) -> bool:
+        return self._running + count <= self.total and self._reserved + wanted <= self.memory
 
-    def _take(self, wanted: int) -> None:
-        self._running += 1
+    def _take(self, wanted: int, count: int) -> None:
+        self._running += count
         self._reserved += wanted
 
-    def _give_back(self, reserved: int) -> None:
-        self._running -= 1
+    def _give_back(self, reserved: int, count: int) -> None:
+        self._running -= count
         self._reserved -= reserved
 
     def _admit(self) -> None:
         # A large job at the head holds up small ones behind it: else it might wait for ever.
-        while self._waiting and self._fits(self._waiting[0].memory):
-            waiter = self._waiting.popleft()
+        while (waiting := self._waiting) and self._fits(waiting[0].memory, waiting[0].count):
+            waiter = waiting.popleft()
             waiter.admitted = True
             waiter.wake()
             if waiter.admitted:
-                self._take(waiter.memory)
+                self._take(waiter.memory, waiter.count)
 
     def close(self) -> None:
         """Turns everybody in the queue away."""

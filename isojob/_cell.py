@@ -55,7 +55,16 @@ class Run:
         job: What to run.
     """
 
-    __slots__ = ("_captures", "_collected", "_feed", "_ready", "job", "lease", "outcome")
+    __slots__ = (
+        "_captures",
+        "_collected",
+        "_feed",
+        "_ready",
+        "_started",
+        "job",
+        "lease",
+        "outcome",
+    )
 
     def __init__(self, lease: Lease, job: Job) -> None:
         self.lease = lease
@@ -65,6 +74,7 @@ class Run:
         self._captures: list[Capture] = []
         self._collected = 0
         self._ready: select.epoll | None = None
+        self._started: Capture | None = None
 
     async def run(self, spec: CellSpec) -> Outcome:
         """Sends the job and waits for its end. When it raises, nothing of the cell is left.
@@ -92,6 +102,8 @@ class Run:
             fed = feed is None or feed.start()
             outcome.host.sent_ns = time.monotonic_ns()
             lease.send(out, fds)
+            if job.attended is not None:
+                job.attended.began(lease, outcome)
             if job.collect:
                 lease.send_collect(job.collect_message())
             for capture in self._captures:
@@ -99,7 +111,9 @@ class Run:
             if feed is not None:
                 feed.close_read()
             loop = running_asyncio()
-            if not fed:
+            if self._started is not None:
+                ended = await self._until_started()
+            elif not fed:
                 ended = False
             elif loop is not None:
                 ended = await lease.heard(loop, self._take_all, self._is_idle)
@@ -120,6 +134,19 @@ class Run:
                 self._check_stdin()  # it was ended on that account
             raise
         return outcome
+
+    async def _until_started(self) -> bool:
+        """Until the program is executed, or cannot be; whether the job has ended already."""
+        pipe, attended = self._started, self.job.attended
+        assert pipe is not None and attended is not None
+        pipe.close_write()
+        # Closed by execve; or a byte. A launcher that neither says is looked after in `_stream`.
+        if await serve(pipe.read_end, pipe.drain, STUCK_SECONDS):
+            ended = self._take_all()  # also whether the cell was dead
+            if not pipe.total:
+                attended.started()
+            return ended
+        return False
 
     async def _first_on_trio(self) -> bool:
         seconds = SECONDS
@@ -174,6 +201,13 @@ class Run:
         elif job.stderr >= 0:
             fds.append(job.stderr)
             stdio |= Stdio.ERR
+        if job.attended is not None:
+            outcome.out = job.attended.out or outcome.out
+            outcome.err = job.attended.err or outcome.err
+            stdio |= Stdio.STARTED | (Stdio.TERMINAL if job.attended.terminal else 0)
+            self._started = Capture()
+            lease.pipes.append(self._started)
+            fds.append(self._started.write_end)
         return fds, stdio
 
     def _capture(self, kept: Capture | None, fds: list[int]) -> tuple[Capture, bool]:

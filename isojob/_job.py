@@ -10,18 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from isojob._spec import CellSpec
+from isojob._streams import Meter
 from isojob.errors import SandboxSetupError
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
 from isojob.wire import MessageType, Tag, Writer
 
+if TYPE_CHECKING:
+    from isojob._account import Outcome
+    from isojob._lease import Lease
+
 __all__ = [
     "CAPTURE",
     "DEVNULL",
     "STDOUT",
+    "Attended",
     "Content",
     "HasFileno",
     "Job",
@@ -49,6 +55,23 @@ class HasFileno(Protocol):
 
 
 StdioArg: TypeAlias = int | HasFileno
+
+
+class Attended(Protocol):
+    """Somebody who watches a job while it runs, and reads its streams."""
+
+    out: Meter | None
+    err: Meter | None
+    terminal: bool
+
+    def began(self, lease: Lease, outcome: Outcome) -> None:
+        """It was sent to this cell; again to another one, if that turns out to be dead."""
+        ...
+
+    def started(self) -> None:
+        """Its program has been executed."""
+        ...
+
 
 _NOTHING: Mapping[str, Content] = MappingProxyType({})
 
@@ -96,6 +119,9 @@ class Job:
     stderr: int = CAPTURE
     files: Mapping[str, Content] = field(default_factory=dict)
     collect: tuple[str, ...] = ()
+    attended: Attended | None = None
+    ended_ns: int = 0
+    """When it ended, CLOCK_MONOTONIC; set with its result."""
 
     @classmethod
     def make(

@@ -33,19 +33,34 @@ class Lease(Watched):
 
     Attributes:
         zygote: Whose cell it is.
+        cell: Its number there.
         out: The pipe that its stdout came with, as long as no job has it; None: it has none.
         err: The same for stderr.
         pipes: All of its pipes, which end with it.
         unread: The cell was gone when the job was sent, or ended without having read it.
     """
 
-    __slots__ = ("_collect", "_stopped", "err", "out", "pipes", "socket", "unread", "zygote")
+    __slots__ = (
+        "_collect",
+        "_stopped",
+        "cell",
+        "err",
+        "out",
+        "pipes",
+        "socket",
+        "unread",
+        "zygote",
+    )
 
     def __init__(
-        self, lease: socket.socket, zygote: Zygote, out: Capture | None, err: Capture | None
+        self,
+        made: tuple[socket.socket, int],
+        zygote: Zygote,
+        out: Capture | None,
+        err: Capture | None,
     ) -> None:
-        super().__init__(lease.fileno())
-        self.socket = lease
+        self.socket, self.cell = made
+        super().__init__(self.socket.fileno())
         self._stopped = False
         self._collect = False
         self.unread = False
@@ -75,14 +90,14 @@ class Lease(Watched):
             made += [Capture()]
             made += [Capture()]
             out, err = made
-            lease = zygote.make(spec, [out.write_end, err.write_end])
+            made_cell = zygote.make(spec, [out.write_end, err.write_end])
         except BaseException:
             for pipe in made:
                 pipe.close()
             raise
         out.close_write()
         err.close_write()
-        return cls(lease, zygote, out, err)
+        return cls(made_cell, zygote, out, err)
 
     def send(self, out: Writer, fds: list[int]) -> None:
         """Sends the job; never blocks: the socket is empty and takes a whole message."""

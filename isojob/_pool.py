@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from isojob import wire
-from isojob._account import Outcome, make_result
+from isojob._account import make_result
 from isojob._admission import (
     PoolStatistics,
     Slots,
@@ -19,7 +19,8 @@ from isojob._admission import (
     default_parked,
     memory_budget,
 )
-from isojob._cell import CellFailedError, CellGoneError, Run
+from isojob._attempt import attempt
+from isojob._group import group
 from isojob._job import (
     CAPTURE,
     DEVNULL,
@@ -31,21 +32,16 @@ from isojob._job import (
 )
 from isojob._map import JobLike, Results
 from isojob._models import parse_bytes
+from isojob._process import PIPE, IsolatedProcess, opened
 from isojob._shield import in_thread
 from isojob._stock import Stock
-from isojob._zygote import Zygote
-from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
-from isojob.host import failures
+from isojob.errors import PoolClosedError
 from isojob.host.ids import DEFAULT_RANGE
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import Sandbox
-from isojob.wire import Failure
 
 __all__ = ["Pool", "PoolStatistics"]
-
-_ATTEMPTS = 2
-_CLOSED = "the pool was closed while the job ran"
 
 
 class Pool:
@@ -184,6 +180,61 @@ class Pool:
             collect=collect,
         )
 
+    def open(
+        self,
+        command: Sequence[StrOrBytesPath],
+        *,
+        limits: Limits | None = None,
+        stdin: StdioArg = PIPE,
+        stdout: StdioArg = PIPE,
+        stderr: StdioArg = PIPE,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        files: Mapping[str, Content] | None = None,
+        collect: Sequence[str] = (),
+        pty: bool | tuple[int, int] = False,
+    ) -> AbstractAsyncContextManager[IsolatedProcess]:
+        """Starts a job to talk to; the arguments are those of `open_isolated`."""
+        return opened(
+            self,
+            command,
+            limits=limits,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            files=files,
+            collect=collect,
+            pty=pty,
+        )
+
+    async def run_group(
+        self,
+        jobs: Sequence[JobLike],
+        pipes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Result]:
+        """Runs jobs at once, each in a cell of its own, connected by pipes.
+
+            await pool.run_group([["cat", "words"], ["sort"], ["uniq", "-c"]])
+
+        The jobs cannot reach each other but for the pipes. All start or none; each has its own
+        limits and its own verdict. What goes from job to job is not counted by ``limits.output``.
+
+        Args:
+            jobs: Commands, or mappings with the arguments of `run`, at most ``max_jobs``.
+            pipes: (source, target) pairs of positions in `jobs`: the one's stdout is the other's
+                stdin. By default a pipeline: each writes to the next.
+
+        Returns:
+            The results, in the order of the jobs; ``stdout`` is None where a pipe has it.
+
+        Raises:
+            ValueError: More jobs than slots, or pipes that make no sense.
+            IsojobError: A job could not be run: the others were ended.
+        """
+        return await group(self, jobs, pipes)
+
     def map(
         self, jobs: Iterable[JobLike] | AsyncIterable[JobLike], *, ordered: bool = False
     ) -> Results:
@@ -217,14 +268,58 @@ class Pool:
         index: int | None = None,
         **options: Any,
     ) -> Result:
-        limits = self.limits if limits is None else limits
-        job = Job.make(
+        job = self.job(command, limits, **options)
+        result = await self.perform(job, patient=patient, index=index)
+        if check:
+            result.check_returncode()
+        return result
+
+    def job(self, command: Sequence[StrOrBytesPath], limits: Limits | None, **options: Any) -> Job:
+        """A checked request; for the other modules of isojob."""
+        return Job.make(
             command,
             sandbox=self.sandbox,
-            limits=limits,
+            limits=self.limits if limits is None else limits,
             environment=self._environment,
             **options,
         )
+
+    @asynccontextmanager
+    async def admitted(self, jobs: Sequence[Job]) -> AsyncIterator[None]:
+        """Holds a slot for each of these jobs, all taken at once.
+
+        Raises:
+            ValueError: There are not so many.
+            QueueFullError: The queue is full.
+            PoolClosedError: The pool is closed.
+        """
+        slots, count = self._slots, len(jobs)
+        if count > self._max_jobs:
+            raise ValueError(
+                f"{count} jobs at once do not fit into the pool's {self._max_jobs} (max_jobs)"
+            )
+        if not self._stock.open:
+            raise PoolClosedError
+        sizes = [job.limits.memory for job in jobs]
+        memory = None if None in sizes else sum(size or 0 for size in sizes)
+        reserved = await slots.acquire(memory, count=count)
+        try:
+            yield
+        finally:
+            slots.release(reserved, count)
+
+    async def perform_admitted(self, job: Job) -> Result:
+        """Runs a job that has its slot; for the other modules of isojob."""
+        stock, admitted = self._stock, time.monotonic_ns()
+        outcome = await attempt(stock, job)
+        outcome.host.admitted_ns = admitted
+        assert outcome.raw is not None
+        job.ended_ns = outcome.raw.end_ns
+        return make_result(job, outcome, stock.posture, None)
+
+    async def perform(self, job: Job, *, patient: bool = False, index: int | None = None) -> Result:
+        """Admits a job and runs it; for the other modules of isojob."""
+        limits = job.limits
         # Closing and opening the pool again replaces both.
         stock, slots = self._stock, self._slots
         if not stock.open:
@@ -235,15 +330,12 @@ class Pool:
             reserved = await slots.acquire(limits.memory, patient=patient)
             admitted = time.monotonic_ns()
         try:
-            outcome = await _attempt(stock, job)
+            outcome = await attempt(stock, job)
         finally:
             slots.release(reserved)
         outcome.host.queue_ns = admitted - asked
         outcome.host.admitted_ns = admitted
-        result = make_result(job, outcome, stock.posture, index)
-        if check:
-            result.check_returncode()
-        return result
+        return make_result(job, outcome, stock.posture, index)
 
     @property
     def busy(self) -> bool:
@@ -262,56 +354,6 @@ class Pool:
             parked_target=self._stock.wanted,
             zygotes=self._stock.started,
         )
-
-
-async def _attempt(stock: Stock, job: Job) -> Outcome:
-    for attempt in range(_ATTEMPTS):
-        taken = stock.take_parked(job.limits) if attempt == 0 else None
-        try:
-            lease, shelf = taken or await stock.make(job.limits)
-        except PoolBrokenError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            continue  # with a new zygote
-        try:
-            outcome = await Run(lease, job).run(shelf.spec)
-        except CellFailedError as error:
-            # A parked cell may have failed long ago, for a reason that has passed.
-            if error.failure.stage == "zygote" or not lease.zygote.listens:
-                lease.zygote.broken = True
-            if attempt == _ATTEMPTS - 1 or not stock.open:
-                raise _why_failed(stock, error.failure) from None
-        except (CellGoneError, wire.WireError) as error:
-            raise _why_gone(stock, lease.zygote, error) from None
-        else:
-            assert outcome.raw is not None
-            if taken:
-                stock.learn(shelf, outcome.raw.received_ns - outcome.host.sent_ns)
-            if not stock.open:
-                # Closing ends what runs, by more than one way: no verdict is true any more.
-                raise PoolClosedError(_CLOSED)
-            return outcome
-        finally:
-            stock.give_back(lease)
-            if stock.retired:
-                await stock.bury()
-    raise AssertionError
-
-
-def _why_failed(stock: Stock, failure: Failure) -> IsojobError:
-    if not stock.open:
-        return PoolClosedError("the pool was closed before the job ran")
-    if failure.stage == "zygote":
-        return PoolBrokenError("the pool's zygote died, and then the next")
-    return failures.to_exception(failure)
-
-
-def _why_gone(stock: Stock, zygote: Zygote, error: Exception) -> IsojobError:
-    if not stock.open:
-        return PoolClosedError(_CLOSED)
-    if isinstance(error, wire.WireError):
-        return PoolBrokenError(f"the cell's init sent nonsense: {error}")
-    return zygote.diagnose()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

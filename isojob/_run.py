@@ -6,20 +6,25 @@ import atexit
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import anyio
 
+from isojob._group import PairResult, pair
 from isojob._job import CAPTURE, DEVNULL, Content, StdioArg, StrOrBytesPath
+from isojob._map import JobLike
+from isojob._models import parse_seconds
 from isojob._pool import Pool
+from isojob._process import PIPE, IsolatedProcess
 from isojob._shield import in_thread
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import Sandbox
 
-__all__ = ["run_isolated", "run_isolated_sync"]
+__all__ = ["open_isolated", "run_group", "run_isolated", "run_isolated_sync", "run_pair"]
 
 MAX_POOLS = 8
 
@@ -138,6 +143,195 @@ async def run_isolated(
             collect=collect,
             check=check,
         )
+    finally:
+        with _lock:
+            pool.pins -= 1
+
+
+@asynccontextmanager
+async def open_isolated(
+    command: Sequence[StrOrBytesPath],
+    *,
+    limits: Limits | None = None,
+    stdin: StdioArg = PIPE,
+    stdout: StdioArg = PIPE,
+    stderr: StdioArg = PIPE,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    files: Mapping[str, Content] | None = None,
+    collect: Sequence[str] = (),
+    pty: bool | tuple[int, int] = False,
+    sandbox: Sandbox | None = None,
+) -> AsyncIterator[IsolatedProcess]:
+    r"""Starts an untrusted program to talk to while it runs, in a sandbox of its own.
+
+        async with open_isolated(["bc"], stderr=STDOUT) as process:
+            await process.stdin.send(b"6 * 7\n")
+            print(await process.stdout.receive())
+
+    An `anyio.abc.Process` whose limits hold as in `run_isolated`. The program runs when the block
+    is entered; leaving it ends the job and returns when all of it is gone: wait for
+    ``process.result()`` in the block where its own end matters. A stream that is not read holds
+    the job up when its pipe is full: redirect what you do not read.
+
+    Args:
+        command: As for `run_isolated`.
+        limits: As for `run_isolated`.
+        stdin: PIPE, DEVNULL, or a pipe, socket or regular file opened read-only.
+        stdout: PIPE, DEVNULL, or a writable pipe, socket or file. PIPE: ``limits.output`` bytes
+            can be read, more end the job.
+        stderr: The same, or STDOUT to merge it into stdout.
+        env: As for `run_isolated`.
+        cwd: As for `run_isolated`.
+        files: As for `run_isolated`.
+        collect: As for `run_isolated`.
+        pty: Give the job a terminal of its own as all three streams: True, or (rows, columns).
+            ``process.stdin`` types on it, ``process.stdout`` is its screen.
+        sandbox: As for `run_isolated`.
+
+    Raises:
+        TypeError, ValueError, CommandNotFoundError, CommandNotExecutableError, SandboxSetupError,
+        HostNotSupportedError, PoolBrokenError: As `run_isolated`, when the block is entered.
+    """
+    if sandbox is not None and not isinstance(sandbox, Sandbox):
+        raise TypeError(f"sandbox must be isojob.Sandbox, not {type(sandbox).__name__}")
+    pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
+    try:
+        if displaced:
+            await in_thread(partial(_close_all, displaced))
+        async with pool.open(
+            command,
+            limits=Limits() if limits is None else limits,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            files=files,
+            collect=collect,
+            pty=pty,
+        ) as process:
+            yield process
+    finally:
+        with _lock:
+            pool.pins -= 1
+
+
+async def run_pair(
+    solution: Sequence[StrOrBytesPath],
+    interactor: Sequence[StrOrBytesPath],
+    *,
+    limits: Limits | None = None,
+    interactor_limits: Limits | None = None,
+    sandbox: Sandbox | None = None,
+    interactor_sandbox: Sandbox | None = None,
+    files: Mapping[str, Content] | None = None,
+    interactor_files: Mapping[str, Content] | None = None,
+    env: Mapping[str, str] | None = None,
+    interactor_env: Mapping[str, str] | None = None,
+    collect: Sequence[str] = (),
+    interactor_collect: Sequence[str] = (),
+    idle_time: float | None = None,
+    transcript: int = 0,
+) -> PairResult:
+    """Runs two programs that talk to each other, and can reach each other in no other way.
+
+    Each one's stdout is the other's stdin; what they write to stderr is captured. Both start at
+    once, in cells of their own, each with its limits and its verdict. What goes from one to the
+    other is not counted by ``limits.output``.
+
+    Args:
+        solution: The one command.
+        interactor: The other.
+        limits: Of the solution.
+        interactor_limits: Of the interactor; by default the solution's.
+        sandbox: What the solution can see.
+        interactor_sandbox: What the interactor can see; by default the same.
+        files: Of the solution, as in `run_isolated`.
+        interactor_files: Of the interactor.
+        env: Of the solution.
+        interactor_env: Of the interactor.
+        collect: From the solution's working directory.
+        interactor_collect: From the interactor's.
+        idle_time: Seconds: end both when neither has used any CPU for so long, for each waits for
+            the other. None: they wait until a wall time limit ends it.
+        transcript: Bytes of what they say to keep. With 0 their pipe is the kernel's own, else
+            the host passes each piece on.
+
+    Raises:
+        TypeError, ValueError, CommandNotFoundError, CommandNotExecutableError, SandboxSetupError,
+        HostNotSupportedError, PoolBrokenError: As `run_isolated`; then the other was ended.
+    """
+    for name, value in (("sandbox", sandbox), ("interactor_sandbox", interactor_sandbox)):
+        if value is not None and not isinstance(value, Sandbox):
+            raise TypeError(f"{name} must be isojob.Sandbox, not {type(value).__name__}")
+    idle_time = None if idle_time is None else parse_seconds(idle_time)
+    if isinstance(transcript, bool) or not isinstance(transcript, int) or transcript < 0:
+        raise ValueError(f"transcript: {transcript!r} is no number of bytes")
+    limits = Limits() if limits is None else limits
+    sandbox = Sandbox() if sandbox is None else sandbox
+    pools, displaced = [], []
+    try:
+        for wanted in (sandbox, interactor_sandbox or sandbox):
+            pool, more = _default_pool(wanted)
+            pools.append(pool)
+            displaced += more
+        if displaced:
+            await in_thread(partial(_close_all, displaced))
+        jobs = [
+            pool.job(
+                command,
+                own_limits,
+                stdout=DEVNULL,
+                files=own_files,
+                env=own_env,
+                collect=own_collect,
+            )
+            for pool, command, own_limits, own_files, own_env, own_collect in (
+                (pools[0], solution, limits, files, env, collect),
+                (
+                    pools[1],
+                    interactor,
+                    interactor_limits or limits,
+                    interactor_files,
+                    interactor_env,
+                    interactor_collect,
+                ),
+            )
+        ]
+        return await pair(
+            (pools[0], pools[1]), (jobs[0], jobs[1]), idle_time=idle_time, transcript=transcript
+        )
+    finally:
+        with _lock:
+            for pool in pools:
+                pool.pins -= 1
+
+
+async def run_group(
+    jobs: Sequence[JobLike],
+    pipes: Sequence[tuple[int, int]] | None = None,
+    *,
+    sandbox: Sandbox | None = None,
+) -> list[Result]:
+    """Runs jobs at once, connected by pipes: `Pool.run_group` on the process-wide pool.
+
+    Args:
+        jobs: Commands, or mappings with the arguments of `run_isolated` but for `sandbox`.
+        pipes: As for `Pool.run_group`.
+        sandbox: What they can see.
+
+    Raises:
+        ValueError: More jobs than slots, or pipes that make no sense.
+        IsojobError: A job could not be run: the others were ended.
+    """
+    if sandbox is not None and not isinstance(sandbox, Sandbox):
+        raise TypeError(f"sandbox must be isojob.Sandbox, not {type(sandbox).__name__}")
+    pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
+    try:
+        if displaced:
+            await in_thread(partial(_close_all, displaced))
+        return await pool.run_group(jobs, pipes)
     finally:
         with _lock:
             pool.pins -= 1

@@ -13,6 +13,7 @@ from isojob.wire import MessageType, Tag, Writer
 __all__ = ["FIXED_RLIMITS", "CellSpec", "rlimit"]
 
 _UNLIMITED = 2**64 - 1
+_NUMBER = struct.Struct("<Q")
 _RLIMITS = {
     "file_size": 1,
     "stack": 3,
@@ -34,7 +35,7 @@ def rlimit(out: Writer, resource: int, soft: int, hard: int) -> None:
 class CellSpec:
     """What a cell is made with; cells of equal `key` can stand in for one another."""
 
-    __slots__ = ("_driver", "_last", "key", "limits", "message")
+    __slots__ = ("_driver", "_last", "_message", "key", "limits")
 
     def __init__(self, driver: Driver, limits: Limits, devices: tuple[str, ...]) -> None:
         self.limits = limits
@@ -52,7 +53,12 @@ class CellSpec:
         # tmpfs reads 0 as "no limit"; the memory limit still holds.
         out.number(Tag.DISK, limits.disk or 0)
         out.number(Tag.INODES, limits.inodes or 0)
-        self.message = out.message()
+        out.number(Tag.CELL, 0)
+        self._message = out.message()[:-8]
+
+    def message(self, cell: int) -> bytes:
+        """The MAKE message for the cell of that number."""
+        return self._message + _NUMBER.pack(cell)
 
     @staticmethod
     def key_of(limits: Limits) -> tuple[object, ...]:

@@ -15,12 +15,12 @@ from isojob._descriptors import read_into
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Capture", "Feed", "FileFeed"]
+__all__ = ["Capture", "Feed", "FileFeed", "Meter", "write_some"]
 
 WIDE = 1 << 20
 
 
-def _write(fd: int, data: memoryview) -> int:
+def write_some(fd: int, data: memoryview) -> int:
     """os.write, for hosts too that put SIGPIPE back to its default: no job may kill its host.
 
     Only the thread that writes into a pipe without readers gets the signal (signal(7)).
@@ -130,6 +130,24 @@ class Capture(_Pipe):
         return self._whole.getvalue()
 
 
+class Meter:
+    """Counts an output stream that the caller reads."""
+
+    __slots__ = ("cap", "total")
+
+    def __init__(self, cap: int | None) -> None:
+        self.cap = cap
+        self.total = 0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more came than the cap allows."""
+        return self.cap is not None and self.total > self.cap
+
+    def data(self) -> None:
+        """Nothing: the caller has it."""
+
+
 class Feed(_Pipe):
     """A job's stdin, written by us from bytes."""
 
@@ -155,7 +173,7 @@ class Feed(_Pipe):
         """Writes what fits; true when nothing is left, or nobody reads."""
         try:
             while self._left:
-                self._left = self._left[_write(self.write_end, self._left[:WIDE]) :]
+                self._left = self._left[write_some(self.write_end, self._left[:WIDE]) :]
         except BlockingIOError:
             return False
         except BrokenPipeError:
@@ -209,7 +227,7 @@ class FileFeed(_Pipe):
                 self._at += len(data)
                 left = memoryview(data)
                 while left:
-                    left = left[_write(pipe, left) :]
+                    left = left[write_some(pipe, left) :]
         except BrokenPipeError:
             pass  # a job that reads no further is no error
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -76,6 +77,7 @@ class Zygote:
         self.broken = False
         """Known to be dying: to be replaced, whatever waitpid says yet."""
         self._lock = threading.Lock()
+        self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         self._subtree: Subtree | None = None
         self._ids: ids.IdBlock | None = None
@@ -207,25 +209,29 @@ class Zygote:
                     program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()
                 )
 
-    def make(self, spec: CellSpec | None, output: Sequence[int] = ()) -> socket.socket:
+    def make(self, spec: CellSpec | None, output: Sequence[int] = ()) -> tuple[socket.socket, int]:
         """Asks for a cell; its lease can be used at once, even before the cell exists.
 
         Args:
             spec: What kind of cell; None for none at all, just a sign of life.
             output: Nothing, or descriptors for the job's stdout and stderr.
 
+        Returns:
+            The lease, and the number of the cell: its cgroups are ``cell-N`` in the subtree.
+
         Raises:
             BlockingIOError: Too many requests are under way; try again in a moment.
             PoolBrokenError: The zygote is dead.
             OSError: No descriptor was free.
         """
+        number = next(self._numbers)
         lease, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             control = self._control
             if control is None:
                 raise PoolBrokenError
             try:
-                message = _PING if spec is None else spec.message
+                message = _PING if spec is None else spec.message(number)
                 send_fds(control, message, [theirs.fileno(), *output])
             except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
                 self.broken = True
@@ -235,7 +241,12 @@ class Zygote:
             raise
         finally:
             theirs.close()
-        return lease
+        return lease, number
+
+    def cell_directories(self, cell: int) -> list[Path]:
+        """The cgroups of a cell, one in each hierarchy; they may not exist, or no more."""
+        subtree = self._subtree
+        return [] if subtree is None else [d / f"cell-{cell}" for d in subtree.directories]
 
     async def answers(self, seconds: float) -> bool:
         """Whether it takes a request within so many seconds; a dead one is as good an answer."""
@@ -243,7 +254,7 @@ class Zygote:
         with anyio.move_on_after(seconds):
             while True:
                 try:
-                    asked = self.make(None)
+                    asked, _ = self.make(None)
                     break
                 except PoolBrokenError:
                     return True

@@ -103,6 +103,7 @@ class Tag(IntEnum):
     DISK = 34
     INODES = 35
     CG_LIFT = 36
+    CELL = 37
     ARG = 48
     ENV = 49
     CWD = 50
@@ -152,6 +153,8 @@ class Stdio:
     COLLECT = 16
     OUT_KEPT = 32
     ERR_KEPT = 64
+    STARTED = 128
+    TERMINAL = 256
 
 
 class JobState(IntEnum):

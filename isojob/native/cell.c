@@ -37,6 +37,11 @@ static int parse_make(struct cell *cell, uint32_t *mask, struct reader *r)
         case TAG_CG_LIFT:
             cell->lift = f;
             break;
+        case TAG_CELL:
+            if (!wire_u64(&f, &v) || v > UINT32_MAX)
+                return -1;
+            cell->id = (uint32_t)v;
+            break;
         case TAG_DISK:
             if (!wire_u64(&f, &cell->disk))
                 return -1;
@@ -199,7 +204,7 @@ void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r
             close(fds[i]);
         return;
     }
-    *s = (struct slot){.lease = lease, .id = z->next_id++, .mask = mask};
+    *s = (struct slot){.lease = lease, .id = cell.id, .mask = mask};
     if (start(z, s, &cell, &f) < 0) {
         report_error(lease, &f);
         if (s->pid == 0) {

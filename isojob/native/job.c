@@ -2,9 +2,9 @@
  * capability, no_new_privs, filter), it parks in recvmsg on the lease. When the job comes it applies
  * the job's own limits, writes its files, arms the timers it shares with init and turns into it. */
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 
@@ -33,37 +33,6 @@ static void keep_only(const struct cell *cell)
     for (unsigned i = 0; i < c->nlimits; i++)
         keep[n++] = cell->limit_fd[i];
     close_all_but(keep, n);
-}
-
-static int set_rlimit(const struct field *fl, struct failure *f)
-{
-    uint64_t pair[2];
-    struct rlimit limit, old;
-    __rlimit_resource_t resource = (__rlimit_resource_t)fl->index;
-    if (fl->length != sizeof(pair)) {
-        errno = EBADMSG;
-        return fail(f, "rlimit");
-    }
-    memcpy(pair, fl->data, sizeof(pair));
-    limit = (struct rlimit){.rlim_cur = pair[0], .rlim_max = pair[1]};
-    if (setrlimit(resource, &limit) == 0)
-        return 0;
-    /* A hard limit of the caller lower than ours stays in force: it is only stricter. */
-    if (errno != EPERM || getrlimit(resource, &old) < 0)
-        return fail(f, "rlimit");
-    if (limit.rlim_cur > old.rlim_max)
-        limit.rlim_cur = old.rlim_max;
-    limit.rlim_max = old.rlim_max;
-    return setrlimit(resource, &limit) < 0 ? fail(f, "rlimit") : 0;
-}
-
-static int set_rlimits(struct reader r, struct failure *f)
-{
-    struct field fl;
-    while (wire_next(&r, &fl) > 0)
-        if (fl.tag == TAG_RLIMIT && set_rlimit(&fl, f) < 0)
-            return -1;
-    return 0;
 }
 
 static int become_harmless(struct cell *cell, struct failure *f)
@@ -134,6 +103,7 @@ struct job {
     char **argv, **envp;
     const char *path, *cwd;
     unsigned stdio;
+    int started;
 };
 
 static int take_limit(const struct cell *cell, const struct field *fl, struct failure *f)
@@ -178,7 +148,7 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
         strings = calloc(args + envs + 2, sizeof(char *));
     if (!strings)
         return fail(f, "memory");
-    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = ""};
+    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = "", .started = -1};
     while (wire_next(&r, &fl) > 0) {
         const char *s = NULL;
         switch (fl.tag) {
@@ -253,7 +223,7 @@ static int write_files(struct reader r, struct failure *f)
     return 0;
 }
 
-static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsigned next,
+static int set_stdio(struct job *job, const int *fds, unsigned nfds, unsigned next,
                      struct failure *f)
 {
     int from[3] = {0, 0, 0}; /* what is not said otherwise is 0 as it parked: /dev/null */
@@ -264,6 +234,12 @@ static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsig
                 return fail(f, "stdio");
             from[target] = fds[next++];
         }
+    if (job->stdio & STDIO_STARTED) {
+        errno = EBADMSG;
+        if (next >= nfds)
+            return fail(f, "stdio");
+        job->started = fds[next];
+    }
     if (job->stdio & STDIO_OUT_KEPT)
         from[1] = 1;
     if (job->stdio & STDIO_MERGE)
@@ -277,6 +253,9 @@ static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsig
         if (from[target] != target && dup3(from[target], target, 0) < 0)
             return fail(f, "stdio");
     }
+    /* A session leader since setsid, without a terminal so far. */
+    if (job->stdio & STDIO_TERMINAL && ioctl(0, TIOCSCTTY, 0) < 0)
+        return fail(f, "controlling terminal");
     return 0;
 }
 
@@ -313,6 +292,8 @@ _Noreturn static void execute(struct cell *cell, const struct job *job, struct f
             dir += len + (dir[len] == ':');
         }
     }
+    if (job->started >= 0)
+        (void)!write(job->started, "", 1);
     errno = error;
     fail(f, "execve");
     give_up(cell, f);
@@ -375,9 +356,9 @@ _Noreturn void job_main(struct cell *cell)
         fail(&f, "timer");
         give_up(cell, &f);
     }
-    /* The listener's way to init is close-on-exec; everything else goes now. */
-    int channel = cell->channel;
-    close_all_but(&channel, 1);
+    /* These two are close-on-exec; everything else goes now. */
+    const int keep[] = {cell->channel, job.started};
+    close_all_but(keep, ARRAY_LEN(keep));
     sigemptyset(&none);
     if (sigprocmask(SIG_SETMASK, &none, NULL) < 0) {
         fail(&f, "signal mask");

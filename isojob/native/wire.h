@@ -64,6 +64,7 @@ enum tag {
     TAG_DISK = 34,
     TAG_INODES = 35,
     TAG_CG_LIFT = 36, /* index: hierarchy; file NUL content, written when the job is killed */
+    TAG_CELL = 37, /* the host's number for it, which its cgroups are named after */
     /* JOB */
     TAG_ARG = 48,
     TAG_ENV = 49,
@@ -99,6 +100,8 @@ enum {
     STDIO_COLLECT = 16,
     STDIO_OUT_KEPT = 32, /* the one that came with MAKE */
     STDIO_ERR_KEPT = 64,
+    STDIO_STARTED = 128, /* the last descriptor: closed by execve, a byte if that fails */
+    STDIO_TERMINAL = 256, /* stdin is a terminal, to be the controlling one */
 };
 
 /* What init has to say of a job, in one piece: it is read on the caller's time. */

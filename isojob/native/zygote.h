@@ -1,6 +1,6 @@
 /* What the files of the zygote share. Order of the story: zygote.c (the loop), config.c (what the
  * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
- * inside.c (what init mounts), job.c and filter.c (the launcher, pid 2),
+ * inside.c (what init mounts), job.c, rlimit.c and filter.c (the launcher, pid 2),
  * shed.c (what zygote and init give up), cgroup.c, collect.c, path.c. */
 #ifndef ISOJOB_ZYGOTE_H
 #define ISOJOB_ZYGOTE_H
@@ -131,6 +131,7 @@ struct cell {
     int limit_fd[MAX_CG_FILES], evidence_fd[MAX_CG_FILES];
     int kill_fd, attach_fd[MAX_HIERARCHIES];
     uint64_t disk, inodes;
+    uint32_t id;
     struct field writes[MAX_CG_FILES];
     unsigned nwrites;
     struct field lift; /* of the CPU quota; length 0: there is none */
@@ -165,7 +166,7 @@ struct zygote {
     struct config config;
     int control, signals, proc, alive_read, alive_write;
     struct slot *slots;
-    uint32_t next_slot, next_id, live, removing;
+    uint32_t next_slot, live, removing;
     bool stubborn; /* a cgroup that will not go */
 };
 /* fds: the lease, and the job's stdout and stderr or nothing; all are the callee's. */
@@ -189,6 +190,10 @@ int zygote_shed(void);
 int load_filter(const struct config *c); /* its listener, or 0; -1 */
 int load_late(struct cell *cell, struct failure *f);
 int send_byte(int sock, int fd);
+/* rlimit.c */
+int set_rlimit(const struct field *fl, struct failure *f);
+/* All TAG_RLIMIT of a message. */
+int set_rlimits(struct reader r, struct failure *f);
 /* job.c */
 _Noreturn void job_main(struct cell *cell);
 /* cgroup.c */

@@ -307,7 +307,7 @@ async def test_sign_of_life_without_a_descriptor(monkeypatch: pytest.MonkeyPatch
         assert pool._stock.zygote is not None
         make = pool._stock.zygote.make
 
-        def no_room(spec: CellSpec | None, output: Sequence[int] = ()) -> socket.socket:
+        def no_room(spec: CellSpec | None, output: Sequence[int] = ()) -> tuple[socket.socket, int]:
             if spec is None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return make(spec, output)

@@ -92,6 +92,7 @@ async def test_random_kills() -> None:
 HOST = """
 import os, signal, sys, threading, time, anyio, isojob
 token, how, delay = sys.argv[1], sys.argv[2], float(sys.argv[3])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def job(n):
     return ["sh", "-c", "sleep 60 & sleep 0.0" + str(n), token]
 def threads():
@@ -166,7 +167,10 @@ def test_host_ends() -> None:
             assert host.stdout is not None
             assert host.stdout.readline() == "ready\n"
             child = int(host.stdout.readline()) if how == "fork" else 0
-            host.wait(BOUND)
+            try:
+                host.wait(BOUND)
+            finally:
+                host.kill()
             # The child of a fork holds copies of all that its parent had open.
             deadline = time.monotonic() + BOUND
             while left := of(host.pid, token):

@@ -219,7 +219,7 @@ def test_a_report_with_descriptors_leaves_none() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         zygote = SimpleNamespace(driver=NoCgroups("", ""))
-        lease = Lease(ours, cast("Zygote", zygote), None, None)
+        lease = Lease((ours, 0), cast("Zygote", zygote), None, None)
         job = Job.make(["true"], sandbox=Sandbox(), limits=Limits())
         out = wire.Writer(wire.MessageType.RESULT)
         out.put(wire.Tag.REPORT, struct.pack("<IIiiIi11q", wire.JobState.EXEC, 0, 1, *range(14)))

@@ -1,0 +1,356 @@
+"""Jobs that talk to each other by pipes: pairs and pipelines.
+
+All start together or not at all. The pipes are the kernel's own, from job to job; the host reads
+along only where a transcript is wanted, and then passes every byte on itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import anyio
+
+from isojob._ends import Receiver, Sender
+from isojob._job import CAPTURE, Job
+from isojob._map import JobLike
+from isojob._models import Model
+from isojob._streams import Capture, Feed, Meter
+from isojob.cgroups import live
+from isojob.errors import HostNotSupportedError
+from isojob.result import Result
+
+if TYPE_CHECKING:
+    from isojob._account import Outcome
+    from isojob._lease import Lease
+    from isojob._pool import Pool
+
+__all__ = ["PairResult", "group", "pair"]
+
+Side: TypeAlias = Literal["solution", "interactor"]
+SAME_NS = 10_000_000
+
+
+class PairResult(Model, frozen=True):
+    """How a pair of jobs ended.
+
+    Attributes:
+        solution: The result of the one; its stdout went to the other.
+        interactor: The result of the other.
+        first_to_end: Whose main process ended first, as their cells saw it. The end of one that
+            ends the other, by the end of its input, may be seen microseconds after that.
+        idle: Both waited without using any CPU for ``idle_time``, and were ended for it.
+        transcript: What they said, in order, as far as the transcript was to reach.
+        transcript_truncated: They said more.
+    """
+
+    solution: Result
+    interactor: Result
+    first_to_end: Side
+    idle: bool = False
+    transcript: tuple[tuple[Side, bytes], ...] = ()
+    transcript_truncated: bool = False
+
+
+class Member:
+    """One job of a group: an `Attended` that holds its ends of the pipes until it has copies."""
+
+    out: Meter | None = None
+    err: Meter | None = None
+    terminal = False
+
+    def __init__(self, pool: Pool, job: Job) -> None:
+        self.pool = pool
+        self.job = job
+        self.result: Result | None = None
+        self._ends: list[int] = []
+        self._lease: Lease | None = None
+        self._outcome: Outcome | None = None
+        job.attended = self
+
+    def reads(self, fd: int) -> None:
+        """Makes a pipe its stdin; the descriptor is ours from now on."""
+        self._ends.append(fd)
+        self.job.stdin_fd = fd
+
+    def writes(self, fd: int) -> None:
+        """Makes a pipe its stdout; the descriptor is ours from now on."""
+        self._ends.append(fd)
+        self.job.stdout = fd
+
+    def began(self, lease: Lease, outcome: Outcome) -> None:
+        """See `Attended`."""
+        self._lease, self._outcome = lease, outcome
+
+    def started(self) -> None:
+        """See `Attended`: the end of a stream is seen when nobody but the job has it open."""
+        self.close()
+
+    async def run(self) -> None:
+        """Runs the job, and closes what it had when it has ended."""
+        try:
+            self.result = await self.pool.perform_admitted(self.job)
+        finally:
+            self._lease = None
+            self.close()
+
+    def kill(self) -> None:
+        """Ends the job; its status is ``killed``."""
+        if self._lease is not None and self._outcome is not None:
+            self._outcome.stop_reason("kill")
+            self._lease.stop()
+
+    def cpu_ns(self) -> int | None:
+        """CPU time so far; None: it does not run now."""
+        lease = self._lease
+        if lease is None:
+            return None
+        if lease.zygote.driver.files.cpu is None:
+            raise HostNotSupportedError("idle_time without CPU accounting", "give the host cgroups")
+        try:
+            return live.read(lease.zygote.driver, lease.zygote.cell_directories(lease.cell))[1]
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """Closes our copies of its ends. Idempotent."""
+        while self._ends:
+            os.close(self._ends.pop())
+
+
+def connect(source: Member, target: Member) -> None:
+    """A pipe from one job's stdout to another's stdin."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    source.writes(write_end)
+    target.reads(read_end)
+
+
+async def perform(members: Sequence[Member], *extra: Any) -> list[Result]:
+    """Runs the jobs at once, with further tasks beside them that end when the last job has.
+
+    Raises:
+        IsojobError: One of them could not be run; the others were ended.
+    """
+    failure: BaseException | None = None
+    left = len(members)
+    beside = anyio.CancelScope()
+
+    async def one(member: Member) -> None:
+        nonlocal failure, left
+        try:
+            await member.run()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised below, not in a group
+            failure = failure or error
+            tasks.cancel_scope.cancel()
+        left -= 1
+        if left == 0:
+            beside.cancel()
+
+    async def extras() -> None:
+        nonlocal failure
+        with beside:
+            try:
+                async with anyio.create_task_group() as further:
+                    for function in extra:
+                        further.start_soon(function)
+            except* HostNotSupportedError as errors:
+                failure = failure or errors.exceptions[0]
+                tasks.cancel_scope.cancel()
+
+    async with _admitted(members), anyio.create_task_group() as tasks:
+        for member in members:
+            tasks.start_soon(one, member)
+        if extra:
+            tasks.start_soon(extras)
+    if failure is not None:
+        raise failure
+    return [member.result for member in members if member.result is not None]
+
+
+@asynccontextmanager
+async def _admitted(members: Sequence[Member]) -> AsyncIterator[None]:
+    pools: dict[int, list[Member]] = {}
+    for member in members:
+        pools.setdefault(id(member.pool), []).append(member)
+    async with AsyncExitStack() as stack:
+        # In one order for everybody: two groups never wait for each other.
+        for _, mine in sorted(pools.items()):
+            await stack.enter_async_context(mine[0].pool.admitted([one.job for one in mine]))
+        yield
+
+
+class Transcript:
+    """What two jobs say to each other, read along."""
+
+    def __init__(self, most: int) -> None:
+        self.said: list[tuple[Side, bytes]] = []
+        self.truncated = False
+        self._left = most
+
+    def note(self, side: Side, data: bytes) -> None:
+        """Keeps it as far as there is room; what one says in a row is one piece."""
+        self.truncated = self.truncated or len(data) > self._left
+        data = data[: self._left]
+        self._left -= len(data)
+        if not data:
+            return
+        if self.said and self.said[-1][0] == side:
+            data = self.said.pop()[1] + data
+        self.said.append((side, data))
+
+
+class Relay:
+    """Passes on what one job writes to the other, and notes it."""
+
+    def __init__(self, source: Member, target: Member, side: Side, transcript: Transcript) -> None:
+        pipe, feed = Capture(), Feed(b"")
+        self._from = Receiver(pipe.read_end, Meter(None), lambda: None)
+        self._to = Sender(feed.write_end)
+        self._side: Side = side
+        self._transcript = transcript
+        source.writes(pipe.write_end)
+        target.reads(feed.read_end)
+
+    async def run(self) -> None:
+        """Until one of them closes: then the other sees it, as it would without us between."""
+        try:
+            while True:
+                data = await self._from.receive()
+                self._transcript.note(self._side, data)
+                await self._to.send(data)
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Closes both ends. Idempotent."""
+        self._from.close()
+        self._to.close()
+
+
+async def watch_idle(members: Sequence[Member], seconds: float, found: list[bool]) -> None:
+    """Ends the jobs when none of them has used CPU for so long."""
+    last: list[int | None] = []
+    since = time.monotonic()
+    while True:
+        await anyio.sleep(seconds / 8)
+        now = [member.cpu_ns() for member in members]
+        if now != last or None in now:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since >= seconds:
+            found.append(True)
+            for member in members:
+                member.kill()
+            return
+
+
+async def pair(
+    pools: tuple[Pool, Pool],
+    jobs: tuple[Job, Job],
+    *,
+    idle_time: float | None,
+    transcript: int,
+) -> PairResult:
+    """`run_pair`, its arguments checked."""
+    solution, interactor = (Member(pool, job) for pool, job in zip(pools, jobs, strict=True))
+    members = (solution, interactor)
+    said, idle = Transcript(transcript), list[bool]()
+    relays: list[Relay] = []
+    extra: list[Any] = []
+    try:
+        if transcript:
+            relays.append(Relay(solution, interactor, "solution", said))
+            relays.append(Relay(interactor, solution, "interactor", said))
+            extra += [relay.run for relay in relays]
+        else:
+            connect(solution, interactor)
+            connect(interactor, solution)
+        if idle_time is not None:
+            extra.append(lambda: watch_idle(members, idle_time, idle))
+        first, second = await perform(members, *extra)
+    finally:
+        for member in members:
+            member.close()
+        for relay in relays:
+            relay.close()
+    return PairResult(
+        solution=first,
+        interactor=second,
+        first_to_end=_first(first, second, jobs[1].ended_ns - jobs[0].ended_ns),
+        idle=bool(idle),
+        transcript=tuple(said.said),
+        transcript_truncated=said.truncated,
+    )
+
+
+def _first(solution: Result, interactor: Result, later_ns: int) -> Side:
+    """Who ended first; the interactor's end was seen so much later than the solution's.
+
+    A process closes its pipes on the way out: who is killed for writing into one can be seen to
+    end sooner than whose end killed it.
+    """
+    broken = [result.signal == signal.SIGPIPE for result in (solution, interactor)]
+    if abs(later_ns) < SAME_NS and broken[0] != broken[1]:
+        return "interactor" if broken[0] else "solution"
+    return "solution" if later_ns >= 0 else "interactor"
+
+
+async def group(
+    pool: Pool, jobs: Sequence[JobLike], pipes: Sequence[tuple[int, int]] | None
+) -> list[Result]:
+    """`Pool.run_group`."""
+    if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(jobs, Sequence):
+        raise TypeError(f"jobs must be a sequence of commands, not {type(jobs).__name__}")
+    if not jobs:
+        raise ValueError("jobs is empty")
+    pipes = [(n, n + 1) for n in range(len(jobs) - 1)] if pipes is None else list(pipes)
+    checked = [_job(pool, job) for job in jobs]
+    _check_pipes(pipes, checked)
+    members = [Member(pool, job) for job in checked]
+    try:
+        for source, target in pipes:
+            connect(members[source], members[target])
+        return await perform(members)
+    finally:
+        for member in members:
+            member.close()
+
+
+def _job(pool: Pool, job: JobLike) -> Job:
+    if not isinstance(job, Mapping):
+        return pool.job(job, None)
+    options = dict(job)
+    if "command" not in options:
+        raise TypeError("a job without a command")
+    if options.pop("check", False):
+        raise ValueError("check= is not for the jobs of a group: look at the results")
+    return pool.job(options.pop("command"), options.pop("limits", None), **options)
+
+
+def _check_pipes(pipes: Sequence[tuple[int, int]], jobs: Sequence[Job]) -> None:
+    sources, targets = set[int](), set[int]()
+    for pipe in pipes:
+        if not isinstance(pipe, tuple) or len(pipe) != 2:
+            raise TypeError(f"pipes holds {pipe!r}: give (source, target)")
+        source, target = pipe
+        for number in pipe:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"pipes holds {pipe!r}: give the numbers of two jobs")
+            if not 0 <= number < len(jobs):
+                raise ValueError(f"pipe {pipe!r}: there is no job number {number}")
+        if source in sources or target in targets:
+            raise ValueError(f"pipe {pipe!r}: that stream has a pipe already")
+        if jobs[source].stdout != CAPTURE:
+            raise ValueError(f"pipe {pipe!r}: the source has a stdout= of its own")
+        given = jobs[target]
+        if given.input is not None or given.stdin_fd is not None or given.stdin_file is not None:
+            raise ValueError(f"pipe {pipe!r}: the target has an input of its own")
+        sources.add(source)
+        targets.add(target)

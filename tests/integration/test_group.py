@@ -1,0 +1,267 @@
+"""run_pair and run_group: jobs that talk to each other and to nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from environment import SLOW
+
+from isojob import (
+    CommandNotFoundError,
+    Limits,
+    PairResult,
+    Pool,
+    Sandbox,
+    Status,
+    run_group,
+    run_pair,
+)
+
+GUESS = """
+low, high = 1, 1000
+while True:
+    middle = (low + high) // 2
+    print(middle, flush=True)
+    answer = input()
+    if answer == "yes": break
+    low, high = (middle + 1, high) if answer == "more" else (low, middle - 1)
+"""
+TELL = """
+import sys
+count = 0
+while True:
+    number = int(input())
+    count += 1
+    if number == 777: break
+    print("more" if number < 777 else "less", flush=True)
+print("yes", flush=True)
+print(count, file=sys.stderr)
+"""
+
+
+def python(code: str) -> list[str]:
+    return ["python3", "-I", "-S", "-c", code]
+
+
+@pytest.mark.parametrize("transcript", [0, 50, 10_000])
+async def test_pair(transcript: int) -> None:
+    """An interactive problem, with the kernel's pipes and with ours, which read along."""
+    result = await run_pair(python(GUESS), python(TELL), transcript=transcript)
+    assert result.solution.ok and result.interactor.ok, result
+    assert result.interactor.stderr == b"8\n"
+    assert not result.idle
+    said = b"".join(data for _, data in result.transcript)
+    if transcript == 10_000:
+        assert (
+            said
+            == b"500\nmore\n750\nmore\n875\nless\n812\nless\n781\nless\n765\nmore\n773\nmore\n777\nyes\n"
+        )
+        assert [side for side, _ in result.transcript[:3]] == ["solution", "interactor", "solution"]
+        assert not result.transcript_truncated
+    else:
+        assert (len(said), result.transcript_truncated) == (transcript, bool(transcript))
+    assert PairResult.model_validate_json(result.model_dump_json()) == result
+
+
+@pytest.mark.parametrize("transcript", [0, 1000])
+@pytest.mark.parametrize(
+    ("solution", "interactor", "statuses", "first"),
+    [
+        (["sh", "-c", "exit 3"], ["cat"], ("nonzero_exit", "ok"), "solution"),
+        (
+            ["sh", "-c", "read x; sleep 0.2; exit 0"],
+            ["sh", "-c", "exit 3"],
+            ("ok", "nonzero_exit"),
+            "interactor",
+        ),
+        (["yes"], ["sleep", "0.1"], ("signaled", "ok"), "interactor"),
+        (["sleep", "0.1"], ["yes"], ("ok", "signaled"), "solution"),
+        (["sh", "-c", "exec >&-; read x; exit 0"], ["cat"], ("ok", "ok"), None),
+        (["sh", "-c", "exec <&- >&-; sleep 0.2"], ["cat"], ("ok", "ok"), "interactor"),
+        (["sh", "-c", "kill -9 $$"], ["cat"], ("signaled", "ok"), "solution"),
+        (["sh", "-c", "while :; do :; done"], ["cat"], ("cpu_time_limit", "ok"), "solution"),
+    ],
+)
+async def test_whatever_either_does(
+    transcript: int,
+    solution: list[str],
+    interactor: list[str],
+    statuses: tuple[str, str],
+    first: str | None,
+) -> None:
+    """No deadlock; each has its own verdict, and it is known whose end came first."""
+    limits = Limits(wall_time=20 * SLOW, cpu_time=0.3)
+    with anyio.fail_after(40 * SLOW):
+        result = await run_pair(solution, interactor, limits=limits, transcript=transcript)
+    assert (result.solution.status, result.interactor.status) == statuses
+    if first is not None:
+        assert result.first_to_end == first
+
+
+@pytest.mark.parametrize("transcript", [0, 1000])
+@pytest.mark.parametrize("command", ["cat", "yes"])
+async def test_both_block(command: str, transcript: int) -> None:
+    """Each waits for the other to write, or to read: the wall time ends one, and so the other."""
+    with anyio.fail_after(20 * SLOW):
+        limits = Limits(wall_time=0.4 * SLOW)
+        result = await run_pair([command], [command], limits=limits, transcript=transcript)
+    statuses = {result.solution.status, result.interactor.status}
+    assert "wall_time_limit" in statuses
+    assert statuses <= {"wall_time_limit", "ok", "signaled"}
+
+
+async def test_limits_of_each_side() -> None:
+    """The interactor may have more."""
+    result = await run_pair(
+        ["sleep", "60"],
+        ["sh", "-c", "cat; sleep 0.1; exit 5"],
+        limits=Limits(wall_time=0.3),
+        interactor_limits=Limits(wall_time=20 * SLOW),
+    )
+    assert result.solution.status == Status.WALL_TIME_LIMIT
+    assert result.interactor.exit_code == 5
+    assert result.first_to_end == "solution"
+
+
+async def test_idleness() -> None:
+    """Two that wait for each other are ended early; two that work are not."""
+    with anyio.fail_after(20 * SLOW):
+        result = await run_pair(["cat"], ["cat"], idle_time=0.4 * SLOW)
+    assert result.idle
+    assert (result.solution.status, result.interactor.status) == ("killed", "killed")
+    work = "import time\nend = time.monotonic() + %s\nwhile time.monotonic() < end: pass"
+    result = await run_pair(python(work % (1.2 * SLOW)), ["cat"], idle_time=0.4 * SLOW)
+    assert not result.idle
+    assert result.solution.ok and result.interactor.ok
+
+
+async def test_apart_but_for_the_pipes() -> None:
+    """Neither sees the other's files or processes; each has the sandbox it was given."""
+    look = "ls; hostname; ls -d /proc/[0-9]* | wc -l; ls -l /proc/self/fd | grep -c pipe"
+    result = await run_pair(
+        ["sh", "-c", f"({look}) >&2"],
+        ["sh", "-c", f"({look}) >&2"],
+        files={"mine": b""},
+        interactor_files={"theirs": b""},
+        interactor_sandbox=Sandbox(hostname="other"),
+    )
+    assert (result.solution.stderr or b"").split()[:2] == [b"mine", b"isojob"]
+    assert (result.interactor.stderr or b"").split()[:2] == [b"theirs", b"other"]
+
+
+async def test_one_cannot_start() -> None:
+    """Then the other is ended, and the error is the one of a single job."""
+    for pair in ((["nope"], ["sleep", "600"]), (["sleep", "600"], ["nope"])):
+        with anyio.fail_after(20 * SLOW), pytest.raises(CommandNotFoundError):
+            await run_pair(*pair)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"transcript": -1}, ValueError),
+        ({"transcript": True}, ValueError),
+        ({"idle_time": 0}, ValueError),
+        ({"idle_time": float("nan")}, ValueError),
+        ({"sandbox": "x"}, TypeError),
+        ({"interactor_sandbox": "x"}, TypeError),
+        ({"limits": "x"}, TypeError),
+        ({"interactor_files": {"../x": b""}}, ValueError),
+    ],
+)
+async def test_bad_pairs(options: dict[str, Any], error: type[Exception]) -> None:
+    """Named before anything starts."""
+    with pytest.raises(error):
+        await run_pair(["true"], ["true"], **options)
+
+
+async def test_cancelled_pair() -> None:
+    """Nothing is left of either."""
+    for transcript in (0, 100):
+        with anyio.move_on_after(0.4 * SLOW) as scope:
+            await run_pair(["sleep", "7123"], ["sleep", "7123"], transcript=transcript)
+        assert scope.cancelled_caught
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    assert b"7123" not in (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+
+
+async def test_pipeline() -> None:
+    """Each writes to the next; inputs and outputs at the ends are as in run_isolated."""
+    results = await run_group(
+        [{"command": ["cat"], "input": b"b\na\nb\n"}, ["sort"], ["uniq", "-c"]]
+    )
+    assert [result.status for result in results] == ["ok"] * 3
+    assert (results[-1].stdout or b"").split() == [b"1", b"a", b"2", b"b"]
+    assert results[0].stdout is None
+    limits = Limits(cpu_time=20 * SLOW, wall_time=60 * SLOW)
+    count = 20_000_000
+    results = await run_group(
+        [
+            {"command": ["head", "-c", str(count), "/dev/zero"], "limits": limits},
+            {"command": ["cat"], "limits": limits},
+            {"command": ["wc", "-c"], "limits": limits},
+        ]
+    )
+    assert results[2].stdout == b"%d\n" % count
+
+
+async def test_end_of_a_reader() -> None:
+    """SIGPIPE goes back through the pipeline, as in a shell."""
+    results = await run_group([["yes"], ["cat"], ["head", "-n", "1"]])
+    assert [result.status for result in results] == ["signaled", "signaled", "ok"]
+
+
+async def test_ring() -> None:
+    """Pipes may lead back."""
+    script = "import sys\nfor n in range(100):\n  %s\n"
+    first = "print(n, flush=True); assert int(input()) == n + 2"
+    other = "print(int(input()) + 1, flush=True)"
+    results = await run_group(
+        [python(script % first), python(script % other), python(script % other)],
+        [(0, 1), (1, 2), (2, 0)],
+    )
+    assert [result.status for result in results] == ["ok"] * 3, results
+
+
+@pytest.mark.parametrize(
+    ("jobs", "pipes", "error"),
+    [
+        ("cat", None, TypeError),
+        ({"command": ["cat"]}, None, TypeError),
+        ([], None, ValueError),
+        (["cat"], None, TypeError),
+        ([["cat"], ["cat"]], [(0, 2)], ValueError),
+        ([["cat"], ["cat"]], [(0, -1)], ValueError),
+        ([["cat"], ["cat"]], [(0, True)], TypeError),
+        ([["cat"], ["cat"]], [0, 1], TypeError),
+        ([["cat"], ["cat"], ["cat"]], [(0, 1), (0, 2)], ValueError),
+        ([["cat"], ["cat"], ["cat"]], [(0, 2), (1, 2)], ValueError),
+        ([["cat"], {"command": ["cat"], "input": b""}], None, ValueError),
+        ([["cat"], {"input": b""}], None, TypeError),
+        ([["cat"], {"command": ["cat"], "check": True}], None, ValueError),
+        ([["cat"], {"command": ["cat"], "nonsense": 1}], None, TypeError),
+        ([["cat"]] * 100, None, ValueError),
+    ],
+)
+async def test_bad_groups(jobs: Any, pipes: Any, error: type[Exception]) -> None:
+    """Named before anything starts, and no descriptor is left."""
+    with pytest.raises(error):
+        await run_group(jobs, pipes)
+
+
+async def test_slots_are_taken_at_once() -> None:
+    """Groups that would fit one after the other never wait for each other's half."""
+    async with Pool(max_jobs=3) as pool:
+        with anyio.fail_after(60 * SLOW):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(6):
+                    tasks.start_soon(pool.run_group, [["echo", "x"], ["cat"]])
+                    tasks.start_soon(pool.run, ["true"])
+        assert (pool.statistics().running, pool.statistics().waiting) == (0, 0)

@@ -1,0 +1,324 @@
+"""open_isolated: talking to a job while it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+from environment import SLOW
+
+import isojob
+from isojob import (
+    DEVNULL,
+    PIPE,
+    STDOUT,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    Limits,
+    Pool,
+    Status,
+    open_isolated,
+)
+
+
+async def lines(process: isojob.IsolatedProcess, count: int) -> bytes:
+    """So many lines of its stdout."""
+    assert process.stdout is not None
+    data = b""
+    while data.count(b"\n") < count:
+        data += await process.stdout.receive()
+    return data
+
+
+async def rest(stream: anyio.abc.ByteReceiveStream | None) -> bytes:
+    assert stream is not None
+    return b"".join([chunk async for chunk in stream])
+
+
+async def test_conversation() -> None:
+    """Each word is answered before the next is sent; the end of stdin ends it."""
+    async with open_isolated(["sh", "-c", "while read x; do echo $x$x; done; exit 3"]) as process:
+        assert isinstance(process, anyio.abc.Process)
+        assert process.stdin is not None
+        for word in (b"a", b"bc", b"d"):
+            await process.stdin.send(word + b"\n")
+            assert await lines(process, 1) == word * 2 + b"\n"
+        assert process.returncode is None
+        await process.stdin.aclose()
+        assert await process.wait() == 3
+        assert process.returncode == 3
+        assert await rest(process.stdout) == await rest(process.stderr) == b""
+        result = await process.result()
+    assert (result.status, result.stdout, result.stderr) == (Status.NONZERO_EXIT, None, None)
+    assert result.evidence.stdout_bytes == len(b"aa\nbcbc\ndd\n")
+
+
+async def test_large_both_ways() -> None:
+    """As much as there is, at the pace of the slower side, whatever the host's memory."""
+    size = 20_000_000
+    limits = Limits(output=size, cpu_time=20 * SLOW, wall_time=60 * SLOW)
+    async with open_isolated(["cat"], limits=limits) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        async def feed() -> None:
+            assert process.stdin is not None
+            for _ in range(size // 100_000):
+                await process.stdin.send(b"x" * 100_000)
+            await process.stdin.aclose()
+
+        got = 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed)
+            async for chunk in process.stdout:
+                got += len(chunk)
+        assert got == size
+        assert (await process.result()).ok
+
+
+async def test_backpressure() -> None:
+    """A job whose output nobody reads waits; it does not fill the host."""
+    script = "head -c 10000000 /dev/zero; echo done >&2"
+    async with open_isolated(["sh", "-c", script]) as process:
+        assert process.stderr is not None
+        with anyio.move_on_after(0.5 * SLOW) as scope:
+            await process.stderr.receive()
+        assert scope.cancelled_caught
+        assert len(await rest(process.stdout)) == 10_000_000
+        assert await process.stderr.receive() == b"done\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+async def test_output_is_capped(stream: str) -> None:
+    """The prefix can be read, then the stream ends, and the job has."""
+    command = ["sh", "-c", "yes 1>&2" if stream == "stderr" else "yes"]
+    async with open_isolated(command, limits=Limits(output=100_001)) as process:
+        assert len(await rest(getattr(process, stream))) == 100_001
+        result = await process.result()
+    assert result.status == Status.OUTPUT_LIMIT
+    async with open_isolated(
+        ["head", "-c", "100000", "/dev/zero"], limits=Limits(output=100_000)
+    ) as process:
+        assert len(await rest(process.stdout)) == 100_000
+        assert (await process.result()).ok
+
+
+async def test_limits_hold() -> None:
+    """Also while nobody looks."""
+    async with open_isolated(["sleep", "60"], limits=Limits(wall_time=0.3)) as process:
+        assert (await process.result()).status == Status.WALL_TIME_LIMIT
+    command = ["sh", "-c", "while :; do :; done"]
+    async with open_isolated(command, limits=Limits(cpu_time=0.3)) as process:
+        assert await process.wait() == -signal.SIGKILL
+        assert (await process.result()).status == Status.CPU_TIME_LIMIT
+
+
+async def test_kill_and_signals() -> None:
+    """`kill` ends all of it, other signals reach the main process, and who was late is no error."""
+    async with open_isolated(["sh", "-c", "sleep 60 & sleep 60"]) as process:
+        process.kill()
+        result = await process.result()
+        assert (result.status, result.returncode) == (Status.KILLED, -signal.SIGKILL)
+        process.kill()
+        process.terminate()
+    script = (
+        "trap 'echo got; exit 7' TERM; trap 'echo usr' USR1; echo up; while :; do sleep 0.02; done"
+    )
+    async with open_isolated(["sh", "-c", script], stderr=DEVNULL) as process:
+        await lines(process, 1)
+        pid = process.pid
+        assert Path(f"/proc/{pid}/comm").read_text() == "sh\n"
+        process.send_signal(signal.SIGUSR1)
+        assert await lines(process, 1) == b"usr\n"
+        process.terminate()
+        assert await process.wait() == 7
+        with pytest.raises(ProcessLookupError):
+            _ = process.pid
+    async with open_isolated(["sleep", "60"]) as process:
+        process.send_signal(signal.SIGKILL)
+        assert (await process.result()).status == Status.SIGNALED, "not by isojob"
+
+
+async def test_leaving_the_block_ends_it() -> None:
+    """By its end, by an error, by cancelling: when the block is left nothing is left."""
+    async with Pool(parked=0) as pool:
+        async with pool.open(["sleep", "600"]) as process:
+            pid = process.pid
+        assert not Path(f"/proc/{pid}").exists()
+        assert (await process.result()).status == Status.KILLED
+        with pytest.raises(KeyError):  # noqa: PT012
+            async with pool.open(["sleep", "600"]) as process:
+                pid = process.pid
+                raise KeyError
+        assert not Path(f"/proc/{pid}").exists()
+        with anyio.move_on_after(0.3 * SLOW) as scope:
+            async with pool.open(["sleep", "600"]) as process:
+                pid = process.pid
+                await process.wait()
+        assert scope.cancelled_caught
+        assert not Path(f"/proc/{pid}").exists()
+        assert (pool.statistics().running, pool.statistics().waiting) == (0, 0)
+
+
+async def test_usage_while_it_runs() -> None:
+    """The accounts grow; at the end they are the result's."""
+    script = "x=0; while [ $x -lt 30000 ]; do x=$((x+1)); done; echo; read y; exit 0"
+    async with open_isolated(["sh", "-c", script]) as process:
+        assert process.stdin is not None
+        await lines(process, 1)
+        first = process.usage()
+        assert first.cpu_time is not None and first.cpu_time > 0.005
+        assert first.memory_peak is None or first.memory_peak > 100_000
+        await anyio.sleep(0.1)
+        assert process.usage().wall_time > first.wall_time
+        await process.stdin.send(b"\n")
+        result = await process.result()
+        assert process.usage() == result.usage
+        assert (result.usage.cpu_time or 0) >= first.cpu_time * 0.9
+
+
+async def test_where_it_cannot_start() -> None:
+    """The error comes as the block is entered, as it does for subprocesses."""
+    with pytest.raises(CommandNotFoundError):
+        async with open_isolated(["no-such-program"]):
+            pytest.fail("entered")
+    with pytest.raises(CommandNotExecutableError):
+        async with open_isolated(["/etc/passwd"]):
+            pytest.fail("entered")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"stdin": None}, TypeError),
+        ({"stdin": STDOUT}, ValueError),
+        ({"stdout": STDOUT}, ValueError),
+        ({"pty": True, "stderr": DEVNULL}, ValueError),
+        ({"pty": (0, 80)}, ValueError),
+        ({"pty": (24, 80, 1)}, (TypeError, ValueError)),
+        ({"pty": "80x24"}, (TypeError, ValueError)),
+        ({"input": b"x"}, TypeError),
+        ({"cwd": "relative"}, ValueError),
+        ({"limits": {}}, TypeError),
+    ],
+)
+async def test_bad_arguments(options: dict[str, Any], error: type[Exception]) -> None:
+    """Named before anything starts, and no descriptor is left."""
+    with pytest.raises(error):
+        async with open_isolated(["true"], **options):
+            pytest.fail("entered")
+
+
+async def test_streams_of_the_callers() -> None:
+    """Merged, thrown away, or a file of the caller's: then there is nothing to read here."""
+    async with open_isolated(["sh", "-c", "echo a; echo b >&2"], stderr=STDOUT) as process:
+        assert process.stderr is None
+        assert sorted((await rest(process.stdout)).split()) == [b"a", b"b"]
+    async with open_isolated(["cat"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as process:
+        assert (process.stdin, process.stdout, process.stderr) == (None, None, None)
+        assert (await process.result()).ok
+    read_end, write_end = os.pipe()
+    try:
+        async with open_isolated(["echo", "hi"], stdout=write_end) as process:
+            assert process.stdout is None
+            await process.wait()
+        assert os.read(read_end, 100) == b"hi\n"
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+async def test_files_and_collect() -> None:
+    """As in run_isolated."""
+    async with open_isolated(
+        ["sh", "-c", "read x; cp a b"], files={"a": b"1"}, collect=["b"]
+    ) as process:
+        assert process.stdin is not None
+        await process.stdin.send(b"\n")
+        assert (await process.result()).files == {"b": b"1"}
+
+
+async def test_closed_and_broken_streams() -> None:
+    """Anyio's errors, for whoever waits as well."""
+    async with open_isolated(["sh", "-c", "exec <&-; echo; sleep 60"]) as process:
+        assert process.stdin is not None and process.stdout is not None
+        await lines(process, 1)
+        with pytest.raises(anyio.BrokenResourceError):
+            await process.stdin.send(b"x")
+        errors: list[BaseException] = []
+
+        async def wait() -> None:
+            assert process.stdout is not None
+            try:
+                await process.stdout.receive()
+            except anyio.ClosedResourceError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.sleep(0.1)
+            await process.stdout.aclose()
+        assert len(errors) == 1
+        with pytest.raises(anyio.ClosedResourceError):
+            await process.stdout.receive()
+
+
+async def test_terminal() -> None:
+    """A terminal of its own: a size, a controlling one, Ctrl-C, and no way to type for others."""
+    script = (
+        "import os, signal, sys, fcntl, time\n"
+        "print(os.get_terminal_size(), [os.isatty(n) for n in (0, 1, 2)])\n"
+        "open('/dev/tty', 'w').write('to the terminal\\n')\n"
+        "try: fcntl.ioctl(0, 0x5412, b'x')\n"
+        "except OSError as e: print('typing', e.errno)\n"
+        "signal.signal(signal.SIGWINCH, lambda *a: print(os.get_terminal_size(), flush=True))\n"
+        "print('ready', flush=True)\n"
+        "try: time.sleep(600)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    async with open_isolated(["python3", "-c", script], pty=(10, 40)) as process:
+        assert process.stdin is not None and process.stderr is None
+        seen = await lines(process, 4)
+        assert b"os.terminal_size(columns=40, lines=10) [True, True, True]" in seen
+        assert b"to the terminal" in seen
+        assert b"typing 1\r\n" in seen
+        process.resize(20, 50)
+        assert b"columns=50, lines=20" in await lines(process, 1)
+        await process.stdin.send(b"\x03")
+        assert b"interrupted" in await rest(process.stdout)
+        assert (await process.result()).ok
+    async with open_isolated(["true"], stdin=PIPE) as process:
+        with pytest.raises(ValueError, match="no terminal"):
+            process.resize(1, 1)
+
+
+async def test_dead_parked_cell() -> None:
+    """Nobody notices that the parked cell was dead."""
+    async with Pool(parked=1) as pool:
+        await pool.run(["true"])
+        await anyio.sleep(0.3 * SLOW)
+        assert pool._stock.zygote is not None
+        children = Path(f"/proc/{pool._stock.zygote.pid}/task/{pool._stock.zygote.pid}/children")
+        for word in children.read_text().split():
+            os.kill(int(word), signal.SIGKILL)
+        await anyio.sleep(0.1 * SLOW)
+        async with pool.open(["echo", "hi"]) as process:
+            assert await rest(process.stdout) == b"hi\n"
+
+
+async def test_several_wait() -> None:
+    """Any number of tasks may ask for the end."""
+    codes: list[int] = []
+    async with open_isolated(["sh", "-c", "sleep 0.1; exit 4"]) as process:
+
+        async def ask() -> None:
+            codes.append(await process.wait())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(ask)
+    assert codes == [4, 4, 4]
