@@ -11,6 +11,7 @@ The layers, each importing only what is below it::
     native/         C: zygote, init, launcher
 """
 
+from isojob._cache import Cache as Cache
 from isojob._group import PairResult as PairResult
 from isojob._job import CAPTURE as CAPTURE
 from isojob._job import DEVNULL as DEVNULL
@@ -24,6 +25,7 @@ from isojob._run import run_group as run_group
 from isojob._run import run_isolated as run_isolated
 from isojob._run import run_isolated_sync as run_isolated_sync
 from isojob._run import run_pair as run_pair
+from isojob._session import Session as Session
 from isojob.errors import CommandNotExecutableError as CommandNotExecutableError
 from isojob.errors import CommandNotFoundError as CommandNotFoundError
 from isojob.errors import HostNotSupportedError as HostNotSupportedError

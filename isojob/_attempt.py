@@ -6,8 +6,8 @@ from isojob import wire
 from isojob._account import Outcome
 from isojob._cell import CellFailedError, CellGoneError, Run
 from isojob._job import Job
+from isojob._maker import Maker
 from isojob._stock import Stock
-from isojob._zygote import Zygote
 from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
 from isojob.host import failures
 from isojob.wire import Failure
@@ -60,7 +60,7 @@ def _why_failed(stock: Stock, failure: Failure) -> IsojobError:
     return failures.to_exception(failure)
 
 
-def _why_gone(stock: Stock, zygote: Zygote, error: Exception) -> IsojobError:
+def _why_gone(stock: Stock, zygote: Maker, error: Exception) -> IsojobError:
     if not stock.open:
         return PoolClosedError(_CLOSED)
     if isinstance(error, wire.WireError):

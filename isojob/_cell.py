@@ -176,6 +176,7 @@ class Run:
         job, lease, outcome = self.job, self.lease, self.outcome
         fds: list[int] = []
         stdio = Stdio.COLLECT if job.collect else 0
+        stdio |= Stdio.NO_EXEC if job.no_exec else 0
         if job.stdin_fd is not None:
             fds.append(job.stdin_fd)
             stdio |= Stdio.IN
@@ -337,6 +338,7 @@ class Run:
             data = _read(fds[0], info.st_size)
             self._collected += len(data)
             files[name] = data
+            self.job.modes[name] = info.st_mode & 0o777
 
 
 def _read(fd: int, size: int) -> bytes:

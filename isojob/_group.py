@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 
+from isojob._account import make_result
+from isojob._attempt import attempt
 from isojob._ends import Receiver, Sender
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike
 from isojob._models import Model
 from isojob._streams import Capture, Feed, Meter
 from isojob.cgroups import live
-from isojob.errors import HostNotSupportedError
+from isojob.errors import HostNotSupportedError, PoolClosedError
 from isojob.result import Result
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Member:
         self.pool = pool
         self.job = job
         self.result: Result | None = None
+        self.ended_ns = 0
         self._ends: list[int] = []
         self._lease: Lease | None = None
         self._outcome: Outcome | None = None
@@ -93,7 +96,12 @@ class Member:
     async def run(self) -> None:
         """Runs the job, and closes what it had when it has ended."""
         try:
-            self.result = await self.pool.perform_admitted(self.job)
+            stock, admitted = self.pool.stock, time.monotonic_ns()
+            outcome = await attempt(stock, self.job)
+            outcome.host.admitted_ns = admitted
+            assert outcome.raw is not None
+            self.ended_ns = outcome.raw.end_ns
+            self.result = make_result(self.job, outcome, stock.posture, None)
         finally:
             self._lease = None
             self.close()
@@ -181,8 +189,27 @@ async def _admitted(members: Sequence[Member]) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         # In one order for everybody: two groups never wait for each other.
         for _, mine in sorted(pools.items()):
-            await stack.enter_async_context(mine[0].pool.admitted([one.job for one in mine]))
+            await stack.enter_async_context(_slots_for(mine[0].pool, mine))
         yield
+
+
+@asynccontextmanager
+async def _slots_for(pool: Pool, members: Sequence[Member]) -> AsyncIterator[None]:
+    """Holds a slot of the pool for each, all taken at once."""
+    slots, count = pool.slots, len(members)
+    if count > slots.total:
+        raise ValueError(
+            f"{count} jobs at once do not fit into the pool's {slots.total} (max_jobs)"
+        )
+    if not pool.stock.open:
+        raise PoolClosedError
+    sizes = [member.job.limits.memory for member in members]
+    memory = None if None in sizes else sum(size or 0 for size in sizes)
+    reserved = await slots.acquire(memory, count=count)
+    try:
+        yield
+    finally:
+        slots.release(reserved, count)
 
 
 class Transcript:
@@ -283,7 +310,7 @@ async def pair(
     return PairResult(
         solution=first,
         interactor=second,
-        first_to_end=_first(first, second, jobs[1].ended_ns - jobs[0].ended_ns),
+        first_to_end=_first(first, second, interactor.ended_ns - solution.ended_ns),
         idle=bool(idle),
         transcript=tuple(said.said),
         transcript_truncated=said.truncated,

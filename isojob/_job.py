@@ -33,6 +33,7 @@ __all__ = [
     "Job",
     "StdioArg",
     "StrOrBytesPath",
+    "read_content",
 ]
 
 CAPTURE = subprocess.PIPE
@@ -120,8 +121,10 @@ class Job:
     files: Mapping[str, Content] = field(default_factory=dict)
     collect: tuple[str, ...] = ()
     attended: Attended | None = None
-    ended_ns: int = 0
-    """When it ended, CLOCK_MONOTONIC; set with its result."""
+    no_exec: bool = False
+    """Its files are all there is to do."""
+    modes: dict[str, int] = field(default_factory=dict)
+    """Permissions of the files that were collected; set with its result."""
 
     @classmethod
     def make(
@@ -211,7 +214,7 @@ class Job:
         out.put(Tag.STDIO, b"", stdio)
         out.fields(spec.job_fields(self.limits))
         for name, content in self.files.items():
-            mode, data = _content(content)
+            mode, data = read_content(content)
             out.blob(Tag.PUT, name, data, mode)
         return out
 
@@ -322,7 +325,8 @@ def _files(files: Mapping[str, Content], limits: Limits) -> dict[str, Content]:
     return dict(files)
 
 
-def _content(content: Content) -> tuple[int, bytes]:
+def read_content(content: Content) -> tuple[int, bytes]:
+    """Mode and bytes of a file for the job."""
     if isinstance(content, tuple):
         return content[1], content[0]
     if isinstance(content, bytes):

@@ -15,11 +15,11 @@ import anyio
 from isojob import wire
 from isojob._descriptors import close_all, receive_fds, sealed_memfd, send_fds
 from isojob._loop import serve
+from isojob._maker import Maker
 from isojob._shield import shielded
 from isojob._spec import CellSpec
 from isojob._streams import Capture, Feed, FileFeed
 from isojob._watch import Watched
-from isojob._zygote import Zygote
 from isojob.wire import Writer
 
 __all__ = ["Lease"]
@@ -55,7 +55,7 @@ class Lease(Watched):
     def __init__(
         self,
         made: tuple[socket.socket, int],
-        zygote: Zygote,
+        zygote: Maker,
         out: Capture | None,
         err: Capture | None,
     ) -> None:
@@ -70,7 +70,7 @@ class Lease(Watched):
         self.pipes: list[Capture | Feed | FileFeed] = [pipe for pipe in (out, err) if pipe]
 
     @classmethod
-    def make(cls, zygote: Zygote, spec: CellSpec, *, piped: bool) -> Lease:
+    def make(cls, zygote: Maker, spec: CellSpec, *, piped: bool) -> Lease:
         """Asks for a cell; a job can be sent at once.
 
         Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from isojob._admission import (
     memory_budget,
 )
 from isojob._attempt import attempt
+from isojob._cache import Cache
 from isojob._group import group
 from isojob._job import (
     CAPTURE,
@@ -33,6 +34,7 @@ from isojob._job import (
 from isojob._map import JobLike, Results
 from isojob._models import parse_bytes
 from isojob._process import PIPE, IsolatedProcess, opened
+from isojob._session import Session, opened_session
 from isojob._shield import in_thread
 from isojob._stock import Stock
 from isojob.errors import PoolClosedError
@@ -106,6 +108,7 @@ class Pool:
     def _reset(self) -> None:
         self._slots = Slots(self._max_jobs, self._queue, self._memory)
         self._stock = Stock(self.sandbox, self.limits, self._parked, self._uid_range)
+        self._sessions: set[Session] = set()
         self.pins = 0
         """Calls that hold the pool but no slot yet; counted by the owner of the default pools."""
 
@@ -140,12 +143,16 @@ class Pool:
     def close(self) -> None:
         """As `aclose`, blocking. Calls still under way end with `PoolClosedError`."""
         self._stock.open = False  # before anybody in the queue is told
+        for session in list(self._sessions):
+            session.close()
         self._slots.close()
         self._stock.close()
 
     def forget(self) -> None:
         """In a forked child: lets go of the parent's leases without touching its cells."""
         before = self._stock
+        for session in list(self._sessions):
+            session.let_go()
         self._reset()
         before.let_go()
         self._stock.open = before.open
@@ -207,6 +214,41 @@ class Pool:
             files=files,
             collect=collect,
             pty=pty,
+        )
+
+    def session(
+        self,
+        *,
+        files: Mapping[str, Content] | None = None,
+        limits: Limits | None = None,
+        disk: int | str | None = None,
+        inodes: int | None = None,
+        cache: Cache | None = None,
+    ) -> AbstractAsyncContextManager[Session]:
+        """Keeps one working directory over several jobs: compile once, run many times.
+
+            async with pool.session(files={"main.c": source}) as session:
+                await session.run(["gcc", "-o", "main", "main.c"], check=True)
+                result = await session.run(["./main"], keep=False, input=case)
+
+        Each job has a fresh cell with limits and a verdict of its own. Leaving the block ends the
+        jobs, and the directory with all that is in it.
+
+        Args:
+            files: Written into the directory first, as for `run_isolated`.
+            limits: Used where a run gives none; by default the pool's.
+            disk: Capacity of the directory, bytes or a string such as ``"64MiB"``; by default
+                ``limits.disk``. What a job is allowed itself is for its /tmp, /dev/shm and changes.
+            inodes: Files and directories in it; by default ``limits.inodes``.
+            cache: Remembers what runs with ``outputs=`` made, also for other sessions.
+
+        Raises:
+            PoolClosedError: The pool is closed.
+            PoolBrokenError: The zygote died.
+            SandboxSetupError: The directory could not be made.
+        """
+        return opened_session(
+            self, self._sessions, files=files, limits=limits, disk=disk, inodes=inodes, cache=cache
         )
 
     async def run_group(
@@ -284,44 +326,28 @@ class Pool:
             **options,
         )
 
-    @asynccontextmanager
-    async def admitted(self, jobs: Sequence[Job]) -> AsyncIterator[None]:
-        """Holds a slot for each of these jobs, all taken at once.
+    @property
+    def stock(self) -> Stock:
+        """The pool's cells; for the other modules of isojob."""
+        return self._stock
 
-        Raises:
-            ValueError: There are not so many.
-            QueueFullError: The queue is full.
-            PoolClosedError: The pool is closed.
-        """
-        slots, count = self._slots, len(jobs)
-        if count > self._max_jobs:
-            raise ValueError(
-                f"{count} jobs at once do not fit into the pool's {self._max_jobs} (max_jobs)"
-            )
-        if not self._stock.open:
-            raise PoolClosedError
-        sizes = [job.limits.memory for job in jobs]
-        memory = None if None in sizes else sum(size or 0 for size in sizes)
-        reserved = await slots.acquire(memory, count=count)
-        try:
-            yield
-        finally:
-            slots.release(reserved, count)
+    @property
+    def slots(self) -> Slots:
+        """The same of admission."""
+        return self._slots
 
-    async def perform_admitted(self, job: Job) -> Result:
-        """Runs a job that has its slot; for the other modules of isojob."""
-        stock, admitted = self._stock, time.monotonic_ns()
-        outcome = await attempt(stock, job)
-        outcome.host.admitted_ns = admitted
-        assert outcome.raw is not None
-        job.ended_ns = outcome.raw.end_ns
-        return make_result(job, outcome, stock.posture, None)
-
-    async def perform(self, job: Job, *, patient: bool = False, index: int | None = None) -> Result:
+    async def perform(
+        self,
+        job: Job,
+        *,
+        patient: bool = False,
+        index: int | None = None,
+        stock: Stock | None = None,
+    ) -> Result:
         """Admits a job and runs it; for the other modules of isojob."""
         limits = job.limits
         # Closing and opening the pool again replaces both.
-        stock, slots = self._stock, self._slots
+        stock, slots = stock or self._stock, self._slots
         if not stock.open:
             raise PoolClosedError
         asked = admitted = time.monotonic_ns()

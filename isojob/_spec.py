@@ -33,11 +33,20 @@ def rlimit(out: Writer, resource: int, soft: int, hard: int) -> None:
 
 
 class CellSpec:
-    """What a cell is made with; cells of equal `key` can stand in for one another."""
+    """What a cell is made with; cells of equal `key` can stand in for one another.
+
+    Args:
+        driver: Of its cgroups.
+        limits: That it is made with.
+        devices: What limits of disk I/O are for.
+        private: In a session: what it does to the working directory is for itself.
+    """
 
     __slots__ = ("_driver", "_last", "_message", "key", "limits")
 
-    def __init__(self, driver: Driver, limits: Limits, devices: tuple[str, ...]) -> None:
+    def __init__(
+        self, driver: Driver, limits: Limits, devices: tuple[str, ...], *, private: bool = False
+    ) -> None:
         self.limits = limits
         self.key = self.key_of(limits)
         self._driver = driver
@@ -53,6 +62,8 @@ class CellSpec:
         # tmpfs reads 0 as "no limit"; the memory limit still holds.
         out.number(Tag.DISK, limits.disk or 0)
         out.number(Tag.INODES, limits.inodes or 0)
+        if private:
+            out.put(Tag.PRIVATE)
         out.number(Tag.CELL, 0)
         self._message = out.message()[:-8]
 

@@ -12,6 +12,7 @@ import anyio
 from isojob._cell import STUCK_SECONDS
 from isojob._lease import Lease
 from isojob._loop import later, soon
+from isojob._maker import Maker
 from isojob._shelf import LATE_NS, Level, Shelf
 from isojob._shield import in_thread
 from isojob._spec import CellSpec
@@ -49,15 +50,15 @@ class Stock:
         self.sandbox = sandbox
         self.limits = limits
         self.open = False
-        self.zygote: Zygote | None = None
+        self.zygote: Maker | None = None
         self.started = 0
         """Zygotes so far."""
         self.active: set[Lease] = set()
         """Leases with a job."""
-        self.retired: list[Zygote] = []
+        self.retired: list[Maker] = []
         """Dead or broken: their jobs may still run and report."""
-        self._wanted = parked
-        self._uid_range = uid_range
+        self.wanted_range = parked
+        self.uid_range = uid_range
         self._lock = threading.Lock()
         self._spent: list[Lease] = []
         self._shelf: Shelf | None = None
@@ -65,7 +66,8 @@ class Stock:
         self._others: OrderedDict[tuple[object, ...], Shelf] = OrderedDict()
         """Of cells with limits that jobs brought, the last used at the end."""
         self._posture: Posture | None = None
-        self._devices: tuple[str, ...] = ()
+        self.devices: tuple[str, ...] = ()
+        """Block devices behind what is bound in."""
 
     @property
     def parked(self) -> int:
@@ -87,7 +89,7 @@ class Stock:
         assert self._posture is not None
         return self._posture
 
-    def start(self) -> Zygote:
+    def start(self) -> Maker:
         """The zygote, started if there is none that lives (blocking).
 
         Raises:
@@ -103,17 +105,19 @@ class Stock:
             kernel.check()
             accepted = self.sandbox.allow_missing
             driver = find_driver(accepted)
-            self._devices = block_devices(self.sandbox)
-            check_limits(driver, self.limits, self._devices, accepted)
-            zygote = Zygote(self.sandbox, driver, self._uid_range)
-            spec = CellSpec(driver, self.limits, self._devices)
-            self._shelf = Shelf(spec, Level(*self._wanted))
-            self._posture = posture(self.sandbox, driver, privilege(self._uid_range))
+            self.devices = block_devices(self.sandbox)
+            check_limits(driver, self.limits, self.devices, accepted)
+            zygote = Zygote(self.sandbox, driver, self.uid_range)
+            self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
+            self._posture = posture(self.sandbox, driver, privilege(self.uid_range))
             self.zygote = zygote
             self.started += 1
             return zygote
 
-    def _discard(self, zygote: Zygote) -> None:
+    def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
+        return CellSpec(zygote.driver, limits, self.devices)
+
+    def _discard(self, zygote: Maker) -> None:
         self._empty_shelves()
         self.zygote = None
         self.retired.append(zygote)
@@ -183,7 +187,7 @@ class Stock:
         zygote.kill()
         raise PoolBrokenError("the pool's zygote does not answer")
 
-    def _shelf_for(self, limits: Limits, zygote: Zygote) -> Shelf:
+    def _shelf_for(self, limits: Limits, zygote: Maker) -> Shelf:
         shelf = self._shelf
         if shelf is None:
             raise PoolBrokenError("the pool's zygote died") if self.open else PoolClosedError
@@ -192,10 +196,8 @@ class Stock:
         key = CellSpec.key_of(limits)
         shelf = self._others.pop(key, None)
         if shelf is None:
-            check_limits(zygote.driver, limits, self._devices, self.sandbox.allow_missing)
-            shelf = Shelf(
-                CellSpec(zygote.driver, limits, self._devices), Level(-1, self._wanted[1])
-            )
+            check_limits(zygote.driver, limits, self.devices, self.sandbox.allow_missing)
+            shelf = Shelf(self._spec(zygote, limits), Level(-1, self.wanted_range[1]))
         # Without the lock, which may be held for long; of two threads' shelves one stays.
         return self._others.setdefault(key, shelf)
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import anyio
+from typing_extensions import override
 
 from isojob import wire
 from isojob._descriptors import sealed_memfd, send_fds
-from isojob._spec import FIXED_RLIMITS, CellSpec, rlimit
+from isojob._maker import Maker
+from isojob._spec import FIXED_RLIMITS, rlimit
 from isojob.cgroups import Driver, Subtree
 from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
 from isojob.host import failures, ids
@@ -62,26 +61,18 @@ def _program() -> bytes:
     return _executable
 
 
-_PING = Writer(MessageType.READY).message()
-
-
-class Zygote:
+class Zygote(Maker):
     """One running zygote with its subtree of cgroups and its block of uids.
 
     Not bound to an event loop or thread; `make` may be called from any.
     """
 
     def __init__(self, sandbox: Sandbox, driver: Driver, uid_range: range) -> None:
-        self.driver = driver
+        super().__init__(driver)
         self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege(uid_range)]
-        self.broken = False
-        """Known to be dying: to be replaced, whatever waitpid says yet."""
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
-        self._subtree: Subtree | None = None
         self._ids: ids.IdBlock | None = None
-        self._control: socket.socket | None = None
         try:
             self._start(sandbox, uid_range)
         except BaseException:
@@ -102,7 +93,7 @@ class Zygote:
             subordinate = ids.subordinate()
             assert subordinate is not None
             slots = min(slots, subordinate.count // 2)
-        self._subtree = self.driver.create()
+        self.subtree = self.driver.create()
         config.number(Tag.MODE, self.mode)
         config.number(Tag.UID_BASE, base)
         config.number(Tag.SLOTS, slots)
@@ -117,7 +108,7 @@ class Zygote:
             config.put(Tag.FILTER, compiled.bpf, flags)
         for resource, value in FIXED_RLIMITS:
             rlimit(config, resource, value, value)
-        write_cgroups(config, self.driver, self._subtree, fds)
+        write_cgroups(config, self.driver, self.subtree, fds)
         plan = Writer(MessageType.CONFIG)
         write_plan(config, plan, sandbox, own_ids=self.mode != _SINGLE)
         pidfd = os.pidfd_open(os.getpid())
@@ -209,66 +200,7 @@ class Zygote:
                     program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()
                 )
 
-    def make(self, spec: CellSpec | None, output: Sequence[int] = ()) -> tuple[socket.socket, int]:
-        """Asks for a cell; its lease can be used at once, even before the cell exists.
-
-        Args:
-            spec: What kind of cell; None for none at all, just a sign of life.
-            output: Nothing, or descriptors for the job's stdout and stderr.
-
-        Returns:
-            The lease, and the number of the cell: its cgroups are ``cell-N`` in the subtree.
-
-        Raises:
-            BlockingIOError: Too many requests are under way; try again in a moment.
-            PoolBrokenError: The zygote is dead.
-            OSError: No descriptor was free.
-        """
-        number = next(self._numbers)
-        lease, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            control = self._control
-            if control is None:
-                raise PoolBrokenError
-            try:
-                message = _PING if spec is None else spec.message(number)
-                send_fds(control, message, [theirs.fileno(), *output])
-            except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
-                self.broken = True
-                raise PoolBrokenError from error
-        except BaseException:
-            lease.close()
-            raise
-        finally:
-            theirs.close()
-        return lease, number
-
-    def cell_directories(self, cell: int) -> list[Path]:
-        """The cgroups of a cell, one in each hierarchy; they may not exist, or no more."""
-        subtree = self._subtree
-        return [] if subtree is None else [d / f"cell-{cell}" for d in subtree.directories]
-
-    async def answers(self, seconds: float) -> bool:
-        """Whether it takes a request within so many seconds; a dead one is as good an answer."""
-        unasked = False
-        with anyio.move_on_after(seconds):
-            while True:
-                try:
-                    asked, _ = self.make(None)
-                    break
-                except PoolBrokenError:
-                    return True
-                except OSError as error:
-                    # Its queue is full: its fault. No descriptor is free here: not its fault.
-                    unasked = not isinstance(error, BlockingIOError)
-                    await anyio.sleep(0.05)
-            unasked = False
-            with asked:
-                # The zygote closes its end of what it does not know.
-                await anyio.wait_readable(asked)
-                return True
-        return unasked
-
+    @override
     def kill(self) -> None:
         """Ends it at once, for it does not answer; its parked cells go with it."""
         self.broken = True
@@ -276,28 +208,41 @@ class Zygote:
             process.kill()
 
     @property
+    @override
     def alive(self) -> bool:
         """Whether the process runs; a dead one is to be replaced."""
         return not self.broken and self._process is not None and self._process.poll() is None
 
-    @property
-    def listens(self) -> bool:
-        """Whether its end of the control socket is open: it may be about to end."""
-        if self._control is None:
-            return False
+    def ask_for_session(self, message: bytes) -> socket.socket:
+        """A zygote of its own for a session, by the control socket of it.
+
+        Raises:
+            BlockingIOError: Too many requests are under way; try again in a moment.
+            PoolBrokenError: This one is dead.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            return bool(self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+            with theirs:
+                if self._control is None:
+                    raise PoolBrokenError
+                send_fds(self._control, message, [theirs.fileno()])
+        except (BrokenPipeError, ConnectionResetError) as error:
+            ours.close()
+            self.broken = True
+            raise PoolBrokenError from error
+        except BaseException:
+            ours.close()
+            raise
+        return ours
 
     @property
+    @override
     def pid(self) -> int:
         """Host pid of the process."""
         assert self._process is not None
         return self._process.pid
 
+    @override
     def close(self) -> None:
         """Ends the zygote with all its cells, waits for it (bounded), removes what it could not.
 
@@ -313,22 +258,23 @@ class Zygote:
             if self._process is not None:
                 self._end_process(self._process)
                 self._process = None
-            if self._subtree is not None:
-                self._subtree.release()
-                self._subtree.remove()
-                self._subtree = None
+            if self.subtree is not None:
+                self.subtree.release()
+                self.subtree.remove()
+                self.subtree = None
             if self._ids is not None:
                 self._ids.release()
                 self._ids = None
 
+    @override
     def let_go(self) -> None:
         """In a forked child: closes the descriptors; the process is the parent's to end."""
         if self._control is not None:
             self._control.close()
             self._control = None
-        if self._subtree is not None:
-            self._subtree.release()
-            self._subtree = None
+        if self.subtree is not None:
+            self.subtree.release()
+            self.subtree = None
         if self._ids is not None:
             self._ids.release()
             self._ids = None
@@ -344,16 +290,6 @@ class Zygote:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-    def diagnose(self) -> IsojobError:
-        """Why a lease ended without a word: the zygote's last one, if it left one."""
-        if self._control is not None:
-            with suppress(OSError, wire.WireError):  # it does not block
-                if datagram := self._control.recv(wire.RECEIVE_SIZE):
-                    return failures.to_exception(wire.parse_failure(wire.decode(datagram)))
-        if not self.alive:
-            return PoolBrokenError("the pool's zygote died")
-        return PoolBrokenError("the cell's init died: nothing true can be said about the job")
 
 
 def write_cgroups(out: Writer, driver: Driver, subtree: Subtree, fds: list[int]) -> None:

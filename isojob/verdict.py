@@ -8,10 +8,12 @@ the job chooses freely, only tells ``ok``, ``nonzero_exit`` and ``signaled`` apa
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from typing import Any
 
 from isojob._models import Evidence, Status, Usage
 
-__all__ = ["explain", "signal_name", "usage", "verdict"]
+__all__ = ["explain", "signal_name", "total", "usage", "verdict"]
 
 _NS = 1_000_000_000
 # v1 charges pages in batches per CPU, so that the peak can stay a little below the limit.
@@ -105,6 +107,26 @@ def usage(evidence: Evidence) -> Usage:
         ),
         pressure=evidence.pressure,
     )
+
+
+_PEAKS = ("memory_peak", "processes_peak")
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """The sum of several jobs: times and counts added, the highest of the peaks; no pressure.
+
+    A field is None if it is for one of them.
+    """
+    if not usages:
+        return Usage(wall_time=0.0, cpu_time=0.0, user_time=0.0, system_time=0.0)
+    values: dict[str, Any] = {}
+    for name in Usage.model_fields:
+        parts = [getattr(one, name) for one in usages]
+        if name == "pressure" or None in parts:
+            values[name] = None
+        else:
+            values[name] = max(parts) if name in _PEAKS else sum(parts)
+    return Usage(**values)
 
 
 def _seconds(nanoseconds: int | None) -> float | None:

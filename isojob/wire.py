@@ -34,6 +34,7 @@ __all__ = [
     "decode",
     "parse_failure",
     "parse_file",
+    "parse_ready",
 ]
 
 MAGIC = 0x4A4F5349
@@ -66,6 +67,7 @@ class MessageType(IntEnum):
     ERROR = 7
     READY = 8
     MAP = 9
+    SESSION = 10
 
 
 class Tag(IntEnum):
@@ -104,6 +106,7 @@ class Tag(IntEnum):
     INODES = 35
     CG_LIFT = 36
     CELL = 37
+    PRIVATE = 38
     ARG = 48
     ENV = 49
     CWD = 50
@@ -123,6 +126,7 @@ class Tag(IntEnum):
     ERRNO = 84
     NAME = 85
     REASON = 86
+    PID = 87
 
 
 class FilterFlag(IntFlag):
@@ -155,6 +159,7 @@ class Stdio:
     ERR_KEPT = 64
     STARTED = 128
     TERMINAL = 256
+    NO_EXEC = 512
 
 
 class JobState(IntEnum):
@@ -308,6 +313,14 @@ def parse_failure(message: Message) -> Failure:
     if len(number) != _I32.size:
         raise WireError("an errno of the wrong size")
     return Failure(_string(stage), _I32.unpack(number)[0])
+
+
+def parse_ready(message: Message) -> int:
+    """Reads a READY message: the pid of who sent it."""
+    pid = message.first(Tag.PID)
+    if pid is None or len(pid) != _U64.size:
+        raise WireError("ready, but without a pid")
+    return int(_U64.unpack(pid)[0])
 
 
 @dataclass(frozen=True, slots=True)

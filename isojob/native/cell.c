@@ -42,6 +42,9 @@ static int parse_make(struct cell *cell, uint32_t *mask, struct reader *r)
                 return -1;
             cell->id = (uint32_t)v;
             break;
+        case TAG_PRIVATE:
+            cell->private = cell->session;
+            break;
         case TAG_DISK:
             if (!wire_u64(&f, &cell->disk))
                 return -1;
@@ -57,7 +60,7 @@ static int parse_make(struct cell *cell, uint32_t *mask, struct reader *r)
     return more;
 }
 
-static struct slot *free_slot(struct zygote *z)
+struct slot *free_slot(struct zygote *z)
 {
     /* Round robin: the ids of a slot rest as long as they can before another cell gets them. */
     for (uint32_t i = 0; i < z->config.slots; i++) {
@@ -120,7 +123,7 @@ static int write_maps(struct zygote *z, const struct slot *s, struct failure *f)
 {
     const struct config *c = &z->config;
     char uids[64], gids[64];
-    uint32_t base = c->uid_base + 2 * (uint32_t)(s - z->slots);
+    uint32_t base = c->uid_base + 2 * (z->session ? z->ids : (uint32_t)(s - z->slots));
     if (c->mode == IDS_SINGLE) {
         snprintf(uids, sizeof(uids), "%u 0 1\n", c->job_uid);
         snprintf(gids, sizeof(gids), "%u 0 1\n", c->job_gid);
@@ -189,7 +192,8 @@ void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r
                         .listener = -1,
                         .kill_fd = -1,
                         .lift_fd = -1,
-                        .go = -1};
+                        .go = -1,
+                        .session = z->session};
     memset(cell.dir, -1, sizeof(cell.dir));
     memset(cell.limit_fd, -1, sizeof(cell.limit_fd));
     memset(cell.evidence_fd, -1, sizeof(cell.evidence_fd));

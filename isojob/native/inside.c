@@ -84,24 +84,42 @@ static int mount_one(const struct cell_mount *m)
     return mount("isojob", path, "tmpfs", SAFE, m->options);
 }
 
-/* One tmpfs carries the working directory, /tmp and /dev/shm: its size and inodes are totals. */
+/* The session's directory is the lower layer, of which nothing is changed. */
+static int mount_copy(const struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    if (make_dir(c, "/tmp/box", 0755) < 0 || mkdir("/tmp/work", 0700) < 0)
+        return fail(f, "mkdir for the copy");
+    /* By its relative name: a colon or comma in a path would need escaping. userxattr: the upper
+     * layer's marks in a user namespace (5.11). */
+    if (chdir(c->workdir) < 0 ||
+        mount("isojob", c->workdir, "overlay", SAFE,
+              "lowerdir=.,upperdir=/tmp/box,workdir=/tmp/work,userxattr") < 0)
+        return fail_at(f, "overlay", c->workdir);
+    return 0;
+}
+
+/* One tmpfs carries /tmp, /dev/shm and the working directory, unless a session has that: its size
+ * and inodes are totals. */
 static int mount_disk(const struct cell *cell, struct failure *f)
 {
     const struct config *c = cell->config;
     char options[96];
     snprintf(options, sizeof(options), "mode=755,size=%llu,nr_inodes=%llu",
              (unsigned long long)cell->disk, (unsigned long long)cell->inodes);
-    if (mount("isojob", c->workdir, "tmpfs", SAFE, options) < 0)
-        return fail_at(f, "mount", c->workdir);
-    if (chdir(c->workdir) < 0 || make_dir(c, "box", 0755) < 0 || make_dir(c, "tmp", 01777) < 0 ||
-        make_dir(c, "shm", 01777) < 0)
-        return fail(f, "mkdir in the working directory");
-    if (mount("tmp", "/tmp", NULL, MS_BIND, NULL) < 0)
+    if (mount("isojob", "/tmp", "tmpfs", SAFE, options) < 0)
         return fail(f, "mount /tmp");
-    if (mount("shm", "/dev/shm", NULL, MS_BIND, NULL) < 0)
-        return fail(f, "mount /dev/shm");
-    if (mount("box", c->workdir, NULL, MS_BIND, NULL) < 0)
+    if (make_dir(c, "/tmp/tmp", 01777) < 0 || make_dir(c, "/tmp/shm", 01777) < 0)
+        return fail(f, "mkdir in /tmp");
+    if (!cell->session && (make_dir(c, "/tmp/box", 0755) < 0 ||
+                           mount("/tmp/box", c->workdir, NULL, MS_BIND, NULL) < 0))
         return fail_at(f, "bind", c->workdir);
+    if (cell->private && mount_copy(cell, f) < 0)
+        return -1;
+    if (mount("/tmp/shm", "/dev/shm", NULL, MS_BIND, NULL) < 0)
+        return fail(f, "mount /dev/shm");
+    if (mount("/tmp/tmp", "/tmp", NULL, MS_BIND, NULL) < 0)
+        return fail(f, "bind /tmp");
     if (chdir("/") < 0)
         return fail(f, "chdir /");
     for (unsigned i = 0; i < c->nmounts; i++)

@@ -367,5 +367,7 @@ _Noreturn void job_main(struct cell *cell)
     if (!c->filter_early && c->filter.len && load_late(cell, &f) < 0)
         give_up(cell, &f);
     __atomic_store_n(&s->state, JOB_EXEC, __ATOMIC_RELEASE);
+    if (job.stdio & STDIO_NO_EXEC)
+        _exit(0);
     execute(cell, &job, &f);
 }

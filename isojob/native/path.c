@@ -35,8 +35,12 @@ int put_file(int root, const char *path, const void *data, size_t len, mode_t mo
     cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
     if (dir < 0)
         return -1;
+    /* Instead of what an earlier job of the session left there: a FIFO, a link, another name of a
+     * file. */
+    if (unlinkat(dir, leaf, 0) < 0 && errno != ENOENT)
+        return -1;
     cleanup_close int fd =
-        openat(dir, leaf, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
+        openat(dir, leaf, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
     if (fd < 0 || write_all(fd, data, len) < 0)
         return -1;
     return fchmod(fd, mode);

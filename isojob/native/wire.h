@@ -25,6 +25,7 @@ enum message_type {
     MSG_ERROR = 7,   /* zygote or init -> host: a stage failed */
     MSG_READY = 8,   /* zygote -> host: the root stands */
     MSG_MAP = 9,     /* zygote -> host: run newuidmap and newgidmap on me; and the answer */
+    MSG_SESSION = 10, /* host -> zygote: a zygote of its own, on the attached socket */
 };
 
 enum { FLAG_MEMFD = 1 }; /* the body is in the first attached descriptor */
@@ -65,6 +66,7 @@ enum tag {
     TAG_INODES = 35,
     TAG_CG_LIFT = 36, /* index: hierarchy; file NUL content, written when the job is killed */
     TAG_CELL = 37, /* the host's number for it, which its cgroups are named after */
+    TAG_PRIVATE = 38, /* of a session: changes to the working directory are this cell's alone */
     /* JOB */
     TAG_ARG = 48,
     TAG_ENV = 49,
@@ -87,6 +89,8 @@ enum tag {
     TAG_ERRNO = 84,
     TAG_NAME = 85,
     TAG_REASON = 86,
+    /* READY */
+    TAG_PID = 87,
 };
 
 enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
@@ -102,6 +106,7 @@ enum {
     STDIO_ERR_KEPT = 64,
     STDIO_STARTED = 128, /* the last descriptor: closed by execve, a byte if that fails */
     STDIO_TERMINAL = 256, /* stdin is a terminal, to be the controlling one */
+    STDIO_NO_EXEC = 512, /* the files are all there is to do */
 };
 
 /* What init has to say of a job, in one piece: it is read on the caller's time. */

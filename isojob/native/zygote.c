@@ -92,7 +92,7 @@ static int own_user_namespace(const struct config *c, int control, struct failur
 }
 
 /* Not inherited: a cell would copy what it never uses, and each of our writes would copy a page. */
-static int make_slots(struct zygote *z)
+int zygote_slots(struct zygote *z)
 {
     size_t size = z->config.slots * sizeof(*z->slots);
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -106,9 +106,8 @@ static int set_up(struct zygote *z, struct failure *f)
 {
     struct header h;
     struct reader r, plan;
-    int fds[WIRE_MAX_FDS], pipefd[2];
+    int fds[WIRE_MAX_FDS];
     unsigned nfds;
-    sigset_t set;
     if (wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0) <= 0)
         return fail(f, "receive configuration");
     if (h.type != MSG_CONFIG || nfds < 2 || wire_map(fds[0], h.length, &r) < 0 ||
@@ -118,7 +117,7 @@ static int set_up(struct zygote *z, struct failure *f)
         return -1;
     close(fds[0]);
     close(fds[1]);
-    if (make_slots(z) < 0)
+    if (zygote_slots(z) < 0)
         return fail(f, "memory");
     if (own_oom_score(f) < 0)
         return -1;
@@ -143,11 +142,18 @@ static int set_up(struct zygote *z, struct failure *f)
         return fail(f, "dumpable");
     if (zygote_shed() < 0)
         return fail(f, "zygote's capabilities");
+    return zygote_watch(z) < 0 ? fail(f, "signalfd") : 0;
+}
+
+int zygote_watch(struct zygote *z)
+{
+    int pipefd[2];
+    sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     z->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (z->signals < 0 || pipe2(pipefd, O_CLOEXEC) < 0)
-        return fail(f, "signalfd");
+        return -1;
     z->alive_read = pipefd[0];
     z->alive_write = pipefd[1];
     return 0;
@@ -161,7 +167,8 @@ static void retire(struct zygote *z, struct slot *s)
         z->stubborn |= ++s->tries > 400;
         return;
     }
-    close(s->lease);
+    if (s->lease >= 0)
+        close(s->lease);
     s->pid = 0;
 }
 
@@ -201,16 +208,16 @@ static void remove_base(const struct config *c)
 static void shut_down(struct zygote *z)
 {
     struct pollfd p = {.fd = z->signals, .events = POLLIN};
-    int64_t deadline = now_ns() + 10 * (int64_t)1000000000;
+    int64_t deadline = now_ns() + 8 * (int64_t)1000000000;
+    close(z->alive_write); /* sessions see to their own cells */
     for (uint32_t i = 0; i < z->config.slots; i++)
-        if (z->slots[i].pid > 0)
+        if (z->slots[i].pid > 0 && !z->slots[i].session)
             kill(z->slots[i].pid, SIGKILL);
     while ((z->live || z->removing) && now_ns() < deadline) {
         poll(&p, 1, 5);
         reap(z);
         retry_removals(z);
     }
-    remove_base(&z->config);
 }
 
 static bool serve(struct zygote *z)
@@ -233,6 +240,8 @@ static bool serve(struct zygote *z)
         }
         if (h.type == MSG_MAKE && (nfds == 1 || nfds == 3) && !(h.flags & FLAG_MEMFD))
             cell_make(z, fds, nfds, &r);
+        else if (h.type == MSG_SESSION && nfds == 1 && !z->session && !(h.flags & FLAG_MEMFD))
+            session_make(z, fds[0], &r);
         else
             for (unsigned k = 0; k < nfds; k++)
                 close(fds[k]);
@@ -240,12 +249,13 @@ static bool serve(struct zygote *z)
     return true;
 }
 
-static void run(struct zygote *z)
+static void serve_all(struct zygote *z)
 {
     struct pollfd p[] = {
         {.fd = z->control, .events = POLLIN},
         {.fd = z->signals, .events = POLLIN},
         {.fd = z->config.host, .events = POLLIN},
+        {.fd = z->parent},
     };
     for (;;) {
         /* One that takes more than two seconds has a process in uninterruptible sleep. */
@@ -256,18 +266,27 @@ static void run(struct zygote *z)
             retry_removals(z);
         if (p[1].revents)
             reap(z);
-        if (p[2].revents)
+        if (p[2].revents || p[3].revents)
             return;
         if (p[0].revents && !serve(z))
             return;
     }
 }
 
+void zygote_run(struct zygote *z)
+{
+    struct writer w;
+    wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
+    wire_put_u64(&w, TAG_PID, (uint64_t)getpid());
+    wire_send(z->control, &w, -1, MSG_DONTWAIT);
+    serve_all(z);
+    shut_down(z);
+}
+
 int main(int argc, char **argv)
 {
-    static struct zygote z = {.proc = -1, .signals = -1};
+    static struct zygote z = {.proc = -1, .signals = -1, .parent = -1};
     struct failure f = {0};
-    struct writer w;
     struct rlimit limit;
     sigset_t all;
     if (argc != 2 || (z.control = (int)strtol(argv[1], NULL, 10)) < 3) {
@@ -297,9 +316,7 @@ int main(int argc, char **argv)
         remove_base(&z.config);
         return 1;
     }
-    wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
-    wire_send(z.control, &w, -1, MSG_DONTWAIT);
-    run(&z);
-    shut_down(&z);
+    zygote_run(&z);
+    remove_base(&z.config);
     return 0;
 }

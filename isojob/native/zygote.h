@@ -1,7 +1,8 @@
 /* What the files of the zygote share. Order of the story: zygote.c (the loop), config.c (what the
  * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
  * inside.c (what init mounts), job.c, rlimit.c and filter.c (the launcher, pid 2),
- * shed.c (what zygote and init give up), cgroup.c, collect.c, path.c. */
+ * shed.c (what zygote and init give up), session.c (a zygote for the cells of one session),
+ * cgroup.c, collect.c, path.c. */
 #ifndef ISOJOB_ZYGOTE_H
 #define ISOJOB_ZYGOTE_H
 
@@ -132,6 +133,7 @@ struct cell {
     int kill_fd, attach_fd[MAX_HIERARCHIES];
     uint64_t disk, inodes;
     uint32_t id;
+    bool session, private; /* the working directory is the session's; or its copy */
     struct field writes[MAX_CG_FILES];
     unsigned nwrites;
     struct field lift; /* of the CPU quota; length 0: there is none */
@@ -161,6 +163,7 @@ struct slot {
     uint32_t id;
     uint32_t mask;
     int tries;
+    bool session;
 };
 struct zygote {
     struct config config;
@@ -168,12 +171,25 @@ struct zygote {
     struct slot *slots;
     uint32_t next_slot, live, removing;
     bool stubborn; /* a cgroup that will not go */
+    bool session; /* made by session.c */
+    uint32_t ids; /* then all its cells have those of this slot */
+    int parent; /* and this is the pool's zygote's pipe */
 };
 /* fds: the lease, and the job's stdout and stderr or nothing; all are the callee's. */
 void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r);
 /* Removes the cgroups of a cell; false when the kernel still says EBUSY. */
 bool cell_remove(struct zygote *z, struct slot *s);
 void report_error(int sock, const struct failure *f);
+/* A slot that nobody has; NULL: there is none. */
+struct slot *free_slot(struct zygote *z);
+/* zygote.c */
+int zygote_slots(struct zygote *z);
+/* signalfd and the pipe that tells cells whether we live. */
+int zygote_watch(struct zygote *z);
+void zygote_run(struct zygote *z);
+/* session.c */
+/* Forks a zygote whose cells share a working directory; the descriptor is the callee's. */
+void session_make(struct zygote *z, int control, struct reader *r);
 /* init.c */
 _Noreturn void init_main(struct cell *cell);
 void close_all_but(const int *keep, unsigned n);

@@ -76,7 +76,7 @@ async def test_dead_zygotes_do_not_pile_up() -> None:
     async with Pool(parked=1) as pool:
         for number in range(3):
             assert pool._stock.zygote is not None
-            subtree = pool._stock.zygote._subtree
+            subtree = pool._stock.zygote.subtree
             assert subtree is not None
             os.kill(pool._stock.zygote.pid, signal.SIGKILL)
             with anyio.fail_after(10 * SLOW):

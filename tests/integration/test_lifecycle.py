@@ -279,7 +279,7 @@ async def main():
     task = asyncio.create_task(isojob.run_isolated(["sleep", "4321"]))
     await asyncio.sleep({0.5 * SLOW})
     zygote = next(iter(isojob._run._pools.values()))._stock.zygote
-    print(zygote.pid, zygote._subtree.directories[0], flush=True)
+    print(zygote.pid, zygote.subtree.directories[0], flush=True)
     how = {how!r}
     if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
     if how == "os._exit": os._exit(0)
@@ -306,7 +306,7 @@ async def main():
     task = asyncio.create_task(isojob.run_isolated(["sleep", "600"]))
     await asyncio.sleep({0.5 * SLOW})
     zygote = next(iter(isojob._run._pools.values()))._stock.zygote
-    print(*zygote._subtree.directories, flush=True)
+    print(*zygote.subtree.directories, flush=True)
     os.kill(zygote.pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())

@@ -1,0 +1,353 @@
+"""Sessions: one directory, many jobs, each in a fresh cell."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from environment import SLOW, children_of
+
+from isojob import (
+    Cache,
+    JobFailedError,
+    Limits,
+    Pool,
+    PoolBrokenError,
+    PoolClosedError,
+    SandboxSetupError,
+    Session,
+    Status,
+)
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    async with Pool(max_jobs=4) as opened:
+        yield opened
+
+
+def sh(script: str) -> list[str]:
+    return ["sh", "-c", script]
+
+
+def sessions(pool: Pool) -> list[int]:
+    """Its zygotes of sessions; children that they are making have that name for a moment."""
+    zygote = pool.stock.zygote
+    if zygote is None or not zygote.alive:
+        return []
+    found = []
+    for pid in children_of(zygote.pid):
+        with suppress(OSError):
+            if re.search(r"\(isojob-session\) [SRD]", Path(f"/proc/{pid}/stat").read_text()):
+                found.append(pid)
+    return found
+
+
+async def test_compile_once_run_many(pool: Pool) -> None:
+    """What a kept run makes the others see; what the others do nobody else sees."""
+    source = b"""#include <stdio.h>
+    int main(void) { int a, b; scanf("%d %d", &a, &b); printf("%d\\n", a + b); return 0; }"""
+    async with pool.session(files={"main.c": source}) as session:
+        assert isinstance(session, Session)
+        result = await session.run(["gcc", "-o", "main", "main.c"], check=True)
+        assert result.ok
+
+        async def one(number: int) -> None:
+            result = await session.run(
+                sh("./main; rm main main.c; ls; echo x >mine; ls"),
+                keep=False,
+                input=b"%d 3" % number,
+            )
+            assert result.stdout == b"%d\nmine\n" % (number + 3), result
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(12):
+                tasks.start_soon(one, number)
+        left = await session.collect("*")
+        assert set(left.files) == {"main", "main.c"}
+        usage = session.usage()
+        assert usage.wall_time > result.usage.wall_time
+        assert (usage.memory_peak or 2**40) >= (result.usage.memory_peak or 0)
+    with pytest.raises(PoolClosedError):
+        await session.run(["true"])
+
+
+async def test_each_run_is_fresh_but_for_the_directory(pool: Pool) -> None:
+    """Processes, /tmp, /dev/shm, limits and verdicts are the run's own."""
+    async with pool.session(limits=Limits(wall_time=20 * SLOW)) as session:
+        await session.run(sh("echo 1 >/tmp/a; echo 1 >/dev/shm/a; echo 1 >a; sleep 600 &"))
+        seen = await session.run(
+            sh("ls /tmp /dev/shm; ls; ls -d /proc/[0-9]*; id -u; cat /proc/$$/uid_map")
+        )
+        words = (seen.stdout or b"").split()
+        assert words[:3] == [b"/dev/shm:", b"/tmp:", b"a"], seen.stdout
+        assert b"/proc/2" in words and b"1000" in words
+        result = await session.run(["sleep", "60"], limits=Limits(wall_time=0.2))
+        assert result.status == Status.WALL_TIME_LIMIT
+        result = await session.run(sh("exit 4"), keep=False)
+        assert result.exit_code == 4
+        with pytest.raises(JobFailedError):
+            await session.run(sh("exit 4"), check=True)
+        assert (await session.collect("a")).files == {"a": b"1\n"}
+
+
+async def test_sessions_do_not_see_each_other(pool: Pool) -> None:
+    """Nor do the pool's other jobs; each directory goes with its session."""
+    async with pool.session(files={"a": b"1"}) as first:
+        async with pool.session(files={"b": b"2"}) as second:
+            for session, name in ((first, b"a"), (second, b"b")):
+                for keep in (True, False):
+                    seen = await session.run(sh("ls -A; cat /proc/self/mounts"), keep=keep)
+                    lines = (seen.stdout or b"").splitlines()
+                    assert lines[0] == name
+                    boxes = [line for line in lines if line.split()[1:2] == [b"/box"]]
+                    assert len(boxes) == (1 if keep else 2)
+            assert (await pool.run(["ls", "-A"])).stdout == b""
+            assert len(sessions(pool)) == 2
+        assert len(sessions(pool)) == 1
+        assert (await first.run(["cat", "a"])).stdout == b"1"
+    assert sessions(pool) == []
+
+
+async def test_leftovers_fool_nobody(pool: Pool) -> None:
+    """Links, FIFOs, set-id bits and closed directories: not the host, and not the next run's files."""
+    async with pool.session() as session:
+        await session.run(
+            sh(
+                "ln -s /etc/passwd a; mkfifo b; ln -s / c; mkdir -m 0 d; cp /bin/sh e; chmod 4755 e;"
+                "echo x >f; ln f g; mkdir h; echo 1 >h/x; ln -s . i; chmod 0 f"
+            )
+        )
+        found = await session.collect("a", "b", "c/etc/passwd", "d/x", "h", "i/g", "e", "f")
+        assert set(found.files) == {"e", "f"}
+        assert set(found.uncollected) == {"a", "b", "c/etc/passwd", "d/x", "h", "i/g"}
+        with anyio.fail_after(20 * SLOW):
+            result = await session.run(
+                sh("cat a b f; chmod 644 g; cat g; ls -l a b f"),
+                files={"a": b"1", "b": b"2", "f": b"3"},
+            )
+        assert (result.stdout or b"").startswith(b"123x\n"), result.stdout
+        assert (result.stdout or b"").count(b"-rw-r--r--") == 3
+        for name in ("h", "c/x", "i/x", "d/x"):
+            with pytest.raises(SandboxSetupError):
+                await session.put({name: b"1"})
+        whoami = await session.run(sh("./e -c 'grep -E ^Uid /proc/self/status'"))
+        assert len(set((whoami.stdout or b"").split()[1:])) == 1, "no set-id bit has any force"
+        assert (await session.run(["cat", "h/x"])).stdout == b"1\n"
+
+
+async def test_capacity(pool: Pool) -> None:
+    """The directory has its own, what a run changes in its view has the run's."""
+    async with pool.session(disk="1MiB", inodes=20, limits=Limits(disk="2MiB")) as session:
+        await session.put({"some": b"x" * 500_000})
+        result = await session.run(sh("head -c 900000 /dev/zero >more; echo $?"))
+        assert b"No space" in (result.stderr or b"")
+        await session.run(["rm", "more"])
+        result = await session.run(sh("head -c 1500000 /dev/zero >more; echo $?"), keep=False)
+        assert result.stdout == b"0\n"
+        result = await session.run(sh("head -c 2500000 /dev/zero >more"), keep=False)
+        assert b"No space" in (result.stderr or b"")
+        result = await session.run(sh("for i in $(seq 30); do echo >$i || exit 9; done"))
+        assert result.exit_code == 9 or b"No space" in (result.stderr or b"")
+        with pytest.raises(SandboxSetupError, match="No space"):
+            await session.put({"large": b"x" * 900_000})
+
+
+async def test_writers_are_alone(pool: Pool) -> None:
+    """A run that keeps its changes never meets another run."""
+    async with pool.session() as session:
+        script = "mkdir lock || echo met; sleep 0.01; rmdir lock"
+        met: list[bytes | None] = []
+
+        async def one(number: int) -> None:
+            keep = number % 3 == 0
+            look = script if keep else "test -e lock && echo met; true"
+            met.append((await session.run(sh(look), keep=keep)).stdout)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(15):
+                tasks.start_soon(one, number)
+        assert met == [b""] * 15
+
+
+async def test_private_views_are_up_to_date(pool: Pool) -> None:
+    """Cells parked before a change do not show what was there before."""
+    async with pool.session() as session:
+        for number in range(4):
+            await session.run(sh(f"echo {number} >n; rm -rf dir; mkdir dir; echo >dir/{number}"))
+            for _ in range(2):
+                seen = await session.run(
+                    sh("cat n; ls dir; rm -r dir; mkdir dir; ls -A dir"), keep=False
+                )
+                assert (seen.stdout or b"").split() == [b"%d" % number] * 2
+
+
+async def test_cancelled_runs(pool: Pool) -> None:
+    """The session goes on; nothing of the run does."""
+    async with pool.session() as session:
+        for keep in (True, False):
+            with anyio.move_on_after(0.3 * SLOW) as scope:
+                await session.run(sh("echo 1 >a; sleep 600"), keep=keep)
+            assert scope.cancelled_caught
+            assert (await session.run(["cat", "a"])).stdout == b"1\n"
+        waiting = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.run, ["sleep", "0.3"])
+
+            async def wait() -> None:
+                with waiting:
+                    await session.run(["true"])
+
+            await anyio.sleep(0.1)
+            tasks.start_soon(wait)
+            await anyio.sleep(0.05)
+            waiting.cancel()
+        assert (await session.run(["true"])).ok
+        assert pool.statistics().running == 0
+
+
+async def test_outputs_and_cache(pool: Pool) -> None:
+    """A step that was made before is not run; what it makes is there all the same."""
+    cache = Cache("1MiB")
+    script = sh("echo run >&2; cat in >out; chmod 751 out; echo junk >junk")
+
+    async def build(text: bytes, **options: Any) -> tuple[bytes | None, bytes | None]:
+        async with pool.session(files={"in": text}, cache=cache) as session:
+            result = await session.run(script, outputs=["out"], **options)
+            seen = await session.run(sh("cat out; ls; stat -c %a out"), keep=False)
+            return seen.stdout, result.stderr
+
+    first = await build(b"1\n")
+    assert first == (b"1\nin\nout\n751\n", b"run\n")
+    assert (cache.hits, cache.misses, len(cache)) == (0, 1, 1)
+    assert await build(b"1\n") == first
+    assert (cache.hits, cache.misses) == (1, 1)
+    await build(b"2\n")
+    await build(b"1\n", env={"X": "1"})
+    await build(b"1\n", input=b"1")
+    assert (cache.hits, cache.misses) == (1, 4)
+    failing = sh("echo >out; exit 3")
+    for _ in range(2):
+        async with pool.session(cache=cache) as session:
+            result = await session.run(failing, outputs=["out"])
+            assert result.exit_code == 3
+            assert (await session.collect("*")).files == {}, "what failed makes nothing"
+    assert cache.hits == 1
+    for _ in range(2):
+        async with pool.session(cache=cache) as session:
+            await session.run(sh("date +%N >in"))  # differs, and is not seen: its command does not
+            await session.run(["true"])
+            await session.run(script, outputs=["out"])
+    assert cache.hits == 2
+    cache.clear()
+    assert len(cache) == 0
+    async with pool.session(files={"in": b"x" * 100}) as session:  # also without a cache
+        await session.run(script, outputs=["out"])
+        assert set((await session.collect("*")).files) == {"in", "out"}
+
+
+def test_cache_is_bounded() -> None:
+    """The least used goes first; what is larger than all of it is not kept."""
+    cache = Cache(10_000)
+    result: Any = None
+    for number in range(20):
+        cache.put(b"%d" % number, result, {"a": (b"x" * 1000, 0o644)})
+        cache.get(b"0")
+    assert 3 <= len(cache) <= 9
+    assert cache.get(b"0") is not None and cache.get(b"19") is not None
+    assert cache.get(b"1") is None
+    cache.put(b"large", result, {"a": (b"x" * 20_000, 0o644)})
+    assert cache.get(b"large") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"files": {"../a": b""}}, ValueError),
+        ({"files": "a"}, TypeError),
+        ({"limits": {}}, TypeError),
+        ({"disk": "64M"}, ValueError),
+        ({"disk": -1}, ValueError),
+        ({"inodes": True}, TypeError),
+        ({"inodes": 0}, ValueError),
+        ({"cache": {}}, TypeError),
+    ],
+)
+async def test_bad_sessions(pool: Pool, options: dict[str, Any], error: type[Exception]) -> None:
+    """Named before anything is made, or undone."""
+    with pytest.raises(error):
+        async with pool.session(**options):
+            pytest.fail("entered")
+    assert sessions(pool) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"outputs": ["a"], "keep": False}, ValueError),
+        ({"outputs": "a"}, TypeError),
+        ({"outputs": ["/a"]}, ValueError),
+        ({"files": {"/a": b""}}, ValueError),
+        ({"sandbox": None}, TypeError),
+        ({"limits": 1}, TypeError),
+    ],
+)
+async def test_bad_runs(pool: Pool, options: dict[str, Any], error: type[Exception]) -> None:
+    """As for run_isolated."""
+    async with pool.session() as session:
+        with pytest.raises(error):
+            await session.run(["true"], **options)
+
+
+async def test_end_of_the_pool() -> None:
+    """Sessions end with it: what runs, and what would."""
+    errors: list[type[BaseException]] = []
+    async with Pool() as pool:
+        session_manager = pool.session()
+        session = await session_manager.__aenter__()
+
+        async def one() -> None:
+            try:
+                await session.run(["sleep", "600"])
+            except PoolClosedError as error:
+                errors.append(type(error))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one)
+            await anyio.sleep(0.3 * SLOW)
+            await pool.aclose()
+        with pytest.raises(PoolClosedError):
+            await session.run(["true"])
+        await session_manager.__aexit__(None, None, None)
+    assert errors == [PoolClosedError]
+
+
+@pytest.mark.parametrize("who", ["zygote", "session"])
+async def test_dead_zygote(who: str) -> None:
+    """Its directory is gone, which is said; the pool goes on, and a new session works."""
+    async with Pool() as pool:
+        async with pool.session(files={"a": b"1"}) as session:
+            assert pool.stock.zygote is not None
+            pid = pool.stock.zygote.pid if who == "zygote" else sessions(pool)[0]
+            os.kill(pid, signal.SIGKILL)
+            await anyio.sleep(0.3 * SLOW)
+            with anyio.fail_after(20 * SLOW):
+                for _ in range(2):
+                    with pytest.raises(PoolBrokenError):
+                        await session.run(["cat", "a"])
+        for _ in range(20):
+            try:
+                async with pool.session(files={"a": b"2"}) as session:
+                    assert (await session.run(["cat", "a"])).stdout == b"2"
+                    break
+            except PoolBrokenError:  # met the dying one
+                await anyio.sleep(0.1)
+        else:
+            pytest.fail("no session any more")
