@@ -143,12 +143,13 @@ int init_shed(void)
 
 /* Mounts, maps, cgroups and uids of cells, and files of theirs; not modules, raw I/O, network,
  * clocks, reboot, tracing. */
-int zygote_shed(void)
+int zygote_shed(enum id_mode mode)
 {
     static const uint8_t needed[] = {
         CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_DAC_OVERRIDE, CAP_KILL,
     };
-    uint64_t caps = 0;
+    /* To map our own 0 into a cell, as there is no other id (verify_root_map, 5.12). */
+    uint64_t caps = mode == IDS_SINGLE ? 1ULL << CAP_SETFCAP : 0;
     prepare();
     for (unsigned i = 0; i < ARRAY_LEN(needed); i++)
         caps |= 1ULL << needed[i];

@@ -140,7 +140,7 @@ static int set_up(struct zygote *z, struct failure *f)
      * /proc/PID belongs to global root then). Nobody but the user's own processes could trace us. */
     if (z->config.mode == IDS_ROOT && prctl(PR_SET_DUMPABLE, 0) < 0)
         return fail(f, "dumpable");
-    if (zygote_shed() < 0)
+    if (zygote_shed(z->config.mode) < 0)
         return fail(f, "zygote's capabilities");
     return zygote_watch(z) < 0 ? fail(f, "signalfd") : 0;
 }

@@ -201,7 +201,7 @@ int drop_bounding_set(void);
 int set_capabilities(uint64_t caps);
 /* shed.c */
 int init_shed(void);
-int zygote_shed(void);
+int zygote_shed(enum id_mode mode);
 /* filter.c */
 int load_filter(const struct config *c); /* its listener, or 0; -1 */
 int load_late(struct cell *cell, struct failure *f);

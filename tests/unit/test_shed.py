@@ -22,7 +22,7 @@ PROGRAM = r"""
 int set_capabilities(uint64_t caps) { return caps == 0; }
 int main(void)
 {
-    return zygote_shed() || write(1, code, sizeof(code)) != sizeof(code);
+    return zygote_shed(IDS_ROOT) || write(1, code, sizeof(code)) != sizeof(code);
 }
 """
 
