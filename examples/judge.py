@@ -22,15 +22,13 @@ from typing import Literal, TypeAlias
 
 import anyio
 
-from isojob import Limits, Pool, Result, Sandbox, SeccompProfile, Status, run_isolated
+from isojob import Limits, Pool, Result, Session, Status, languages
 
 Verdict: TypeAlias = Literal["AC", "WA", "TLE", "MLE", "OLE", "RE"]
 
 # A compile is a job like any other: a program can make its compiler loop, take all memory, or
-# quote /etc/passwd in a message.
-COMPILE_LIMITS = Limits(
-    cpu_time=20, wall_time=60, memory="1GiB", processes=16, output="1MiB", collect="32MiB"
-)
+# quote /etc/passwd in a message. The language brings limits for it.
+CPP = languages["cpp"]
 RUN_LIMITS = Limits(
     cpu_time=1, wall_time=10, memory="64MiB", processes=1, output="64KiB", disk="1MiB"
 )
@@ -69,26 +67,9 @@ class CompileError(Exception):
     """The compiler refused the program; the message is the compiler's."""
 
 
-async def compile_program(source: bytes, limits: Limits = COMPILE_LIMITS) -> bytes:
-    """Compiles a C++ program and returns the executable.
-
-    Raises:
-        CompileError: It does not compile, or not within the limits.
-    """
-    result = await run_isolated(
-        ["g++", "-std=c++17", "-O2", "-o", "program", "solution.cpp"],
-        files={"solution.cpp": source},
-        collect=["program"],
-        limits=limits,
-    )
-    if not result.ok:
-        raise CompileError(f"{result}\n{result.stderr_text}")
-    return result.files["program"]
-
-
-async def judge_case(pool: Pool, program: bytes, case: Case) -> Judged:
+async def judge_case(session: Session, case: Case, limits: Limits) -> Judged:
     """Runs the program on one case. The expected output never enters the sandbox."""
-    result = await pool.run(["./program"], files={"program": (program, 0o755)}, input=case.input)
+    result = await CPP.run(session, input=case.input, limits=limits)
     verdict = VERDICTS[result.status]
     if verdict == "AC" and (result.stdout or b"").split() != case.expected.split():
         verdict = "WA"
@@ -96,18 +77,20 @@ async def judge_case(pool: Pool, program: bytes, case: Case) -> Judged:
 
 
 async def judge(source: bytes, cases: Sequence[Case], limits: Limits = RUN_LIMITS) -> list[Judged]:
-    """Compiles a program and runs it on all cases, each in a fresh sandbox.
+    """Compiles a program once and runs it on all cases, each in a fresh sandbox.
 
-    One at a time, so that no case takes the caches and the turbo of another; a busier judge runs
-    one for each core, with ``Limits(cpuset=...)``.
+    Each run works on a private copy of the directory that it was compiled in. One at a time, so that
+    no case takes the caches and the turbo of another; a busier judge runs one for each core, with
+    ``Limits(cpuset=...)``.
 
     Raises:
-        CompileError: It does not compile.
+        CompileError: It does not compile, or not within the limits.
     """
-    program = await compile_program(source)
-    # A contest solution computes: it needs no sockets.
-    async with Pool(Sandbox(seccomp=SeccompProfile.compute()), limits, max_jobs=1) as pool:
-        return [await judge_case(pool, program, case) for case in cases]
+    async with Pool() as pool, pool.session() as session:
+        built = await CPP.build(session, source)
+        if built is not None and not built.ok:
+            raise CompileError(f"{built}\n{built.stderr_text}")
+        return [await judge_case(session, case, limits) for case in cases]
 
 
 def make_cases() -> list[Case]:

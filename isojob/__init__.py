@@ -11,6 +11,9 @@ The layers, each importing only what is below it::
     native/         C: zygote, init, launcher
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from isojob._cache import Cache as Cache
 from isojob._group import PairResult as PairResult
 from isojob._job import CAPTURE as CAPTURE
@@ -46,5 +49,18 @@ from isojob.sandbox import Mount as Mount
 from isojob.sandbox import Root as Root
 from isojob.sandbox import Sandbox as Sandbox
 from isojob.seccomp import SeccompProfile as SeccompProfile
+
+if TYPE_CHECKING:
+    from isojob._languages import Language as Language
+    from isojob._languages import languages as languages
+
+
+def __getattr__(name: str) -> object:
+    # On first use: most programs need no table of languages.
+    if name in ("Language", "languages"):
+        module = import_module("isojob._languages")
+        return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"

@@ -1,0 +1,160 @@
+"""Runs of a session, pairs and conversations against what they stand in for, interleaved.
+
+    python bench/compose.py [--jobs 300] [--rounds 20000]
+
+A run on a session's private copy against a plain run; so many questions and answers between two jobs
+of `run_pair` against the same two programs over bare pipes, all pinned to one CPU; one line to
+``cat`` and back by `open_isolated` against `anyio.open_process`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import anyio
+
+import isojob
+
+PING = """
+#include <unistd.h>
+#include <stdlib.h>
+int main(int argc, char **argv) {
+    long n = atol(argv[1]); char c = 'x';
+    for (long i = 0; i < n; i++) {
+        if (argv[2][0] == 'a' && write(1, &c, 1) != 1) return 1;
+        if (read(0, &c, 1) != 1) return 2;
+        if (argv[2][0] == 'b' && write(1, &c, 1) != 1) return 3;
+    }
+    return 0;
+}
+"""
+JOB = ["/bin/true"]
+
+
+def report(name: str, ours: list[float], theirs: list[float], unit: float, target: str) -> None:
+    """One line: both medians, both p99, the ratio."""
+
+    def at(values: list[float], share: float) -> float:
+        return sorted(values)[int((len(values) - 1) * share)] * unit
+
+    ratio = median(ours) / median(theirs)
+    print(
+        f"{name:44} p50 {at(ours, 0.5):8.2f} / {at(theirs, 0.5):8.2f} = {ratio:5.2f}   "
+        f"p99 {at(ours, 0.99):8.2f} / {at(theirs, 0.99):8.2f}   {target}"
+    )
+
+
+async def sessions(jobs: int) -> None:
+    """Private runs, and runs that keep their changes."""
+    plain, private, kept = list[float](), list[float](), list[float]()
+    async with isojob.Pool() as pool, pool.session(files={"a": b"x"}) as session:
+        for number in range(jobs + 20):
+            start = time.perf_counter()
+            await pool.run(JOB)
+            middle = time.perf_counter()
+            await session.run(JOB, keep=False)
+            end = time.perf_counter()
+            if number >= 20:
+                plain.append(middle - start)
+                private.append(end - middle)
+    async with isojob.Pool() as pool, pool.session(files={"a": b"x"}) as session:
+        other = list[float]()
+        for number in range(jobs + 20):
+            start = time.perf_counter()
+            await pool.run(JOB)
+            middle = time.perf_counter()
+            await session.run(JOB)
+            end = time.perf_counter()
+            if number >= 20:
+                other.append(middle - start)
+                kept.append(end - middle)
+    report("session run, private / plain run, ms", private, plain, 1e3, "target <= 1.3")
+    report("session run, kept / plain run, ms", kept, other, 1e3, "target <= 1.3")
+
+
+async def pairs(rounds: int) -> None:
+    """Round trips: seconds for all of them, of which the ratio is the inverse of the rate's."""
+    directory = Path(tempfile.mkdtemp(prefix="bench-compose-"))
+    try:
+        (directory / "ping.c").write_text(PING)
+        program = directory / "ping"
+        subprocess.run(["gcc", "-O2", "-o", program, directory / "ping.c"], check=True)
+        data = program.read_bytes()
+        cpu = min(os.sched_getaffinity(0))
+        limits = isojob.Limits(cpuset=str(cpu), cpu_time=60, wall_time=120)
+        bare, isolated, relayed = list[float](), list[float](), list[float]()
+        for _ in range(5):
+            bare.append(await anyio.to_thread.run_sync(_bare, str(program), rounds, cpu))
+            for transcript, times in ((0, isolated), (1000, relayed)):
+                count = rounds if not transcript else rounds // 10
+                result = await isojob.run_pair(
+                    ["./ping", str(count), "a"],
+                    ["./ping", str(count), "b"],
+                    limits=limits,
+                    files={"ping": (data, 0o755)},
+                    interactor_files={"ping": (data, 0o755)},
+                    transcript=transcript,
+                )
+                assert result.solution.ok and result.interactor.ok, result
+                times.append(result.solution.usage.wall_time * (rounds / count))
+        rate = [rounds / seconds for seconds in isolated]
+        base = [rounds / seconds for seconds in bare]
+        report("round trips/s of a pair / bare pipes", rate, base, 1, "target >= 0.75")
+        report("the same with a transcript", [rounds / seconds for seconds in relayed], base, 1, "")
+    finally:
+        shutil.rmtree(directory)
+
+
+def _bare(program: str, rounds: int, cpu: int) -> float:
+    to_b, to_a = os.pipe(), os.pipe()
+    start = time.perf_counter()
+    pinned = ["taskset", "-c", str(cpu), program, str(rounds)]
+    a = subprocess.Popen([*pinned, "a"], stdin=to_a[0], stdout=to_b[1])
+    b = subprocess.Popen([*pinned, "b"], stdin=to_b[0], stdout=to_a[1])
+    for fd in (*to_a, *to_b):
+        os.close(fd)
+    assert (a.wait(), b.wait()) == (0, 0)
+    return time.perf_counter() - start
+
+
+async def conversations(rounds: int) -> None:
+    """One line there and back, many times."""
+    ours, theirs = list[float](), list[float]()
+    limits = isojob.Limits(cpu_time=60, wall_time=120)
+    async with (
+        isojob.open_isolated(["cat"], limits=limits) as isolated,
+        await anyio.open_process(["cat"]) as plain,
+    ):
+        for _ in range(rounds):
+            for process, times in ((isolated, ours), (plain, theirs)):
+                assert process.stdin is not None and process.stdout is not None
+                start = time.perf_counter()
+                await process.stdin.send(b"a line\n")
+                assert await process.stdout.receive() == b"a line\n"
+                times.append(time.perf_counter() - start)
+        plain.terminate()
+    report("a line to cat and back / anyio process, us", ours, theirs, 1e6, "")
+
+
+async def main() -> None:
+    """All of them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=20_000)
+    arguments = parser.parse_args()
+    await sessions(arguments.jobs)
+    await pairs(arguments.rounds)
+    await conversations(2000)
+
+
+if __name__ == "__main__":
+    anyio.run(main)
