@@ -79,6 +79,36 @@ async def sessions(jobs: int) -> None:
     report("session run, kept / plain run, ms", kept, other, 1e3, "target <= 1.3")
 
 
+async def layered(jobs: int) -> None:
+    """The same program below a root of three layers and below the default root."""
+    directory = Path(tempfile.mkdtemp(prefix="bench-compose-"))
+    try:
+        directory.chmod(0o755)
+        layers = [directory / name for name in ("base", "tool", "app")]
+        for layer in layers:
+            (layer / "opt" / layer.name).mkdir(parents=True)
+        for name in ("bin", "lib", "lib64"):
+            if (host := Path("/", name)).is_symlink():
+                (layers[0] / name).symlink_to(host.readlink())
+        sandbox = isojob.Sandbox(
+            root=isojob.Root.layers(layers), mounts=(isojob.Mount.bind("/usr", "/usr"),)
+        )
+        plain, over = list[float](), list[float]()
+        async with isojob.Pool() as pool, isojob.Pool(sandbox) as other:
+            for number in range(jobs + 20):
+                start = time.perf_counter()
+                await pool.run(JOB)
+                middle = time.perf_counter()
+                await other.run(JOB)
+                end = time.perf_counter()
+                if number >= 20:
+                    plain.append(middle - start)
+                    over.append(end - middle)
+        report("root of three layers / default root, ms", over, plain, 1e3, "target <= 1.15")
+    finally:
+        shutil.rmtree(directory)
+
+
 async def pairs(rounds: int) -> None:
     """Round trips: seconds for all of them, of which the ratio is the inverse of the rate's."""
     directory = Path(tempfile.mkdtemp(prefix="bench-compose-"))
@@ -152,6 +182,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=20_000)
     arguments = parser.parse_args()
     await sessions(arguments.jobs)
+    await layered(arguments.jobs)
     await pairs(arguments.rounds)
     await conversations(2000)
 

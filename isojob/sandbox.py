@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, WrapSerializer, model_validator
@@ -34,6 +34,7 @@ PROTECTIONS = (
 MIN_TMPFS = 64 * 2**10
 # 65534 is the overflow id that every unmapped owner shows as, 65535 the old 16-bit "no id".
 MAX_ID = 65533
+MAX_LAYERS = 60
 MAX_HOSTNAME = 64
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -242,15 +243,20 @@ class Mount(Model, frozen=True):
 
 
 class Root(Model, frozen=True):
-    """What the job's ``/`` is made from. Made by `host` and `directory`; always read-only.
+    """What the job's ``/`` is made from. Made by `host`, `directory` and `layers`; read-only.
 
     Attributes:
-        kind: ``host``: the host's toolchain; ``directory``: a whole root file system.
+        kind: ``host``: the host's toolchain; ``directory``: a whole root file system; ``layers``:
+            several directories, one over the other.
         path: The directory, for the second.
+        lower: The directories, the lowest first, for the third.
     """
 
-    kind: Literal["host", "directory"] = "host"
+    kind: Literal["host", "directory", "layers"] = "host"
     path: Annotated[Name, AfterValidator(check_source)] | None = None
+    lower: Annotated[
+        tuple[Annotated[Name, AfterValidator(check_source)], ...], BeforeValidator(_list_to_tuple)
+    ] = Field(default=(), max_length=MAX_LAYERS)
 
     @classmethod
     def host(cls) -> Self:
@@ -266,10 +272,32 @@ class Root(Model, frozen=True):
         """
         return cls(kind="directory", path=_path_of(path))
 
+    @classmethod
+    def layers(cls, paths: Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]) -> Self:
+        """Directories one over the other, as container images have them, read-only (overlayfs).
+
+        Mounted once for all jobs. A layer hides what is below it by overlayfs's own marks: a
+        character device 0, 0 in the place of a file, ``trusted.overlay.opaque`` on a directory
+        (``user.overlay.opaque`` where isojob does not run as root).
+
+        Args:
+            paths: Absolute paths on the host, the lowest layer first; at most 60.
+        """
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise TypeError("layers takes a sequence of paths, the lowest first")
+        return cls(kind="layers", lower=tuple(_path_of(path) for path in paths))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The directories of the host that it is made from; for `host` none."""
+        return self.lower if self.path is None else (self.path,)
+
     @model_validator(mode="after")
     def _belongs(self) -> Self:
         if (self.kind == "directory") != (self.path is not None):
             raise ValueError("a path belongs to the kind 'directory', and to no other")
+        if (self.kind == "layers") != bool(self.lower):
+            raise ValueError("one layer or more belong to the kind 'layers', and to no other")
         return self
 
 

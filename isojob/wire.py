@@ -100,6 +100,8 @@ class Tag(IntEnum):
     CELL_BIND = 25
     CG_COUNTER = 26
     ROOT_COPY = 27
+    ROOT_LAYER = 28
+    ROOT_OVERLAY = 29
     CG_MASK = 32
     CG_WRITE = 33
     DISK = 34
@@ -141,6 +143,7 @@ class BindFlag(IntFlag):
 
     WRITABLE = 1
     OPTIONAL = 2
+    OWN = 4
 
 
 class Stdio:

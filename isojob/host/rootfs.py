@@ -36,6 +36,9 @@ _LINKS = (
     ("dev/stderr", "/proc/self/fd/2"),
 )
 
+_MERGED = "dev/.layers"
+"""Where the zygote mounts layers; jobs see what is bound from there."""
+
 MASKS = (
     "/proc/acpi",
     "/proc/asound",
@@ -75,8 +78,7 @@ def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) 
     if sandbox.root.kind == "host":
         _host_root(out, sandbox)
     else:
-        assert sandbox.root.path is not None
-        _directory_root(out, Path(sandbox.root.path), sandbox)
+        _tree_root(out, sandbox)
     for name, target in _LINKS:
         out.pair(Tag.ROOT_LINK, name, target)
     out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
@@ -107,19 +109,40 @@ def _host_root(out: Writer, sandbox: Sandbox) -> None:
             out.pair(Tag.ROOT_COPY, f"etc/{name}", str(path), BindFlag.OPTIONAL)
 
 
-def _directory_root(out: Writer, root: Path, sandbox: Sandbox) -> None:
+def _tree_root(out: Writer, sandbox: Sandbox) -> None:
     """Every entry at the top by itself: /proc, /dev, /tmp and the working directory are ours."""
-    _check_source(root)
+    layers = [Path(path) for path in sandbox.root.sources]
+    merged = sandbox.root.kind == "layers"
+    for layer in reversed(layers):
+        _check_source(layer)
+        if merged:
+            out.text(Tag.ROOT_LAYER, os.path.realpath(layer))
+    if merged:
+        out.text(Tag.ROOT_OVERLAY, _MERGED)
     ours = {"proc", "dev", "tmp", "sys", sandbox.workdir.strip("/").split("/")[0]}
-    for name in sorted(os.listdir(root)):
+    for name, path in sorted(_top(layers).items()):
         if name not in ours:
-            _entry(out, root / name, name)
-    if not (root / "etc").exists():
+            _entry(out, path, name, f"{_MERGED}/{name}" if merged else None)
+    if "etc" not in _top(layers):
         for name, content in _etc(sandbox).items():
             out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
 
 
-def _entry(out: Writer, path: Path, target: str) -> None:
+def _top(layers: list[Path]) -> dict[str, Path]:
+    """The entries at the top of all layers together, each in the highest layer that has it."""
+    found: dict[str, Path] = {}
+    for layer in layers:
+        with os.scandir(layer) as entries:
+            for entry in entries:
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:  # hides what is below
+                    found.pop(entry.name, None)
+                else:
+                    found[entry.name] = Path(entry.path)
+    return found
+
+
+def _entry(out: Writer, path: Path, target: str, merged: str | None = None) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -127,7 +150,10 @@ def _entry(out: Writer, path: Path, target: str) -> None:
     if stat.S_ISLNK(mode):
         out.pair(Tag.ROOT_LINK, target, os.readlink(path))
     elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
-        out.pair(Tag.ROOT_BIND, target, str(path))
+        if merged is None:
+            out.pair(Tag.ROOT_BIND, target, str(path))
+        else:
+            out.pair(Tag.ROOT_BIND, target, merged, BindFlag.OWN)
 
 
 def _etc(sandbox: Sandbox) -> dict[str, bytes]:
@@ -191,8 +217,7 @@ def block_devices(sandbox: Sandbox) -> tuple[str, ...]:
     A partition has no limits of its own: its ``partition`` file tells, its parent is the disk.
     """
     sources = [Path("/usr")] if sandbox.root.kind == "host" else []
-    if sandbox.root.path is not None:
-        sources.append(Path(sandbox.root.path))
+    sources += [Path(path) for path in sandbox.root.sources]
     sources += [Path(mount.source) for mount in sandbox.mounts if mount.source is not None]
     return tuple(dict.fromkeys(_disks(sources)))
 

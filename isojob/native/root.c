@@ -134,6 +134,49 @@ static int check_mounts(struct failure *f)
     return result;
 }
 
+/* The layers since the last overlay. */
+static int layers[64];
+static unsigned nlayers;
+static const char *merged; /* where the overlay is, while the root is built */
+
+static int add_layer(int host, const char *source)
+{
+    int layer = sys_openat2(host, source, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+                            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (layer < 0 || check_source(layer) < 0)
+        return -1;
+    if (nlayers == ARRAY_LEN(layers)) {
+        errno = E2BIG;
+        return -1;
+    }
+    layers[nlayers++] = layer;
+    return 0;
+}
+
+/* Named by descriptors: a path would need escaping, and could be another one by then. An empty lowest
+ * layer, since overlayfs wants two where none is writable. */
+static int put_overlay(const struct config *c, int root, const char *path)
+{
+    char options[2048], target[32], leaf[256];
+    merged = path;
+    size_t n = (size_t)snprintf(options, sizeof(options), "lowerdir=");
+    for (unsigned i = 0; i < nlayers; i++)
+        n += (size_t)snprintf(options + n, sizeof(options) - n, "/proc/self/fd/%d:", layers[i]);
+    snprintf(options + n, sizeof(options) - n, "/dev/.empty%s",
+             c->mode == IDS_ROOT ? "" : ",userxattr");
+    if (put_dir(root, path, 0755) < 0)
+        return -1;
+    cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
+    cleanup_close int fd = dir < 0 ? -1 : openat(dir, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    snprintf(target, sizeof(target), "/proc/self/fd/%d", fd);
+    int result = mount("isojob", target, "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, options);
+    while (nlayers > 0)
+        close_fd(&layers[--nlayers]);
+    return result;
+}
+
 static int put_node(const struct config *c, int root, int host, const char *name)
 {
     for (size_t i = 0; i < ARRAY_LEN(nodes); i++) {
@@ -177,6 +220,12 @@ static int apply(const struct config *c, const struct field *op, int root, int h
         if (!wire_path_bytes(op, &path, &data, &len))
             return fail(f, "configuration");
         return put_file(root, path, data, len, op->index) == 0 ? 0 : fail_at(f, "write", path);
+    case TAG_ROOT_LAYER:
+        path = wire_string(op);
+        return path && add_layer(host, path) == 0 ? 0 : fail_at(f, "layer", path);
+    case TAG_ROOT_OVERLAY:
+        path = wire_string(op);
+        return path && put_overlay(c, root, path) == 0 ? 0 : fail(f, "overlay of the layers");
     case TAG_ROOT_NODE:
         path = wire_string(op);
         return path && put_node(c, root, host, path) == 0 ? 0 : fail_at(f, "device node", path);
@@ -189,7 +238,7 @@ static int apply(const struct config *c, const struct field *op, int root, int h
         uint64_t attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
         if (!(op->index & BIND_WRITABLE))
             attributes |= MOUNT_ATTR_RDONLY;
-        cleanup_close int tree = clone_tree(host, other, attributes);
+        cleanup_close int tree = clone_tree(op->index & BIND_OWN ? root : host, other, attributes);
         if (tree < 0)
             return (op->index & BIND_OPTIONAL) && errno == ENOENT
                        ? 0
@@ -244,6 +293,9 @@ int root_build(const struct config *c, struct reader plan, struct failure *f)
         errno = EBADMSG;
         return fail(f, "configuration");
     }
+    /* What it shows is bound elsewhere by now: one mount less for each cell to copy. */
+    if (merged && (fchdir(root) < 0 || umount2(merged, MNT_DETACH) < 0 || rmdir(merged) < 0))
+        return fail_at(f, "unmount", merged);
     close_fd(&host);
     if (umount2("/.host", MNT_DETACH) < 0)
         return fail(f, "detach the host's root");

@@ -58,6 +58,8 @@ enum tag {
     TAG_WORKDIR = 24,
     TAG_CELL_BIND = 25, /* path NUL template path NUL: bound again in each cell, below its tmpfs */
     TAG_ROOT_COPY = 27, /* as ROOT_BIND; a copy if it is small, else a bind */
+    TAG_ROOT_LAYER = 28, /* source: for the overlay that follows, the highest first */
+    TAG_ROOT_OVERLAY = 29, /* path: the layers, read-only */
     TAG_CG_COUNTER = 26, /* index: which TAG_CG_EVIDENCE; line NUL mark NUL (cgroup.c) */
     /* MAKE */
     TAG_CG_MASK = 32, /* bit n: make the cgroup in hierarchy n */
@@ -95,7 +97,11 @@ enum tag {
 
 enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
 enum { CG_RAW = 0x100 };
-enum { BIND_WRITABLE = 1, BIND_OPTIONAL = 2 };
+enum {
+    BIND_WRITABLE = 1,
+    BIND_OPTIONAL = 2,
+    BIND_OWN = 4, /* the source is in the root that is being built */
+};
 enum {
     STDIO_IN = 1, /* its descriptor comes with the message */
     STDIO_OUT = 2,

@@ -1,0 +1,122 @@
+"""Root.layers: directories one over the other, shared by all jobs, changed by none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from isojob import Mount, Pool, Root, Sandbox, SandboxSetupError, run_isolated
+
+
+def tree(top: Path, files: dict[str, str]) -> Path:
+    """A layer, readable by every job."""
+    for name, text in files.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    top.chmod(0o755)
+    return top
+
+
+def sandbox(*layers: Path) -> Sandbox:
+    """With the host's programs in the lowest layer."""
+    for name in ("bin", "lib", "lib64", "sbin"):
+        if (host := Path("/", name)).is_symlink() and not (layers[0] / name).is_symlink():
+            (layers[0] / name).symlink_to(os.readlink(host))
+    return Sandbox(root=Root.layers(layers), mounts=(Mount.bind("/usr", "/usr"),))
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> tuple[Path, ...]:
+    tmp_path.chmod(0o755)
+    (tmp_path / "odd,na:me\\").mkdir()
+    return (
+        tree(tmp_path / "base", {"opt/a": "base", "opt/b": "base", "srv/deep/c": "base", "f": "1"}),
+        tree(tmp_path / "odd,na:me\\" / "tool", {"opt/b": "tool", "opt/t": "tool"}),
+        tree(tmp_path / "app", {"opt/t": "app", "app/main": "app"}),
+    )
+
+
+async def test_the_highest_wins(layers: tuple[Path, ...]) -> None:
+    """Files of each layer, and those of the lower ones where no other has them."""
+    script = "cat /opt/a /opt/b /opt/t /srv/deep/c /app/main /f; ls -A /dev | grep layers; ls -d /proc/1 /box"
+    for _ in range(2):
+        result = await run_isolated(["sh", "-c", script], sandbox=sandbox(*layers))
+        assert result.stdout == b"basetoolappbaseapp1/box\n", result.stderr
+
+
+async def test_nothing_can_be_changed(layers: tuple[Path, ...]) -> None:
+    """Not by the job, whoever owns the files; mount flags are those of other binds."""
+    script = "for f in /opt/a /opt/new /f /app/main; do echo x >$f; rm -f $f; done; cat /opt/a /f; grep -E ' /(opt|f|app) ' /proc/self/mounts"
+    result = await run_isolated(["sh", "-c", script], sandbox=sandbox(*layers))
+    lines = (result.stdout or b"").decode().splitlines()
+    assert lines[0].startswith("base1isojob "), lines
+    assert len(lines) == 3
+    for line in lines:
+        options = line.split()[3].split(",")
+        assert {"ro", "nosuid", "nodev"} <= set(options), line
+    assert (layers[0] / "opt/a").read_text() == "base"
+    assert not (layers[2] / "opt/new").exists()
+
+
+async def test_one_layer(layers: tuple[Path, ...]) -> None:
+    """A single one is a root, too."""
+    result = await run_isolated(["cat", "/opt/b"], sandbox=sandbox(layers[0]))
+    assert result.stdout == b"base"
+
+
+async def test_marks_hide(layers: tuple[Path, ...]) -> None:
+    """A device 0, 0 hides a file or an entry of the root, an opaque directory all below it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make such layers")
+    top = layers[2]
+    os.mknod(top / "f", stat.S_IFCHR, os.makedev(0, 0))
+    os.mknod(top / "opt/a", stat.S_IFCHR, os.makedev(0, 0))
+    (top / "srv").mkdir()
+    os.setxattr(top / "srv", "trusted.overlay.opaque", b"y")
+    result = await run_isolated(["ls", "-A", "/opt", "/srv", "/f"], sandbox=sandbox(*layers))
+    assert result.stdout == b"/opt:\nb\nt\n\n/srv:\n", result.stdout
+    assert b"/f" in (result.stderr or b"")
+
+
+async def test_many_layers(tmp_path: Path) -> None:
+    """As many as are allowed."""
+    tmp_path.chmod(0o755)
+    many = [tree(tmp_path / str(n), {f"opt/{n}": "", "opt/x": str(n)}) for n in range(60)]
+    async with Pool(sandbox(*many)) as pool:
+        result = await pool.run(["sh", "-c", "ls /opt | wc -l; cat /opt/x"])
+        assert (result.stdout or b"").split() == [b"61", b"59"]
+
+
+@pytest.mark.parametrize("paths", [[], ["relative"], ["/"], ["/proc"], ["/a/../b"], ["/x"] * 61])
+def test_bad_layers(paths: Any) -> None:
+    """Refused as the root is described."""
+    with pytest.raises(ValidationError):
+        Root.layers(paths)
+    with pytest.raises(TypeError):
+        Root.layers("/usr")
+
+
+async def test_missing_layers(tmp_path: Path) -> None:
+    """Named before anything starts."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("")
+    for bad in ("none", "file"):
+        with pytest.raises((SandboxSetupError, OSError)):
+            await run_isolated(["true"], sandbox=sandbox(tmp_path / "there", tmp_path / bad))
+    (tmp_path / "proc").symlink_to("/proc/1")
+    with pytest.raises((ValueError, SandboxSetupError)):
+        await run_isolated(["true"], sandbox=sandbox(tmp_path / "there", tmp_path / "proc"))
+
+
+async def test_json(layers: tuple[Path, ...]) -> None:
+    """The description survives a round trip."""
+    made = sandbox(*layers)
+    assert Sandbox.model_validate_json(made.model_dump_json()) == made
+    assert hash(made) == hash(sandbox(*layers))
