@@ -317,3 +317,101 @@ async def test_guessing_game(
     assert lines[0].startswith("halving: accepted")
     assert lines[1].startswith("counting: wrong answer")
     assert SLOW > 1 or lines[2].startswith("waiting: idle")
+
+
+# ------------------------------------------------------------------------------ problem packages
+
+READ = "n = int(input())\n"
+PACKAGES: dict[str, dict[str, str]] = {
+    "default": {
+        "problem.yaml": "name: Half\nvalidation: default\nvalidator_flags: float_tolerance 1e-6\n",
+        "submissions/accepted/a.py": READ + "print(n / 2)",
+        "submissions/accepted/a.c": '#include <stdio.h>\nint main(void){int n;scanf("%d",&n);printf("%.9f",n/2.0);}',
+        "submissions/wrong_answer/w.py": READ + "print(n // 2)",
+        "submissions/time_limit_exceeded/t.py": READ + "while True: pass",
+        "submissions/run_time_error/r.py": READ + "print(1 // (n - 3))",
+    },
+    "custom": {
+        "problem.yaml": "name: Divisor\nvalidation: custom\nlimits: {memory: 64}\n",
+        "output_validators/check.py": (
+            "import sys\nn = int(open(sys.argv[1]).read())\n"
+            "try: d = int(sys.stdin.read())\nexcept ValueError: sys.exit(43)\n"
+            "sys.exit(42 if d > 0 and n % d == 0 else 43)"
+        ),
+        "submissions/accepted/one.py": "print(1)",
+        "submissions/accepted/itself.py": READ + "print(n)",
+        "submissions/wrong_answer/two.py": "print(2)",
+        "submissions/wrong_answer/words.py": "print('no divisor')",
+        "submissions/run_time_error/memory.py": "x = bytearray(200_000_000)\nfor i in range(0, len(x), 4096): x[i] = 1",
+    },
+    "interactive": {
+        "problem.yaml": "name: Guess\nvalidation: custom interactive\n",
+        "output_validators/guess.py": (
+            "import sys\nsecret = int(open(sys.argv[1]).read())\n"
+            "for _ in range(12):\n"
+            "    try: guess = int(input())\n    except (EOFError, ValueError): sys.exit(43)\n"
+            "    if guess == secret: print('right', flush=True); sys.exit(42)\n"
+            "    print('more' if guess < secret else 'less', flush=True)\n"
+            "sys.exit(43)"
+        ),
+        "submissions/accepted/halving.py": (
+            "low, high = 1, 1000\nwhile True:\n    middle = (low + high) // 2\n"
+            "    print(middle, flush=True)\n    answer = input()\n    if answer == 'right': break\n"
+            "    low, high = (middle + 1, high) if answer == 'more' else (low, middle - 1)"
+        ),
+        "submissions/wrong_answer/counting.py": (
+            "import sys\nfor n in range(1000, 0, -1):\n    print(n, flush=True)\n"
+            "    if not sys.stdin.readline(): break"
+        ),
+        "submissions/wrong_answer/silent.py": "",
+        "submissions/time_limit_exceeded/waiting.py": "input()",
+        "submissions/run_time_error/dies.py": "print(500, flush=True); input(); raise SystemExit(3)",
+    },
+}
+CASES = {"sample/1": ("3", "1.5"), "secret/1": ("10", "5"), "secret/deep/2": ("777", "388.5")}
+
+
+def package(directory: Path, files: dict[str, str]) -> Path:
+    cases = {
+        f"data/{name}.{end}": text
+        for name, pair in CASES.items()
+        for end, text in zip(("in", "ans"), pair, strict=True)
+    }
+    for name, text in {**cases, **files}.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return directory
+
+
+@not_if_slow
+@pytest.mark.parametrize("kind", sorted(PACKAGES))
+def test_judge_package(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every submission gets the verdict that its directory promises."""
+    example = load("judge_package", "yaml", "rich")
+    assert example.main([str(package(tmp_path, PACKAGES[kind]))]) == 0, capsys.readouterr().out
+    output = capsys.readouterr().out
+    for name in PACKAGES[kind]:
+        if name.startswith("submissions/"):
+            assert Path(name).name in output
+
+
+@not_if_slow
+def test_judge_package_tells_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A submission in the wrong directory, a broken validator, a package without cases."""
+    example = load("judge_package", "yaml", "rich")
+    files = {
+        **PACKAGES["default"],
+        "submissions/accepted/no.py": "print(0)",
+        "submissions/accepted/ce.c": "int main(",
+    }
+    assert example.main([str(package(tmp_path / "a", files))]) == 1
+    output = capsys.readouterr().out
+    assert "WA" in output and "CE" in output
+    files = {**PACKAGES["custom"], "output_validators/check.py": "raise SystemExit(1)"}
+    assert example.main([str(package(tmp_path / "b", files))]) == 1
+    assert "JE" in capsys.readouterr().out
+    assert example.main([str(tmp_path)]) == 2
+    assert "problem.yaml" in capsys.readouterr().err

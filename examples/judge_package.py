@@ -1,0 +1,359 @@
+"""Judges all submissions of a problem package in the Kattis format: ``python examples/judge_package.py DIR``.
+
+The package (https://www.kattis.com/problem-package-format): ``problem.yaml``, cases as ``.in`` and
+``.ans`` below ``data/sample`` and ``data/secret``, ``submissions/accepted``, ``wrong_answer``,
+``time_limit_exceeded`` and ``run_time_error``, and perhaps an output validator of its own, which may be
+interactive. Each submission is compiled once; its cases run side by side, each in a fresh sandbox on
+a private copy; validators are strangers' programs, too. The time limit follows from the accepted
+submissions: the slowest of them, times ``time_multiplier``.
+
+A verdict is that of the first case, in order, that is not accepted:
+
+    AC accepted   WA wrong answer   TLE too slow   RTE crashed, or beyond memory or output
+    CE does not compile   JE the validator is broken
+
+The exit status is 0 if every submission got the verdict of its directory. Needs PyYAML and rich.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from isojob import Cache, Language, Limits, Pool, Result, Session, Status, languages, run_pair
+
+EXPECTED = {
+    "accepted": "AC",
+    "wrong_answer": "WA",
+    "time_limit_exceeded": "TLE",
+    "run_time_error": "RTE",
+}
+ACCEPT, REJECT = 42, 43
+FIRST_SECONDS = 10.0
+"""CPU time of accepted submissions, while the time limit is not known yet."""
+
+
+class PackageError(Exception):
+    """The package is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test case; the answer never enters the sandbox of a submission."""
+
+    name: str
+    input: bytes
+    answer: bytes
+
+
+@dataclass(frozen=True)
+class Program:
+    """A submission or a validator: one source file."""
+
+    path: Path
+    language: Language
+    expected: str = ""
+
+
+@dataclass
+class Problem:
+    """What the package says."""
+
+    name: str
+    cases: list[Case]
+    submissions: list[Program]
+    validator: Program | None
+    interactive: bool
+    flags: list[str]
+    limits: Limits
+    multiplier: float
+
+
+@dataclass
+class Graded:
+    """What came of one submission."""
+
+    program: Program
+    verdict: str
+    why: str = ""
+    cpu_time: float = 0.0
+    memory: int = 0
+    cases: list[str] = field(default_factory=list)
+
+
+def load(directory: Path) -> Problem:
+    """Reads a package.
+
+    Raises:
+        PackageError: Something is missing or unknown.
+    """
+    try:
+        settings: dict[str, Any] = yaml.safe_load((directory / "problem.yaml").read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise PackageError(f"problem.yaml: {error}") from error
+    cases = [
+        Case(str(path.relative_to(directory / "data")), path.read_bytes(), _answer(path))
+        for part in ("sample", "secret")
+        for path in sorted((directory / "data" / part).rglob("*.in"))
+    ]
+    if not cases:
+        raise PackageError("data/ has no case")
+    submissions = [
+        _program(path, verdict)
+        for name, verdict in EXPECTED.items()
+        for path in sorted((directory / "submissions" / name).glob("*.*"))
+    ]
+    if not any(program.expected == "AC" for program in submissions):
+        raise PackageError("submissions/accepted is empty")
+    kind = str(settings.get("validation", "default")).split()
+    sources = [
+        path for path in sorted((directory / "output_validators").rglob("*.*")) if path.is_file()
+    ]
+    if kind[0] == "custom" and len(sources) != 1:
+        raise PackageError(
+            f"validation is custom: output_validators has {len(sources)} files, not one"
+        )
+    limits: dict[str, Any] = settings.get("limits") or {}
+    return Problem(
+        name=str(settings.get("name", directory.name)),
+        cases=cases,
+        submissions=submissions,
+        validator=_program(sources[0]) if kind[0] == "custom" else None,
+        interactive="interactive" in kind,
+        flags=str(settings.get("validator_flags") or "").split(),
+        limits=Limits(
+            memory=int(limits.get("memory", 1024)) << 20,
+            output=int(limits.get("output", 8)) << 20,
+            cpu_time=FIRST_SECONDS,
+            wall_time=4 * FIRST_SECONDS,
+        ),
+        multiplier=float(limits.get("time_multiplier", 5)),
+    )
+
+
+def _answer(path: Path) -> bytes:
+    try:
+        return path.with_suffix(".ans").read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: {error}") from error
+
+
+def _program(path: Path, expected: str = "") -> Program:
+    try:
+        return Program(path, languages.for_file(path), expected)
+    except LookupError as error:
+        raise PackageError(f"{path}: {error}") from error
+
+
+def compare(output: bytes, answer: bytes, flags: Sequence[str]) -> str:
+    """The default validator: token by token. Empty if they are the same, else what differs."""
+    options = dict(zip(flags, [*flags[1:], ""], strict=True))
+    split = bytes.split if "space_change_sensitive" not in options else lambda text: [text]
+    ours, theirs = split(output), split(answer)
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=False), 1):
+        if not _same(one, other, options):
+            return f"token {number} is {one[:20]!r}"
+    return "" if len(ours) == len(theirs) else f"{len(ours)} tokens, not {len(theirs)}"
+
+
+def _same(one: bytes, other: bytes, options: dict[str, str]) -> bool:
+    if one == other or ("case_sensitive" not in options and one.lower() == other.lower()):
+        return True
+    both = options.get("float_tolerance")
+    relative = float(options.get("float_relative_tolerance", both) or 0)
+    absolute = float(options.get("float_absolute_tolerance", both) or 0)
+    if not relative and not absolute:
+        return False
+    try:
+        return math.isclose(float(one), float(other), rel_tol=relative, abs_tol=absolute)
+    except ValueError:
+        return False
+
+
+class Judge:
+    """Judges the submissions of one problem."""
+
+    def __init__(self, problem: Problem, pool: Pool, at_once: int) -> None:
+        self.problem = problem
+        self.pool = pool
+        self.limits = problem.limits
+        self.cache = Cache()
+        self.slots = anyio.CapacityLimiter(at_once)
+
+    async def grade(self, program: Program, validator: Session | None) -> Graded:
+        """One submission on all cases, side by side."""
+        async with self.pool.session(cache=self.cache, disk="128MiB") as session:
+            built = await program.language.build(session, program.path.read_bytes())
+            if built is not None and not built.ok:
+                return Graded(program, "CE", f"{built}: {built.stderr_text[:200]}")
+            names = program.language.outputs or (program.language.source,)
+            files = (await session.collect(*names)).files if self.problem.interactive else {}
+            verdicts: dict[str, tuple[str, str, Result]] = {}
+
+            async def one(case: Case) -> None:
+                async with self.slots:
+                    if self.problem.interactive:
+                        assert validator is not None
+                        verdicts[case.name] = await self._talk(program, files, validator, case)
+                    else:
+                        verdicts[case.name] = await self._case(program, session, validator, case)
+
+            async with anyio.create_task_group() as tasks:
+                for case in self.problem.cases:
+                    tasks.start_soon(one, case)
+        graded = Graded(program, "AC")
+        for case in self.problem.cases:
+            verdict, why, result = verdicts[case.name]
+            graded.cases.append(verdict)
+            graded.cpu_time = max(graded.cpu_time, result.usage.cpu_time or 0)
+            graded.memory = max(graded.memory, result.usage.memory_peak or 0)
+            if graded.verdict == "AC" and verdict != "AC":
+                graded.verdict, graded.why = verdict, f"{case.name}: {why}"
+        return graded
+
+    async def _case(
+        self, program: Program, session: Session, validator: Session | None, case: Case
+    ) -> tuple[str, str, Result]:
+        result = await program.language.run(session, input=case.input, limits=self.limits)
+        if not result.ok:
+            return _crash(result), str(result), result
+        if validator is None:
+            why = compare(result.stdout or b"", case.answer, self.problem.flags)
+            return ("WA" if why else "AC"), why, result
+        said = await validator.run(
+            self._validation(),
+            keep=False,
+            input=result.stdout or b"",
+            files={"input": case.input, "answer": case.answer, "feedback/empty": b""},
+            limits=_VALIDATION,
+        )
+        return *_said(said), result
+
+    async def _talk(
+        self, program: Program, files: dict[str, bytes], validator: Session, case: Case
+    ) -> tuple[str, str, Result]:
+        assert self.problem.validator is not None
+        language = self.problem.validator.language
+        own = (await validator.collect(*(language.outputs or (language.source,)))).files
+        pair = await run_pair(
+            program.language.command(self.limits),
+            self._validation(),
+            limits=self.limits,
+            interactor_limits=_VALIDATION,
+            files={name: (data, 0o755) for name, data in files.items()},
+            interactor_files={
+                **{name: (data, 0o755) for name, data in own.items()},
+                "input": case.input,
+                "answer": case.answer,
+                "feedback/empty": b"",
+            },
+            idle_time=5,
+        )
+        result = pair.solution
+        if pair.idle:
+            return "TLE", "idle", result
+        verdict, why = _said(pair.interactor)
+        # Who stops listening decides: a solution that dies of a closed pipe had been rejected.
+        if not result.ok and not (verdict == "WA" and pair.first_to_end == "interactor"):
+            return _crash(result), str(result), result
+        return verdict, why, result
+
+    def _validation(self) -> list[str]:
+        assert self.problem.validator is not None
+        command = self.problem.validator.language.command(_VALIDATION)
+        return [*command, "input", "answer", "feedback/", *self.problem.flags]
+
+
+_VALIDATION = Limits(cpu_time=20, wall_time=60, memory="1GiB")
+
+
+def _crash(result: Result) -> str:
+    return "TLE" if result.status in (Status.CPU_TIME_LIMIT, Status.WALL_TIME_LIMIT) else "RTE"
+
+
+def _said(result: Result) -> tuple[str, str]:
+    """What a validator's exit status means."""
+    if result.exit_code == ACCEPT:
+        return "AC", ""
+    if result.exit_code == REJECT:
+        return "WA", "the validator rejects it"
+    return "JE", f"the validator: {result}"
+
+
+async def judge(directory: Path, console: Console, at_once: int = 2) -> list[Graded]:
+    """Judges a package, with a progress bar.
+
+    Raises:
+        PackageError: The package, or its validator, is broken.
+    """
+    problem = load(directory)
+    graded: list[Graded] = []
+    async with Pool() as pool, pool.session() as validator:
+        if problem.validator is not None:
+            source = problem.validator.path.read_bytes()
+            built = await problem.validator.language.build(validator, source)
+            if built is not None and not built.ok:
+                raise PackageError(f"the validator does not compile: {built.stderr_text[:500]}")
+        judge = Judge(problem, pool, at_once)
+        custom = validator if problem.validator is not None else None
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task(problem.name, total=len(problem.submissions))
+            for program in problem.submissions:  # the accepted ones first
+                if program.expected != "AC" and judge.limits.cpu_time == FIRST_SECONDS:
+                    slowest = max(one.cpu_time for one in graded)
+                    limit = float(max(1, math.ceil(slowest * problem.multiplier)))
+                    judge.limits = problem.limits.model_copy(
+                        update={"cpu_time": limit, "wall_time": 4 * limit}
+                    )
+                graded.append(await judge.grade(program, custom))
+                progress.advance(bar)
+    show(problem, judge.limits, graded, console)
+    return graded
+
+
+def show(problem: Problem, limits: Limits, graded: Sequence[Graded], console: Console) -> None:
+    """The table of verdicts."""
+    table = Table(title=f"{problem.name}: {len(problem.cases)} cases, {limits.cpu_time:g} s")
+    for heading in ("submission", "expected", "verdict", "slowest", "memory", "why"):
+        table.add_column(heading)
+    for one in graded:
+        right = one.verdict == one.program.expected
+        table.add_row(
+            escape(one.program.path.name),
+            one.program.expected,
+            f"[{'green' if right else 'red'}]{one.verdict}[/]",
+            f"{one.cpu_time:.2f} s",
+            f"{one.memory / 2**20:.0f} MiB",
+            escape("".join(c if c.isprintable() else "?" for c in one.why)[:100]),
+        )
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("package", type=Path, help="the directory with problem.yaml")
+    parser.add_argument("--at-once", type=int, default=2, help="cases side by side (2)")
+    given = parser.parse_args(arguments)
+    try:
+        graded = anyio.run(judge, given.package, Console(), given.at_once)
+    except PackageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0 if all(one.verdict == one.program.expected for one in graded) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
