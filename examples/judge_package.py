@@ -228,7 +228,7 @@ class Judge:
     ) -> tuple[str, str, Result]:
         result = await program.language.run(session, input=case.input, limits=self.limits)
         if not result.ok:
-            return _crash(result), str(result), result
+            return _crash(result), _how(result), result
         if validator is None:
             why = compare(result.stdout or b"", case.answer, self.problem.flags)
             return ("WA" if why else "AC"), why, result
@@ -267,7 +267,7 @@ class Judge:
         verdict, why = _said(pair.interactor)
         # Who stops listening decides: a solution that dies of a closed pipe had been rejected.
         if not result.ok and not (verdict == "WA" and pair.first_to_end == "interactor"):
-            return _crash(result), str(result), result
+            return _crash(result), _how(result), result
         return verdict, why, result
 
     def _validation(self) -> list[str]:
@@ -281,6 +281,11 @@ _VALIDATION = Limits(cpu_time=20, wall_time=60, memory="1GiB")
 
 def _crash(result: Result) -> str:
     return "TLE" if result.status in (Status.CPU_TIME_LIMIT, Status.WALL_TIME_LIMIT) else "RTE"
+
+
+def _how(result: Result) -> str:
+    plain = result.status in (Status.NONZERO_EXIT, Status.SIGNALED)
+    return f"exit status {result.returncode}" if plain else str(result.status)
 
 
 def _said(result: Result) -> tuple[str, str]:

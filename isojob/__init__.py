@@ -32,6 +32,7 @@ from isojob._session import Session as Session
 from isojob.errors import CommandNotExecutableError as CommandNotExecutableError
 from isojob.errors import CommandNotFoundError as CommandNotFoundError
 from isojob.errors import HostNotSupportedError as HostNotSupportedError
+from isojob.errors import ImageError as ImageError
 from isojob.errors import IsojobError as IsojobError
 from isojob.errors import JobFailedError as JobFailedError
 from isojob.errors import PoolBrokenError as PoolBrokenError
@@ -51,15 +52,22 @@ from isojob.sandbox import Sandbox as Sandbox
 from isojob.seccomp import SeccompProfile as SeccompProfile
 
 if TYPE_CHECKING:
+    from isojob._image import Image as Image
     from isojob._languages import Language as Language
     from isojob._languages import languages as languages
 
 
+_LATER = {
+    "Image": "isojob._image",
+    "Language": "isojob._languages",
+    "languages": "isojob._languages",
+}
+
+
 def __getattr__(name: str) -> object:
-    # On first use: most programs need no table of languages.
-    if name in ("Language", "languages"):
-        module = import_module("isojob._languages")
-        return globals().setdefault(name, getattr(module, name))
+    # On first use: most programs need neither.
+    if name in _LATER:
+        return globals().setdefault(name, getattr(import_module(_LATER[name]), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

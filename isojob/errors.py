@@ -12,6 +12,7 @@ part, or that the caller asked for one with ``check=True``::
     ├── PoolBrokenError                                  the zygote or a cell's init died
     ├── QueueFullError                                   too many jobs are waiting
     ├── ProfileError               (ValueError)          a seccomp profile was refused
+    ├── ImageError                 (ValueError)          a container image was refused
     └── JobFailedError             (CalledProcessError)  check=True, and the job did not succeed
 
 All of them survive pickling, so they may cross a process boundary.
@@ -33,6 +34,7 @@ __all__ = [
     "CommandNotExecutableError",
     "CommandNotFoundError",
     "HostNotSupportedError",
+    "ImageError",
     "IsojobError",
     "JobFailedError",
     "PoolBrokenError",
@@ -199,6 +201,10 @@ class ProfileError(IsojobError, ValueError):
     Raised when the profile is loaded or compiled. What to do: the message names the profile, the
     rule and the system call; correct that rule. A rule is never dropped in silence.
     """
+
+
+class ImageError(IsojobError, ValueError):
+    """A container image was refused: broken, hostile, or of a kind that isojob does not read."""
 
 
 class JobFailedError(IsojobError, CalledProcessError):

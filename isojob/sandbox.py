@@ -287,6 +287,13 @@ class Root(Model, frozen=True):
             raise TypeError("layers takes a sequence of paths, the lowest first")
         return cls(kind="layers", lower=tuple(_path_of(path) for path in paths))
 
+    @classmethod
+    def oci(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+        """The root file system of a container image, unpacked once: `Image.load(path).root`."""
+        from isojob._image import Image
+
+        return cls.directory(Image.load(path, **options).path)
+
     @property
     def sources(self) -> tuple[str, ...]:
         """The directories of the host that it is made from; for `host` none."""

@@ -177,8 +177,10 @@ def make_subtree(parents: Mapping[int, Path]) -> Subtree:
                 base_fds.append(base_fd)
             if not all(directory.exists() for directory, _ in made):
                 raise FileExistsError(errno.EEXIST, "swept away")
-        except (FileExistsError, FileNotFoundError, BlockingIOError):
+        except (FileExistsError, FileNotFoundError, BlockingIOError) as error:
             stack.close()
+            if isinstance(error, BlockingIOError) and error.filename is not None:
+                raise  # mkdir, not flock: cgroup.max.descendants or cgroup.max.depth
             continue
         except BaseException:
             stack.close()

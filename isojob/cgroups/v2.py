@@ -26,7 +26,7 @@ from isojob.cgroups.base import (
     sweep,
     table,
 )
-from isojob.errors import HostNotSupportedError
+from isojob.errors import HostNotSupportedError, SandboxSetupError
 from isojob.limits import Limits
 
 __all__ = ["V2"]
@@ -94,6 +94,12 @@ class V2(Driver):
             names = " ".join(f"+{name}" for name in sorted(self.controllers))
             (subtree.directories[0] / "cgroup.subtree_control").write_text(names)
         except OSError as error:
+            if error.errno == errno.EAGAIN:
+                raise SandboxSetupError(
+                    "cgroup mkdir",
+                    errno.EAGAIN,
+                    f"{error.filename}: raise cgroup.max.descendants or cgroup.max.depth above it",
+                ) from error
             raise HostNotSupportedError(
                 f"cgroup {self.base} is not delegated to this process "
                 f"({error.strerror}: {error.filename})",

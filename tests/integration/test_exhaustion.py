@@ -136,7 +136,7 @@ async def test_zygote_without_descriptors() -> None:
         pid = pool._stock.zygote.pid
         old = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         held = len(os.listdir(f"/proc/{pid}/fd")) if os.access(f"/proc/{pid}/fd", os.R_OK) else 8
-        for room in range(3, held + 12):  # with less poll() fails
+        for room in range(4, held + 12):  # with less poll() fails
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (room, old[1]))
             with anyio.fail_after(30 * SLOW):
                 try:

@@ -97,7 +97,7 @@ async def test_whatever_either_does(
     with anyio.fail_after(40 * SLOW):
         result = await run_pair(solution, interactor, limits=limits, transcript=transcript)
     assert (result.solution.status, result.interactor.status) == statuses
-    if first is not None:
+    if first is not None and SLOW == 1:  # else an exit takes longer than what it causes
         assert result.first_to_end == first
 
 
@@ -133,7 +133,10 @@ async def test_idleness() -> None:
     assert result.idle
     assert (result.solution.status, result.interactor.status) == ("killed", "killed")
     work = "import time\nend = time.monotonic() + %s\nwhile time.monotonic() < end: pass"
-    result = await run_pair(python(work % (1.2 * SLOW)), ["cat"], idle_time=0.4 * SLOW)
+    limits = Limits(cpu_time=20 * SLOW, wall_time=60 * SLOW)
+    result = await run_pair(
+        python(work % (1.2 * SLOW)), ["cat"], idle_time=0.4 * SLOW, limits=limits
+    )
     assert not result.idle
     assert result.solution.ok and result.interactor.ok
 

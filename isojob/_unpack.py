@@ -1,0 +1,253 @@
+"""Unpacking the layers of a container image into one directory, as if their author were hostile.
+
+Every name is walked from the directory's descriptor, one component at a time; links on the way are
+followed as a process inside would, and so never lead out. Sizes and counts are bounded before they
+are used. What a layer deletes (``.wh.`` names of the OCI image specification, layer.md) is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from contextlib import suppress
+from typing import IO, Any
+
+from isojob.errors import ImageError
+
+__all__ = ["MAX_BYTES", "MAX_ENTRIES", "Unpacker"]
+
+MAX_BYTES = 16 << 30
+"""Of all files of an image together."""
+MAX_ENTRIES = 2_000_000
+_MAX_LINKS = 40
+_MAX_DEPTH = 200
+_MAX_HEADER = 1 << 20
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose headers are bounded: tarfile reads long names and pax records at once."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        headers = (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        )
+        if self.type in headers and self.size > _MAX_HEADER:
+            raise ImageError("a layer has a header of unlikely size")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+class Unpacker:
+    """Puts layers on top of each other.
+
+    Args:
+        directory: An empty directory of ours.
+        max_bytes: Of all files together.
+        max_entries: Names in all layers together.
+    """
+
+    def __init__(
+        self, directory: str, *, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES
+    ) -> None:
+        self._root = os.open(directory, _DIRECTORY)
+        self._bytes = self._most = max_bytes
+        self._entries = max_entries
+
+    @property
+    def used(self) -> int:
+        """Bytes of files in the layers so far."""
+        return self._most - self._bytes
+
+    def close(self) -> None:
+        """Closes the directory."""
+        os.close(self._root)
+
+    def layer(self, stream: IO[bytes]) -> None:
+        """Unpacks one layer, a tar archive, compressed by gzip, bzip2 or xz or not at all.
+
+        Raises:
+            ImageError: It is no such archive, or holds what an image must not.
+        """
+        made: set[str] = set()
+        try:
+            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
+                for member in archive:
+                    self._entries -= 1
+                    self._bytes -= member.size
+                    if self._entries < 0 or self._bytes < 0:
+                        raise ImageError("its files are too many, or too large, together")
+                    self._member(archive, member, made)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ImageError(f"a layer is no tar archive: {error}") from error
+
+    def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, made: set[str]) -> None:
+        parts = _parts(member.name)
+        if not parts:
+            return  # the root itself
+        parent = self._parent(parts)
+        try:
+            name = parts[-1]
+            if name == _OPAQUE:
+                self._empty(parent, "/".join(parts[:-1]), made)
+            elif name.startswith(_WHITEOUT):
+                _remove(parent, name[len(_WHITEOUT) :])
+            else:
+                self._put(archive, member, parent, name)
+                made.add("/".join(parts))
+        finally:
+            os.close(parent)
+
+    def _put(
+        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str
+    ) -> None:
+        mode = member.mode & 0o777  # a set-id bit has no force in a sandbox
+        if member.isdir():
+            _make_directory(parent, name)
+            _chmod(parent, name, mode | 0o700)
+            return
+        if not (member.isreg() or member.issym() or member.islnk()):
+            kind = "a FIFO" if member.isfifo() else "a device"
+            raise ImageError(f"{member.name!r} is {kind}")
+        _remove(parent, name)
+        if member.issym():
+            if "\0" in member.linkname or not member.linkname:
+                raise ImageError(f"{member.name!r} is a link to nothing")
+            os.symlink(member.linkname, name, dir_fd=parent)
+        elif member.islnk():
+            self._link(member, parent, name)
+        else:
+            self._write(archive, member, parent, name, mode)
+
+    @staticmethod
+    def _write(
+        archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str, mode: int
+    ) -> None:
+        source = archive.extractfile(member)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            while source is not None and (data := source.read(1 << 20)):
+                while data:
+                    data = data[os.write(fd, data) :]
+            os.fchmod(fd, mode | 0o400)
+        finally:
+            os.close(fd)
+
+    def _link(self, member: tarfile.TarInfo, parent: int, name: str) -> None:
+        parts = _parts(member.linkname)
+        if not parts:
+            raise ImageError(f"{member.name!r} is a hard link to the root")
+        other = self._parent(parts)
+        try:
+            info = os.stat(parts[-1], dir_fd=other, follow_symlinks=False)
+            if not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
+                raise ImageError(f"{member.name!r} is a hard link to no file")
+            os.link(parts[-1], name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            raise ImageError(f"{member.name!r} is a hard link to nothing") from None
+        finally:
+            os.close(other)
+
+    def _parent(self, parts: list[str]) -> int:
+        """The directory that holds the last part, made as needed; links stay inside the root."""
+        todo = list(reversed(parts[:-1]))
+        path = [os.dup(self._root)]
+        links = 0
+        try:
+            while todo:
+                part = todo.pop()
+                if part == "..":
+                    if len(path) > 1:
+                        os.close(path.pop())
+                    continue
+                try:
+                    target = os.readlink(part, dir_fd=path[-1])
+                except FileNotFoundError:
+                    os.mkdir(part, 0o755, dir_fd=path[-1])
+                except OSError:  # no link
+                    pass
+                else:
+                    links += 1
+                    if links > _MAX_LINKS:
+                        raise ImageError(f"{'/'.join(parts)!r}: too many links")
+                    if target.startswith("/"):
+                        while len(path) > 1:
+                            os.close(path.pop())
+                    todo += [
+                        piece for piece in reversed(target.split("/")) if piece not in ("", ".")
+                    ]
+                    continue
+                if len(path) > _MAX_DEPTH:
+                    raise ImageError(f"{'/'.join(parts)[:80]!r}: too deep")
+                try:
+                    path.append(os.open(part, _DIRECTORY, dir_fd=path[-1]))
+                except NotADirectoryError:
+                    raise ImageError(f"{'/'.join(parts)!r}: {part!r} is no directory") from None
+            return path.pop()
+        finally:
+            for fd in path:
+                os.close(fd)
+
+    def _empty(self, directory: int, prefix: str, made: set[str]) -> None:
+        """An opaque directory: nothing of lower layers is left, but what this one has put there."""
+        for name in os.listdir(directory):
+            full = f"{prefix}/{name}" if prefix else name
+            if full not in made and not any(other.startswith(f"{full}/") for other in made):
+                _remove(directory, name)
+
+
+def _parts(name: str) -> list[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise ImageError(f"{name!r} leads out of the image")
+    if len(parts) > _MAX_DEPTH or any(len(os.fsencode(part)) > 255 for part in parts):
+        raise ImageError(f"{name[:80]!r}: too long")
+    return parts
+
+
+def _make_directory(parent: int, name: str) -> None:
+    try:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=parent)
+            os.mkdir(name, 0o755, dir_fd=parent)
+
+
+def _chmod(parent: int, name: str, mode: int) -> None:
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _remove(parent: int, name: str) -> None:
+    """Whatever has that name, with all below; links are not followed."""
+    if name in ("", ".", "..") or "/" in name:
+        raise ImageError(f"{name!r} cannot be deleted")
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(info.st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        with suppress(OSError):
+            os.fchmod(fd, 0o700)
+        for entry in os.listdir(fd):
+            _remove(fd, entry)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)

@@ -1,0 +1,281 @@
+"""Container images: what is read, and what is refused. No job runs here."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import platform
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isojob import Image, ImageError, Root
+
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+Entry = tuple[str, Any]
+
+
+def layer(*entries: Entry) -> bytes:
+    """A tar archive: names to bytes, or to the fields of a header."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in entries:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+                continue
+            for key, value in content.items():
+                setattr(member, key, value)
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    return out.getvalue()
+
+
+def link(target: str) -> dict[str, Any]:
+    return {"type": tarfile.SYMTYPE, "linkname": target}
+
+
+def hard(target: str) -> dict[str, Any]:
+    return {"type": tarfile.LNKTYPE, "linkname": target}
+
+
+DIRECTORY = {"type": tarfile.DIRTYPE, "mode": 0o755}
+CONFIG = {
+    "Env": ["PATH=/bin", "X=1=2"],
+    "WorkingDir": "/app",
+    "Entrypoint": ["/run"],
+    "Cmd": ["-v"],
+}
+
+
+class Layout:
+    """An OCI image layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "blobs/sha256").mkdir(parents=True)
+        (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        self.manifests: list[dict[str, Any]] = []
+
+    def blob(self, data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        (self.path / "blobs/sha256" / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    def image(self, *layers: bytes, name: str = "", **platform_of: str) -> Path:
+        config = self.blob(json.dumps({"config": CONFIG, "architecture": MACHINE}).encode())
+        manifest = {"config": config, "layers": [self.blob(data) for data in layers]}
+        entry = self.blob(json.dumps(manifest).encode())
+        if name:
+            entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+        if platform_of:
+            entry["platform"] = platform_of
+        self.manifests.append(entry)
+        (self.path / "index.json").write_text(json.dumps({"manifests": self.manifests}))
+        return self.path
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "image")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def tree(image: Image) -> dict[str, str]:
+    """All names of its root: what a file holds, where a link leads, "/" for a directory."""
+    found = {}
+    for top, directories, files in os.walk(image.path):
+        for name in directories + files:
+            path = Path(top, name)
+            key = str(path.relative_to(image.path))
+            if path.is_symlink():
+                found[key] = f"-> {os.readlink(path)}"
+            else:
+                found[key] = "/" if path.is_dir() else path.read_text()
+    return found
+
+
+def test_layers_deletions_links(layout: Layout, store: Path) -> None:
+    """The upper layer adds, replaces, deletes; links inside the image are followed inside it."""
+    base = layer(
+        ("usr", DIRECTORY), ("usr/lib", DIRECTORY), ("lib", link("usr/lib")), ("abs", link("/usr/lib")),
+        ("usr/lib/a", b"a"), ("usr/lib/b", b"b"), ("etc/x", b"1"), ("etc/y", b"2"), ("gone/z", b"3"),
+        ("old/1", b"1"), ("old/2", b"2"), ("file", b"f"), ("hard", hard("file")),
+    )  # fmt: skip
+    top = layer(
+        ("lib/c", b"c"), ("abs/d", b"d"), ("./etc/x", b"new"), ("etc/.wh.y", b""), (".wh.gone", b""),
+        ("old/3", b"3"), ("old/.wh..wh..opq", b""), ("file", DIRECTORY), ("file/in", b"in"),
+        ("up", link("../../../../etc")), ("up/z", b"z"),
+    )  # fmt: skip
+    image = Image.load(layout.image(base, gzip.compress(top), name="some:tag"), store=store)
+    assert tree(image) == {
+        "usr": "/", "usr/lib": "/", "lib": "-> usr/lib", "abs": "-> /usr/lib",
+        "usr/lib/a": "a", "usr/lib/b": "b", "usr/lib/c": "c", "usr/lib/d": "d",
+        "etc": "/", "etc/x": "new", "etc/z": "z", "old": "/", "old/3": "3",
+        "file": "/", "file/in": "in", "hard": "f", "up": "-> ../../../../etc",
+    }  # fmt: skip
+    assert (image.name, image.workdir, image.entrypoint) == ("some:tag", "/app", ("/run", "-v"))
+    assert image.env == {"PATH": "/bin", "X": "1=2"}
+    sandbox = image.sandbox(env={"X": "3"})
+    assert sandbox.root == Root.directory(image.path) == Root.oci(layout.path, store=store)
+    assert dict(sandbox.env) == {"PATH": "/bin", "X": "3"}
+    assert Image.model_validate_json(image.model_dump_json()) == image
+
+
+def test_unpacked_once(layout: Layout, store: Path) -> None:
+    """The second time nothing is written; what a killed import left is swept."""
+    path = layout.image(layer(("a", b"1")))
+    (store / "tmp-left" / "rootfs").mkdir(parents=True)
+    image = Image.load(path, store=store)
+    marker = Path(image.path) / "marker"
+    marker.write_text("")
+    assert Image.load(path, store=store) == image
+    assert marker.exists()
+    assert sorted(entry.name for entry in store.iterdir()) == [image.digest[7:]]
+    assert Image.stored(store) == [image]
+    assert Image.prune(keep=1, store=store) == []
+    assert Image.prune(store=store) == [image]
+    assert Image.stored(store) == [] and list(store.iterdir()) == []
+    assert Image.stored(store / "none") == Image.prune(store=store / "none") == []
+
+
+def test_archives(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """The same as a tar, compressed or not; and as docker save wrote it of old."""
+    image = Image.load(layout.image(layer(("a", b"1"))), store=store)
+    for mode, name in (("w", "plain.tar"), ("w:gz", "packed.tar.gz")):
+        with tarfile.open(tmp_path / name, mode) as archive:  # type: ignore[call-overload]
+            archive.add(layout.path, arcname=".")
+        assert Image.load(tmp_path / name, store=store) == image
+    data = layer(("a", b"docker"))
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    config = json.dumps({"config": {}, "rootfs": {"diff_ids": [digest, digest]}}).encode()
+    entry = {"Config": "c.json", "RepoTags": ["r:1"], "Layers": ["x/layer.tar", "y/layer.tar"]}
+    made = tmp_path / "docker.tar"
+    made.write_bytes(
+        layer(
+            ("manifest.json", json.dumps([entry]).encode()),
+            ("c.json", config),
+            ("x/layer.tar", data),
+            ("y/layer.tar", link("../x/layer.tar")),
+        )
+    )
+    saved = Image.load(made, store=store)
+    assert tree(saved) == {"a": "docker"}
+    assert (saved.name, saved.workdir, saved.entrypoint) == ("r:1", "/", ())
+    with pytest.raises(ImageError, match="reference"):
+        Image.load(made, store=store, reference="r:2")
+
+
+def test_which(layout: Layout, store: Path) -> None:
+    """By name and by machine; an index in an index."""
+    layout.image(layer(("a", b"1")), name="one")
+    layout.image(layer(("a", b"other")), name="one", architecture="s390x", os="linux")
+    layout.image(layer(("a", b"2")), name="two", architecture=MACHINE)
+    assert tree(Image.load(layout.path, store=store, reference="two")) == {"a": "2"}
+    assert tree(Image.load(layout.path, store=store, reference="one")) == {"a": "1"}
+    for reference in (None, "three"):
+        with pytest.raises(ImageError, match="images for"):
+            Image.load(layout.path, store=store, reference=reference)
+    nested = layout.blob(json.dumps({"manifests": [layout.manifests[2]]}).encode())
+    (layout.path / "index.json").write_text(json.dumps({"manifests": [nested]}))
+    assert tree(Image.load(layout.path, store=store)) == {"a": "2"}
+
+
+BOMB = {"size": 1 << 20}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("/etc/passwd", b"x")],
+        [("../x", b"x")],
+        [("a/../../x", b"x")],
+        [("x", hard("../outside"))],
+        [("x", hard("/etc/passwd"))],
+        [("x", hard("nowhere"))],
+        [("d", DIRECTORY), ("x", hard("d"))],
+        [("dev/sda", {"type": tarfile.BLKTYPE, "devmajor": 8})],
+        [("dev/null", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3})],
+        [("fifo", {"type": tarfile.FIFOTYPE})],
+        [("a", link("a")), ("a/b", b"x")],
+        [("a", link("b")), ("b", link("a")), ("a/b", b"x")],
+        [("a", b"x"), ("a/b", b"x")],
+        [("a" * 256, b"x")],
+        [("/".join(["d"] * 300), b"x")],
+        [("l", link("/".join(["d"] * 150))), ("l/" + "/".join(["e"] * 150), b"x")],
+        [(f"big{n}", BOMB) for n in range(12)],
+        [(".wh...", b"")],
+        [("x\0y", b"")],
+    ],
+)  # fmt: skip
+def test_hostile_layers(layout: Layout, store: Path, tmp_path: Path, entries: list[Entry]) -> None:
+    """Refused, with nothing outside written or read, and nothing left in the store."""
+    (tmp_path / "outside").write_text("secret")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    if "\0" in entries[0][0]:
+        data = layer(("xAy", b"")).replace(b"xAy", b"x\0y")  # a header that a writer refuses
+        data = layer(("ok", b"1")) if data == layer(("xAy", b"")) else data
+        path = layout.image(data)
+    else:
+        path = layout.image(layer(*entries))
+    with pytest.raises(ImageError):
+        Image.load(path, store=store, max_bytes=10 << 20)
+    assert list(store.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "store"])
+
+
+def test_links_do_not_lead_out(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """A link to a directory of the host is one inside the image to whoever writes through it."""
+    (tmp_path / "host").mkdir()
+    for target in (str(tmp_path / "host"), "../../../../../../../.." + str(tmp_path / "host")):
+        data = layer(("out", link(target)), ("out/file", target.encode()))
+        image = Image.load(layout.image(data), store=store) if not layout.manifests else None
+        if image is None:
+            layout.manifests.clear()
+            image = Image.load(layout.image(data), store=store)
+        assert list((tmp_path / "host").iterdir()) == []
+        inside = Path(image.path, str(tmp_path / "host").lstrip("/"), "file")
+        assert inside.read_text() == target
+
+
+def test_broken_images(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """Wrong digests, cut files, nonsense: a named error, nothing left."""
+    data = layer(("a", b"1" * 5000))
+    path = layout.image(data)
+    blob = layout.path / "blobs/sha256" / hashlib.sha256(data).hexdigest()
+    index = (layout.path / "index.json").read_text()
+    for bad in (
+        data.replace(b"1111", b"1211", 1),
+        data[:1000],
+        gzip.compress(data)[:-20],
+        b"",
+        b"\xff" * 5000,
+    ):
+        blob.write_bytes(bad)
+        with pytest.raises(ImageError):
+            Image.load(path, store=store)
+    blob.unlink()
+    with pytest.raises(ImageError, match="No such file"):
+        Image.load(path, store=store)
+    for text in ("", "[]", "{}", '{"manifests": [{}]}', '{"manifests": [{"digest": "md5:1"}]}',
+                 index.replace("sha256:", "sha256:../../"), '{"manifests": 3}'):  # fmt: skip
+        (layout.path / "index.json").write_text(text)
+        with pytest.raises(ImageError):
+            Image.load(path, store=store)
+    (layout.path / "index.json").unlink()
+    (tmp_path / "no.tar").write_bytes(b"no archive")
+    for other in (path, tmp_path / "no.tar"):
+        with pytest.raises(ImageError):
+            Image.load(other, store=store)
+    with pytest.raises(OSError, match="No such file"):
+        Image.load(tmp_path / "none", store=store)
+    assert list(store.iterdir()) == []
