@@ -1,15 +1,15 @@
 """Container images as roots: read, verified, unpacked once into a store.
 
-Read are OCI image layouts (a directory, or a tar of it, as ``skopeo copy ... oci-archive:`` and
-``docker save`` of today write) and the older format of ``docker save``. Every digest is verified
-while its bytes are read. An image is unpacked into one directory, so that a job pays for its root
-as for any directory.
+OCI image layouts (a directory, or a tar of it, as ``skopeo copy ... oci-archive:`` and ``docker
+save`` of today write) and the older format of ``docker save``. Every digest is verified while its
+bytes are read. All layers go into one directory: a job pays for its root as for any directory.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -59,7 +59,7 @@ class Image(Model, frozen=True):
     digest: str
     name: str = ""
     path: Name
-    env: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    env: dict[str, str] = {}  # noqa: RUF012
     workdir: str = "/"
     entrypoint: tuple[str, ...] = ()
     size: int = 0
@@ -327,17 +327,28 @@ def _find_docker(source: _Source, reference: str | None) -> _Found:
     return _Found(digest, name, config, list(zip(entry["Layers"], digests, strict=True)))
 
 
-class _Hashed:
+class _Hashed(io.RawIOBase):
     """A stream that is hashed as it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
         self._file = file
         self._digest = hashlib.sha256()
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
         self._digest.update(data)
-        return data
+        return len(data)
+
+    @override
+    def close(self) -> None:
+        """Not before `rest`: who reads layers closes what it wraps."""
 
     def rest(self) -> str:
         """The digest of all of it."""

@@ -7,11 +7,18 @@ are used. What a layer deletes (``.wh.`` names of the OCI image specification, l
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import stat
 import tarfile
+import zlib
 from contextlib import suppress
 from typing import IO, Any
+
+from typing_extensions import override
 
 from isojob.errors import ImageError
 
@@ -77,14 +84,18 @@ class Unpacker:
         """
         made: set[str] = set()
         try:
-            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
+            # Not by tarfile itself: it reads the first of several gzip members, which pgzip writes.
+            with (
+                _decompressed(stream) as plain,
+                tarfile.open(fileobj=_Ended(plain), mode="r|", tarinfo=_Member) as archive,
+            ):
                 for member in archive:
                     self._entries -= 1
                     self._bytes -= member.size
                     if self._entries < 0 or self._bytes < 0:
                         raise ImageError("its files are too many, or too large, together")
                     self._member(archive, member, made)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise ImageError(f"a layer is no tar archive: {error}") from error
@@ -203,6 +214,45 @@ class Unpacker:
             full = f"{prefix}/{name}" if prefix else name
             if full not in made and not any(other.startswith(f"{full}/") for other in made):
                 _remove(directory, name)
+
+
+class _Ended(io.RawIOBase):
+    """An archive with its end: umoci leaves out the last block's padding, and the end's blocks."""
+
+    def __init__(self, plain: IO[bytes]) -> None:
+        super().__init__()
+        self._plain = plain
+        self._total = 0
+        self._end: bytes | None = None
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        data = self._plain.read(len(buffer)) if self._end is None else b""
+        self._total += len(data)
+        if not data:
+            if self._end is None:
+                self._end = bytes(-self._total % 512 + 1024)
+            data, self._end = self._end[: len(buffer)], self._end[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _decompressed(stream: IO[bytes]) -> IO[bytes]:
+    buffered = io.BufferedReader(stream, 1 << 16)  # type: ignore[type-var]
+    start = buffered.peek(6)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]
+    if start.startswith(b"BZh"):
+        return bz2.BZ2File(buffered)
+    if start.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMAFile(buffered)
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        raise ImageError("a layer is compressed by zstd: write the image with gzip")
+    return buffered
 
 
 def _parts(name: str) -> list[str]:

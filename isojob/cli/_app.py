@@ -11,6 +11,7 @@ import isojob
 from isojob.cli import INTERRUPTED, OUR_FAULT
 from isojob.cli._attack import attack
 from isojob.cli._doctor import doctor
+from isojob.cli._images import image
 from isojob.cli._options import OptionError
 from isojob.cli._run import HELP, run
 from isojob.cli._seccomp import seccomp
@@ -45,6 +46,7 @@ app.command(
 app.command("doctor")(doctor)
 app.command("attack")(attack)
 app.add_typer(seccomp, name="seccomp")
+app.add_typer(image, name="image")
 
 
 def _version(wanted: bool) -> None:

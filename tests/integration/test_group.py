@@ -93,7 +93,7 @@ async def test_whatever_either_does(
     first: str | None,
 ) -> None:
     """No deadlock; each has its own verdict, and it is known whose end came first."""
-    limits = Limits(wall_time=20 * SLOW, cpu_time=0.3)
+    limits = Limits(wall_time=20 * SLOW, cpu_time=0.3 * SLOW)
     with anyio.fail_after(40 * SLOW):
         result = await run_pair(solution, interactor, limits=limits, transcript=transcript)
     assert (result.solution.status, result.interactor.status) == statuses

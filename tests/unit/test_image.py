@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import platform
 import tarfile
@@ -175,6 +177,23 @@ def test_archives(layout: Layout, store: Path, tmp_path: Path) -> None:
         Image.load(made, store=store, reference="r:2")
 
 
+def test_compressions(layout: Layout, store: Path) -> None:
+    """By several gzip members, bzip2, xz; zstd is told."""
+    data = layer(("a", b"1" * 100_000))
+    half = len(data) // 2
+    for packed in (
+        gzip.compress(data[:half]) + gzip.compress(data[half:]),
+        bz2.compress(data),
+        lzma.compress(data),
+        data.rstrip(b"\0"),  # as umoci ends it
+    ):
+        layout.manifests.clear()
+        assert tree(Image.load(layout.image(packed), store=store)) == {"a": "1" * 100_000}
+    layout.manifests.clear()
+    with pytest.raises(ImageError, match="zstd"):
+        Image.load(layout.image(b"\x28\xb5\x2f\xfd" + data), store=store)
+
+
 def test_which(layout: Layout, store: Path) -> None:
     """By name and by machine; an index in an index."""
     layout.image(layer(("a", b"1")), name="one")
@@ -279,3 +298,21 @@ def test_broken_images(layout: Layout, store: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         Image.load(tmp_path / "none", store=store)
     assert list(store.iterdir()) == []
+
+
+def test_command(layout: Layout, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Import prints where the root is; list and prune tell what there is."""
+    from isojob.cli._app import invoke
+
+    path = str(layout.image(layer(("a", b"1")), name="evil\x1b[2J"))
+    options = ["--store", str(store)]
+    assert invoke(["image", "import", path, *options]) == 0
+    root = capsys.readouterr().out.strip()
+    assert (Path(root) / "a").read_text() == "1"
+    assert invoke(["image", "list", *options]) == 0
+    listed = capsys.readouterr().out
+    assert "sha256:" in listed and "\x1b[2J" not in listed
+    assert invoke(["image", "prune", *options]) == 0
+    assert "removed sha256:" in capsys.readouterr().out
+    assert invoke(["image", "import", "/no/such/image", *options]) == 125
+    assert "No such file" in capsys.readouterr().err

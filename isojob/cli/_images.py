@@ -1,0 +1,75 @@
+"""``isojob image``: container images, unpacked as roots for jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.table import Table
+
+from isojob._image import Image, default_store
+from isojob.cli._console import make_console
+from isojob.cli._options import OptionError
+
+__all__ = ["image"]
+
+image = typer.Typer(
+    help="Unpack container images, for `isojob run --rootfs` and `Root.directory`.",
+    no_args_is_help=True,
+)
+
+_Store: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", metavar="DIR", help=f"Where they are kept: by default {default_store()}."
+    ),
+]
+
+
+@image.command("import")
+def import_(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGE", help="An OCI layout, an archive of docker save or skopeo."),
+    ],
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="NAME", help="Which, if there are several.")
+    ] = None,
+    store: _Store = None,
+) -> int:
+    """Unpack an image, unless it is there already, and print the directory of its root."""
+    try:
+        typer.echo(Image.load(path, reference=reference, store=store).path)
+    except OSError as error:
+        raise OptionError("IMAGE", str(error)) from error
+    return 0
+
+
+@image.command("list")
+def list_(store: _Store = None) -> int:
+    """List the images that are unpacked, the last used first."""
+    table = Table(box=None)
+    for heading in ("DIGEST", "NAME", "SIZE", "ROOT"):
+        table.add_column(heading, overflow="fold")
+    for one in Image.stored(store):
+        size = f"{one.size / 2**20:.1f} MiB"
+        table.add_row(one.digest[:19], _plain(one.name), size, one.path)
+    make_console().print(table)
+    return 0
+
+
+@image.command("prune")
+def prune(
+    keep: Annotated[int, typer.Option("--keep", min=0, help="How many stay, the last used.")] = 0,
+    store: _Store = None,
+) -> int:
+    """Remove unpacked images. Pools that use one of them fail from then on."""
+    for one in Image.prune(keep, store):
+        typer.echo(f"removed {one.digest} {_plain(one.name)}".rstrip())
+    return 0
+
+
+def _plain(name: str) -> str:
+    """A name as its author wrote it, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in name)
