@@ -23,7 +23,7 @@ from isojob._ends import Receiver, Sender
 from isojob._job import CAPTURE, DEVNULL, Job
 from isojob._streams import Capture, Feed, Meter
 from isojob.cgroups import live
-from isojob.errors import HostNotSupportedError, IsojobError
+from isojob.errors import HostNotSupportedError, IsojobError, PoolClosedError
 from isojob.result import Result, Usage
 
 if sys.platform != "win32":
@@ -142,6 +142,9 @@ class IsolatedProcess(anyio.abc.Process):
             self._error = error
         except OSError as error:
             self._error = error
+        except BaseException:
+            self._error = PoolClosedError("the block was left before the job had ended")
+            raise
         finally:
             self._lease = None
             self._close_ends()

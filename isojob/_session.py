@@ -136,7 +136,8 @@ class SessionStock(Stock):
         self.devices = of.devices
         self._posture = of.posture
         self.zygote = zygote
-        self._shelf = Shelf(self._spec(zygote, limits), Level(1, self.wanted_range[1]))
+        most = self.wanted_range[1]
+        self._shelf = Shelf(self._spec(zygote, limits), Level(min(1, most), most))
         self.open = True
 
     @override
@@ -318,7 +319,7 @@ class Session:
         """Writes files into the directory, instead of what is there under these names.
 
         Args:
-            files: As for `run_isolated`.
+            files: As for `run_isolated`; at most ``limits.disk`` bytes at once.
 
         Raises:
             SandboxSetupError: There is no room, or a directory stands in the way.

@@ -31,6 +31,19 @@ def _user_namespaces() -> str:
     return CONTAINER
 
 
+def _want(stage: str, number: int) -> str:
+    """What to raise where something has run out."""
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "raise the hard limit of open files: ulimit -Hn, LimitNOFILE= of a systemd unit"
+    if number == errno.EAGAIN and stage.startswith("clone"):
+        return "raise pids.max of the cgroup around this process (TasksMax=), or RLIMIT_NPROC"
+    if number == errno.EAGAIN and stage == "cgroup mkdir":
+        return "raise cgroup.max.descendants or cgroup.max.depth above this process"
+    if number == errno.EOWNERDEAD:
+        return "the zygote could not take the request: no descriptor was free, or it was dying"
+    return ""
+
+
 def to_exception(failure: Failure) -> IsojobError:
     """The exception for a stage that failed in zygote or init."""
     stage, number = failure.stage, failure.errno
@@ -69,6 +82,12 @@ def to_exception(failure: Failure) -> IsojobError:
         return SandboxSetupError(
             stage, number, "this seccomp profile needs limits.processes of at least 2"
         )
+    if stage.startswith("overlay") and number in (errno.ENODEV, errno.EPERM):
+        return HostNotSupportedError(
+            f"overlayfs cannot be mounted ({os.strerror(number)})", "modprobe overlay; as root once"
+        )
+    if detail := _want(stage, number):
+        return SandboxSetupError(stage, number, detail)
     if number == errno.ENOSYS:
         return HostNotSupportedError(
             f"{stage}: the kernel, or a seccomp filter around us, lacks the system call",

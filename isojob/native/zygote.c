@@ -218,6 +218,9 @@ static void shut_down(struct zygote *z)
         reap(z);
         retry_removals(z);
     }
+    for (uint32_t i = 0; i < z->config.slots; i++)
+        if (z->slots[i].pid > 0) /* somebody has stopped it */
+            kill(z->slots[i].pid, SIGKILL);
 }
 
 static bool serve(struct zygote *z)
