@@ -38,6 +38,7 @@ EVERY_ERROR = [
     errors.PoolBrokenError("init died"),
     errors.QueueFullError(),
     errors.ProfileError("rule 3: unknown action"),
+    errors.ImageError("a layer has another digest"),
     errors.JobFailedError(RESULT),
 ]
 
