@@ -77,6 +77,11 @@ def failure(raw: RawResult, command: str, path: str) -> IsojobError | None:
                 return SandboxSetupError("execve", number)
             return CommandNotExecutableError(command, errno=number)
         return failures.to_exception(raw.failure)
+    if raw.state != JobState.EXEC and CAUSES[raw.cause] == "seccomp":
+        call = syscall_name(raw.arch, raw.nr)
+        return SandboxSetupError(
+            "seccomp", 0, f"the profile kills for {call}, which the launcher needs for this job"
+        )
     if raw.state != JobState.EXEC and CAUSES[raw.cause] in ("none", "oom"):
         how = "exited" if raw.code == 1 else "was killed by signal"
         return SandboxSetupError(

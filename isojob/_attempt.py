@@ -27,9 +27,12 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
             if number == _ATTEMPTS - 1:
                 raise
             continue  # with a new zygote
+        run = Run(lease, job)
         try:
-            outcome = await Run(lease, job).run(shelf.spec)
+            outcome = await run.run(shelf.spec)
         except CellFailedError as error:
+            if run.was_started:
+                raise _why_gone(stock, lease.zygote, error) from None
             # A parked cell may have failed long ago, for a reason that has passed.
             if error.failure.stage == "zygote" or not lease.zygote.listens:
                 lease.zygote.broken = True

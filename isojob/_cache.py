@@ -58,6 +58,7 @@ class Cache:
         add(job.environment.fields)
         add((job.cwd or "").encode())
         add(job.limits.model_dump_json().encode())
+        add(f"{job.stdout} {job.stderr} {job.no_exec}".encode())
         add(repr(job.collect).encode("utf-8", "surrogateescape"))
         add(job.input or b"")
         for name, content in sorted(job.files.items()):

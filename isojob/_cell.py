@@ -30,7 +30,7 @@ YOUNG_NS = 100_000_000
 """A job that is older gets a service of its own, and bounds for its silence."""
 STUCK_SECONDS = 30.0
 """How long zygote and init may be silent when a word from them is due."""
-_PARKED, _NONE = int(JobState.PARKED), CAUSES.index("none")
+_PARKED, _EXEC, _NONE = int(JobState.PARKED), int(JobState.EXEC), CAUSES.index("none")
 BUDGET = 4 << 20
 """Bytes from one pipe before the others have their turn."""
 
@@ -64,6 +64,7 @@ class Run:
         "job",
         "lease",
         "outcome",
+        "was_started",
     )
 
     def __init__(self, lease: Lease, job: Job) -> None:
@@ -75,6 +76,8 @@ class Run:
         self._collected = 0
         self._ready: select.epoll | None = None
         self._started: Capture | None = None
+        self.was_started = False
+        """Whoever attends the job was told that it runs: it cannot be run elsewhere any more."""
 
     async def run(self, spec: CellSpec) -> Outcome:
         """Sends the job and waits for its end. When it raises, nothing of the cell is left.
@@ -112,8 +115,8 @@ class Run:
                 feed.close_read()
             loop = running_asyncio()
             if self._started is not None:
-                ended = await self._until_started()
-            elif not fed:
+                self._started.close_write()
+            if self._started is not None or not fed:
                 ended = False
             elif loop is not None:
                 ended = await lease.heard(loop, self._take_all, self._is_idle)
@@ -134,19 +137,6 @@ class Run:
                 self._check_stdin()  # it was ended on that account
             raise
         return outcome
-
-    async def _until_started(self) -> bool:
-        """Until the program is executed, or cannot be; whether the job has ended already."""
-        pipe, attended = self._started, self.job.attended
-        assert pipe is not None and attended is not None
-        pipe.close_write()
-        # Closed by execve; or a byte. A launcher that neither says is looked after in `_stream`.
-        if await serve(pipe.read_end, pipe.drain, STUCK_SECONDS):
-            ended = self._take_all()  # also whether the cell was dead
-            if not pipe.total:
-                attended.started()
-            return ended
-        return False
 
     async def _first_on_trio(self) -> bool:
         seconds = SECONDS
@@ -273,6 +263,8 @@ class Run:
         """
         with select.epoll() as self._ready:
             self._ready.register(self.lease.socket, select.EPOLLIN)
+            if self._started is not None:
+                self._ready.register(self._started.read_end, select.EPOLLIN)
             for capture in self._captures:
                 capture.widen()
                 self._ready.register(capture.read_end, select.EPOLLIN)
@@ -299,6 +291,8 @@ class Run:
         for fd, _ in self._ready.poll(0):
             if fd == self.lease.socket.fileno():
                 self._take_all()
+            elif self._started is not None and fd == self._started.read_end:
+                self._look_whether_started(self._started)
             elif fd not in captures:
                 assert isinstance(self._feed, Feed)
                 if self._feed.step():
@@ -313,10 +307,24 @@ class Run:
                     self.lease.stop()
         return self.outcome.raw is not None
 
+    def _look_whether_started(self, pipe: Capture) -> None:
+        """Closed by execve, or by the launcher's death; a byte tells that it did not get there."""
+        assert self._ready is not None and self.job.attended is not None
+        if not pipe.drain():
+            return
+        self._ready.unregister(pipe.read_end)
+        self._take_all()  # the cell's last words, if it has spoken them
+        raw = self.outcome.raw
+        if not pipe.total and (raw is None or raw.state == _EXEC):
+            self.was_started = True
+            self.job.attended.started()
+
     def _drain(self) -> None:
         """Every writer is dead: what is in the pipes is all there will be."""
         for capture in self._captures:
             capture.drain()
+        if self.job.attended is not None:
+            self.job.attended.ended()
 
     def _collect(self, reply: wire.FileReply, fds: list[int]) -> None:
         files, uncollected = self.outcome.files, self.outcome.uncollected

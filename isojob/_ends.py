@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import os
+import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
@@ -14,9 +18,34 @@ from typing_extensions import override
 
 from isojob._streams import Meter, write_some
 
-__all__ = ["Receiver", "Sender"]
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+__all__ = ["CHUNK", "Receiver", "Sender", "drop_after_fork"]
 
 CHUNK = 65536
+
+
+class _Droppable(Protocol):
+    def drop(self) -> None: ...
+
+
+_held: weakref.WeakSet[_Droppable] = weakref.WeakSet()
+
+
+def drop_after_fork(holder: _Droppable) -> None:
+    """Has its descriptors closed in forked children: they would keep a job from an end of file."""
+    _held.add(holder)
+
+
+def _after_fork_in_child() -> None:
+    for holder in list(_held):
+        holder.drop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _End:
@@ -24,6 +53,18 @@ class _End:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        drop_after_fork(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed."""
+        return self._fd >= 0
+
+    def drop(self) -> None:
+        """In a forked child: closes the copy, without a word to the parent's event loop."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     async def aclose(self) -> None:
         """Closes it; who waits for it gets `anyio.ClosedResourceError`."""
@@ -69,6 +110,7 @@ class Receiver(_End, ByteReceiveStream):
     def __init__(self, fd: int, meter: Meter, too_much: Callable[[], None]) -> None:
         super().__init__(fd)
         self._meter = meter
+        self._count = 0
         self._too_much = too_much
 
     @override
@@ -88,7 +130,7 @@ class Receiver(_End, ByteReceiveStream):
             if self._fd < 0:
                 raise anyio.ClosedResourceError
             # One byte beyond the cap is enough to know.
-            room = max_bytes if meter.cap is None else min(max_bytes, meter.cap + 1 - meter.total)
+            room = max_bytes if meter.cap is None else min(max_bytes, meter.cap + 1 - self._count)
             if room <= 0:
                 raise anyio.EndOfStream
             try:
@@ -102,10 +144,19 @@ class Receiver(_End, ByteReceiveStream):
                 data = b""
             if not data:
                 raise anyio.EndOfStream
-            meter.total += len(data)
-            if meter.exceeded:
+            self._count += len(data)
+            meter.total = max(meter.total, self._count)
+            if meter.cap is not None and self._count > meter.cap:
                 self._too_much()
-                data = data[: meter.cap - meter.total] if meter.cap is not None else data
+                data = data[: meter.cap - self._count]
                 if not data:
                     raise anyio.EndOfStream
             return data
+
+    def measure(self) -> None:
+        """Counts what nobody has read yet, now that nobody writes any more."""
+        if self._fd >= 0:
+            left = array.array("i", [0])
+            with suppress(OSError):
+                fcntl.ioctl(self._fd, termios.FIONREAD, left)
+            self._meter.total = max(self._meter.total, self._count + left[0])

@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from isojob._account import make_result
 from isojob._attempt import attempt
-from isojob._ends import Receiver, Sender
+from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike
 from isojob._models import Model
-from isojob._streams import Capture, Feed, Meter
+from isojob._relay import Relay, Side, Transcript
+from isojob._streams import Meter
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError
 from isojob.result import Result
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PairResult", "group", "pair"]
 
-Side: TypeAlias = Literal["solution", "interactor"]
 SAME_NS = 10_000_000
 
 
@@ -73,7 +73,10 @@ class Member:
         self._ends: list[int] = []
         self._lease: Lease | None = None
         self._outcome: Outcome | None = None
+        self.has_ended = False
+        self.at_end: list[Callable[[], None]] = []
         job.attended = self
+        drop_after_fork(self)
 
     def reads(self, fd: int) -> None:
         """Makes a pipe its stdin; the descriptor is ours from now on."""
@@ -91,6 +94,16 @@ class Member:
 
     def started(self) -> None:
         """See `Attended`: the end of a stream is seen when nobody but the job has it open."""
+        self.close()
+
+    def ended(self) -> None:
+        """See `Attended`."""
+        self.has_ended = True
+        for function in self.at_end:
+            function()
+
+    def drop(self) -> None:
+        """In a forked child."""
         self.close()
 
     async def run(self) -> None:
@@ -113,7 +126,9 @@ class Member:
             self._lease.stop()
 
     def cpu_ns(self) -> int | None:
-        """CPU time so far; None: it does not run now."""
+        """CPU time so far; 0: it has ended. None: it does not run yet."""
+        if self.has_ended:
+            return 0
         lease = self._lease
         if lease is None:
             return None
@@ -167,7 +182,7 @@ async def perform(members: Sequence[Member], *extra: Any) -> list[Result]:
                 async with anyio.create_task_group() as further:
                     for function in extra:
                         further.start_soon(function)
-            except* HostNotSupportedError as errors:
+            except* Exception as errors:  # noqa: BLE001 - raised below
                 failure = failure or errors.exceptions[0]
                 tasks.cancel_scope.cancel()
 
@@ -210,56 +225,6 @@ async def _slots_for(pool: Pool, members: Sequence[Member]) -> AsyncIterator[Non
         yield
     finally:
         slots.release(reserved, count)
-
-
-class Transcript:
-    """What two jobs say to each other, read along."""
-
-    def __init__(self, most: int) -> None:
-        self.said: list[tuple[Side, bytes]] = []
-        self.truncated = False
-        self._left = most
-
-    def note(self, side: Side, data: bytes) -> None:
-        """Keeps it as far as there is room; what one says in a row is one piece."""
-        self.truncated = self.truncated or len(data) > self._left
-        data = data[: self._left]
-        self._left -= len(data)
-        if not data:
-            return
-        if self.said and self.said[-1][0] == side:
-            data = self.said.pop()[1] + data
-        self.said.append((side, data))
-
-
-class Relay:
-    """Passes on what one job writes to the other, and notes it."""
-
-    def __init__(self, source: Member, target: Member, side: Side, transcript: Transcript) -> None:
-        pipe, feed = Capture(), Feed(b"")
-        self._from = Receiver(pipe.read_end, Meter(None), lambda: None)
-        self._to = Sender(feed.write_end)
-        self._side: Side = side
-        self._transcript = transcript
-        source.writes(pipe.write_end)
-        target.reads(feed.read_end)
-
-    async def run(self) -> None:
-        """Until one of them closes: then the other sees it, as it would without us between."""
-        try:
-            while True:
-                data = await self._from.receive()
-                self._transcript.note(self._side, data)
-                await self._to.send(data)
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            pass
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Closes both ends. Idempotent."""
-        self._from.close()
-        self._to.close()
 
 
 async def watch_idle(members: Sequence[Member], seconds: float, found: list[bool]) -> None:

@@ -13,21 +13,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from isojob._spec import CellSpec
-from isojob._streams import Meter
 from isojob.errors import SandboxSetupError
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
 from isojob.wire import MessageType, Tag, Writer
 
 if TYPE_CHECKING:
-    from isojob._account import Outcome
-    from isojob._lease import Lease
+    from isojob._attended import Attended
 
 __all__ = [
     "CAPTURE",
     "DEVNULL",
     "STDOUT",
-    "Attended",
     "Content",
     "HasFileno",
     "Job",
@@ -56,23 +53,6 @@ class HasFileno(Protocol):
 
 
 StdioArg: TypeAlias = int | HasFileno
-
-
-class Attended(Protocol):
-    """Somebody who watches a job while it runs, and reads its streams."""
-
-    out: Meter | None
-    err: Meter | None
-    terminal: bool
-
-    def began(self, lease: Lease, outcome: Outcome) -> None:
-        """It was sent to this cell; again to another one, if that turns out to be dead."""
-        ...
-
-    def started(self) -> None:
-        """Its program has been executed."""
-        ...
-
 
 _NOTHING: Mapping[str, Content] = MappingProxyType({})
 

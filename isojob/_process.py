@@ -19,16 +19,17 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import override
 
 from isojob._account import usage_so_far
-from isojob._ends import Receiver, Sender
+from isojob._ends import Receiver, Sender, drop_after_fork
 from isojob._job import CAPTURE, DEVNULL, Job
 from isojob._streams import Capture, Feed, Meter
 from isojob.cgroups import live
-from isojob.errors import HostNotSupportedError, IsojobError, PoolClosedError
+from isojob.errors import HostNotSupportedError, PoolClosedError
 from isojob.result import Result, Usage
 
 if sys.platform != "win32":
     import fcntl
     import termios
+    from signal import pidfd_send_signal
 
 if TYPE_CHECKING:
     from isojob._account import Outcome
@@ -70,6 +71,7 @@ class IsolatedProcess(anyio.abc.Process):
         self._stdout: Receiver | None = None
         self._stderr: Receiver | None = None
         job.attended = self
+        drop_after_fork(self)
         try:
             if terminal is None:
                 self._open_pipes()
@@ -124,6 +126,19 @@ class IsolatedProcess(anyio.abc.Process):
         """See `Attended`."""
         self._is_started.set()
 
+    def ended(self) -> None:
+        """See `Attended`."""
+        for stream in (self._stdout, self._stderr):
+            if stream is not None:
+                stream.measure()
+
+    def drop(self) -> None:
+        """In a forked child: the streams are dropped by themselves."""
+        self._close_ends()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
     def _too_much(self) -> None:
         self._end("output")
 
@@ -138,9 +153,7 @@ class IsolatedProcess(anyio.abc.Process):
         """The job from admission to its end."""
         try:
             self._result = await pool.perform(self._job)
-        except IsojobError as error:
-            self._error = error
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - raised where it is asked for
             self._error = error
         except BaseException:
             self._error = PoolClosedError("the block was left before the job had ended")
@@ -198,7 +211,7 @@ class IsolatedProcess(anyio.abc.Process):
 
         Raises:
             PoolBrokenError: The zygote or the cell's init was killed under the job.
-            PoolClosedError: The pool was closed.
+            PoolClosedError: The pool was closed, or the block was left by an error.
         """
         await self._has_ended.wait()
         if self._error is not None:
@@ -235,7 +248,7 @@ class IsolatedProcess(anyio.abc.Process):
         with suppress(ProcessLookupError):
             pidfd = self._pidfd()
             try:
-                _send_signal(pidfd, signal)
+                pidfd_send_signal(pidfd, signal)
             finally:
                 os.close(pidfd)
 
@@ -284,7 +297,7 @@ class IsolatedProcess(anyio.abc.Process):
     @property
     @override
     def returncode(self) -> int | None:
-        """None while it runs, then as `Result.returncode`."""
+        """None while it runs, and where nothing true can be said; else as `Result.returncode`."""
         return None if self._result is None else self._result.returncode
 
     @property
@@ -332,10 +345,6 @@ class IsolatedProcess(anyio.abc.Process):
             if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**16:
                 raise ValueError(f"a terminal of {rows!r} rows and {columns!r} columns")
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def _send_signal(pidfd: int, number: int) -> None:
-    signal.pidfd_send_signal(pidfd, number)
 
 
 @asynccontextmanager

@@ -2,158 +2,49 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import os
-import select
-import signal
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from typing_extensions import override
 
-from isojob import wire
 from isojob._cache import Cache
-from isojob._descriptors import close_all, receive_fds
-from isojob._job import Content, StrOrBytesPath, read_content
-from isojob._maker import Maker
+from isojob._job import Content, Job, StrOrBytesPath, read_content
 from isojob._models import parse_bytes
-from isojob._shelf import Level, Shelf
+from isojob._session_zygote import SessionStock, SessionZygote
 from isojob._shield import in_thread
-from isojob._spec import CellSpec
-from isojob._stock import Stock
-from isojob._zygote import START_SECONDS, STOP_SECONDS, Zygote
-from isojob.errors import PoolBrokenError, PoolClosedError
-from isojob.host import failures
+from isojob._zygote import Zygote
+from isojob.errors import PoolClosedError, SandboxSetupError
 from isojob.limits import Limits
-from isojob.result import Result, Usage
+from isojob.result import Result, Status, Usage
+from isojob.sandbox import MIN_TMPFS
 from isojob.verdict import total
-from isojob.wire import MessageType, Tag, Writer
 
 if TYPE_CHECKING:
     from isojob._pool import Pool
 
 __all__ = ["Session", "opened_session"]
 
-_GONE = "the session's directory went with the pool's zygote"
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
 
 
-class SessionZygote(Maker):
-    """The zygote of a session, a child of the pool's."""
-
-    def __init__(self, parent: Zygote, disk: int, inodes: int) -> None:
-        super().__init__(parent.driver)
-        self._parent = parent
-        self._pidfd = -1
-        self.numbers = parent.numbers
-        self.subtree = parent.subtree
-        message = Writer(MessageType.SESSION)
-        message.number(Tag.DISK, disk)
-        message.number(Tag.INODES, inodes)
-        self._control = control = parent.ask_for_session(message.message())
-        try:
-            control.settimeout(START_SECONDS)
-            self._await_ready(control)
-            control.setblocking(False)
-        except BaseException:
-            self.let_go()
-            raise
-
-    def _await_ready(self, control: socket.socket) -> None:
-        try:
-            datagram, fds, _ = receive_fds(control)
-        except TimeoutError:
-            raise PoolBrokenError("the pool's zygote does not answer") from None
-        except ConnectionResetError:
-            datagram, fds = b"", []
-        close_all(fds)
-        if not datagram:
-            raise PoolBrokenError("the pool's zygote died")
-        message = wire.decode(datagram)
-        if message.kind is not MessageType.READY:
-            raise failures.to_exception(wire.parse_failure(message))
-        self._pid = wire.parse_ready(message)
-        # It cannot be another's yet: it just spoke, and its parent is the zygote.
-        self._pidfd = os.pidfd_open(self._pid)
-
-    @property
-    @override
-    def pid(self) -> int:
-        return self._pid
-
-    @property
-    @override
-    def alive(self) -> bool:
-        return not self.broken and self._control is not None and self._parent.alive
-
-    @override
-    def kill(self) -> None:
-        self.broken = True
-        if self._pidfd >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    @override
-    def close(self) -> None:
-        control, self._control = self._control, None
-        if control is None:
-            return
-        try:
-            with suppress(OSError):
-                control.shutdown(socket.SHUT_RDWR)
-            control.close()
-            # Not its end of the socket: its namespace, and the directory with it, go after that.
-            if self._pidfd >= 0:
-                dead = select.poll()
-                dead.register(self._pidfd, select.POLLIN)
-                if not dead.poll(STOP_SECONDS * 1000):
-                    self.kill()
-        finally:
-            self._close_pidfd()
-
-    @override
-    def let_go(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        self._close_pidfd()
-
-    def _close_pidfd(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+def _among(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a collected name is one that these patterns ask for, component by component."""
+    parts = name.split("/")
+    return any(
+        len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+        for wanted in (pattern.split("/") for pattern in patterns)
+    )
 
 
-class SessionStock(Stock):
-    """The cells of a session that change its directory, or those that copy it."""
-
-    def __init__(self, of: Stock, zygote: SessionZygote, limits: Limits, *, private: bool) -> None:
-        super().__init__(of.sandbox, limits, of.wanted_range, of.uid_range)
-        self._private = private
-        self.devices = of.devices
-        self._posture = of.posture
-        self.zygote = zygote
-        most = self.wanted_range[1]
-        self._shelf = Shelf(self._spec(zygote, limits), Level(min(1, most), most))
-        self.open = True
-
-    @override
-    def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(zygote.driver, limits, self.devices, private=self._private)
-
-    @override
-    def start(self) -> Maker:
-        if not self.open:
-            raise PoolClosedError
-        raise PoolBrokenError(_GONE)
-
-    def make_anew(self) -> None:
-        """Lets go of the parked cells: what they copied has changed."""
-        for shelf in self._shelves():
-            shelf.empty()
+def _repeatable(job: Job, result: Result) -> bool:
+    """Whether the same again would do the same: nothing came or went by streams of the caller's."""
+    streams = (job.stdin_fd, job.stdin_file)
+    ended = result.status in (Status.OK, Status.NONZERO_EXIT)
+    return ended and streams == (None, None) and job.stdout < 0 and job.stderr < 0
 
 
 class _Turns:
@@ -209,12 +100,14 @@ class Session:
         self, pool: Pool, zygote: SessionZygote, limits: Limits, cache: Cache | None
     ) -> None:
         self.limits = limits
+        # What the directory may hold can be written at once.
+        self._own_limits = limits.model_copy(update={"disk": zygote.disk})
         self._cache = cache
         self._pool = pool
         self._kept = SessionStock(pool.stock, zygote, limits, private=False)
         self._private = SessionStock(pool.stock, zygote, limits, private=True)
         self._turns = _Turns()
-        self._usages: list[Usage] = []
+        self._total = total(())
         self._history = b"" if cache is None else pool.sandbox.model_dump_json().encode()
 
     async def run(
@@ -264,25 +157,46 @@ class Session:
         *,
         keep: bool,
         no_exec: bool = False,
-        modes: dict[str, int] | None = None,
         **options: Any,
     ) -> Result:
-        job = self._pool.job(command, limits, **options)
+        job = self._job(command, limits, options)
         job.no_exec = no_exec
-        stock = self._kept if keep else self._private
-        turn = self._turns.alone() if keep else self._turns.shared()
-        async with turn:
+        if not keep:
+            async with self._turns.shared():
+                return await self._perform(job, keep=False)
+        async with self._turns.alone():
+            # Whatever does not end by itself leaves nobody knows what.
+            before, self._history = self._history, os.urandom(32)
             try:
-                result = await self._pool.perform(job, stock=stock)
+                try:
+                    result = await self._perform(job, keep=True)
+                except SandboxSetupError as error:
+                    # A job may close its directory; a cell that is made now opens it again.
+                    if error.errno != errno.EACCES:
+                        raise
+                    self._kept.make_anew()
+                    result = await self._perform(job, keep=True)
             finally:
-                if keep:
-                    self._private.make_anew()
-                    if self._cache is not None:
-                        self._history = Cache.key(self._history, job)
-        if modes is not None:
-            modes.update(job.modes)
-        if not no_exec:
-            self._usages.append(result.usage)
+                self._private.make_anew()
+            if self._cache is not None and _repeatable(job, result):
+                self._history = Cache.key(before, job)
+            return result
+
+    def _job(
+        self, command: Sequence[StrOrBytesPath], limits: Limits, options: dict[str, Any]
+    ) -> Job:
+        job = self._pool.job(command, limits, **options)
+        if self._cache is not None and job.files:  # read once: what runs is what is remembered
+            contents = {name: read_content(content) for name, content in job.files.items()}
+            job.files = {name: (data, mode) for name, (mode, data) in contents.items()}
+        return job
+
+    async def _perform(self, job: Job, *, keep: bool) -> Result:
+        result = await self._pool.perform(job, stock=self._kept if keep else self._private)
+        if not job.no_exec:
+            self._total = total((self._total, result.usage))
+        elif not result.ok:
+            raise SandboxSetupError("files of a session", 0, str(result))
         return result
 
     async def _make(
@@ -295,21 +209,25 @@ class Session:
         if isinstance(outputs, (str, bytes)):
             raise TypeError(f"outputs must be a sequence of names, such as [{outputs!r}]")
         wanted = {**options, "collect": (*options.get("collect", ()), *outputs)}
-        job = self._pool.job(command, limits, **wanted)
-        if job.files:  # read once: what is run is what is remembered
-            contents = {name: read_content(content) for name, content in job.files.items()}
-            wanted["files"] = {name: (data, mode) for name, (mode, data) in contents.items()}
-            job = self._pool.job(command, limits, **wanted)
-        key = b"" if self._cache is None else Cache.key(self._history, job)
-        found = None if self._cache is None else self._cache.get(key)
-        if found is None:
-            modes: dict[str, int] = {}
-            result = await self._run(command, limits, keep=False, modes=modes, **wanted)
-            if not result.ok or result.uncollected:
-                return result
-            found = result, {name: (data, modes[name]) for name, data in result.files.items()}
-            if self._cache is not None:
-                self._cache.put(key, *found)
+        job = self._job(command, limits, wanted)
+        async with self._turns.shared():
+            key = b"" if self._cache is None else Cache.key(self._history, job)
+            found = None if self._cache is None else self._cache.get(key)
+            if found is None:
+                result = await self._perform(job, keep=False)
+                missing = [name for name in result.uncollected if _among(name, outputs)]
+                if not result.ok or missing:
+                    return result
+                found = (
+                    result,
+                    {
+                        name: (data, job.modes[name])
+                        for name, data in result.files.items()
+                        if _among(name, outputs)
+                    },
+                )
+                if self._cache is not None and _repeatable(job, result):
+                    self._cache.put(key, *found)
         result, files = found
         if files:
             await self.put(files)
@@ -319,12 +237,12 @@ class Session:
         """Writes files into the directory, instead of what is there under these names.
 
         Args:
-            files: As for `run_isolated`; at most ``limits.disk`` bytes at once.
+            files: As for `run_isolated`.
 
         Raises:
             SandboxSetupError: There is no room, or a directory stands in the way.
         """
-        await self._run(_NOTHING, self.limits, keep=True, no_exec=True, files=files)
+        await self._run(_NOTHING, self._own_limits, keep=True, no_exec=True, files=files)
 
     async def collect(self, *patterns: str) -> Result:
         """Reads files of the directory, as ``collect=`` of a run does.
@@ -339,7 +257,7 @@ class Session:
 
     def usage(self) -> Usage:
         """What all runs so far have used: sums of times and counts, the highest of the peaks."""
-        return total(self._usages)
+        return self._total
 
     async def aclose(self) -> None:
         """Ends what runs, and removes the directory. Idempotent."""
@@ -347,6 +265,7 @@ class Session:
 
     def close(self) -> None:
         """As `aclose`, blocking."""
+        self._kept.open = self._private.open = False  # before anybody is told
         self._kept.close()
         self._private.close()
 
@@ -375,16 +294,28 @@ async def opened_session(
     if cache is not None and not isinstance(cache, Cache):
         raise TypeError(f"cache must be isojob.Cache, not {type(cache).__name__}")
     size = limits.disk if disk is None else parse_bytes(disk)
-    if inodes is not None and (isinstance(inodes, bool) or not isinstance(inodes, int)):
-        raise TypeError(f"inodes must be an int, not {type(inodes).__name__}")
-    if inodes is not None and inodes < 1:
+    most = limits.inodes if inodes is None else inodes
+    if size is None or most is None:
+        raise ValueError("a session's directory has a size: give disk= and inodes=")
+    if size < MIN_TMPFS:
+        raise ValueError(f"disk must be at least {MIN_TMPFS}: tmpfs takes 0 for unlimited")
+    if isinstance(most, bool) or not isinstance(most, int):
+        raise TypeError(f"inodes must be an int, not {type(most).__name__}")
+    if most < 1:
         raise ValueError("inodes must be at least 1")
     if not pool.stock.open:
         raise PoolClosedError
     zygote = await in_thread(pool.stock.start)
     assert isinstance(zygote, Zygote)
-    own = await in_thread(partial(SessionZygote, zygote, size or 0, (inodes or limits.inodes) or 0))
-    session = Session(pool, own, limits, cache)
+    made: list[SessionZygote] = []
+    pool.stock.guests.append(zygote)
+    try:
+        await in_thread(lambda: made.append(SessionZygote(zygote, size, most)))
+        session = Session(pool, made[0], limits, cache)
+    except BaseException:  # a cancel may come after it was made
+        pool.stock.guests.remove(zygote)
+        await in_thread(lambda: [one.close() for one in made])
+        raise
     sessions.add(session)
     try:
         if files:
@@ -392,4 +323,5 @@ async def opened_session(
         yield session
     finally:
         sessions.discard(session)
+        pool.stock.guests.remove(zygote)
         await session.aclose()

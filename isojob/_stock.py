@@ -57,6 +57,8 @@ class Stock:
         """Leases with a job."""
         self.retired: list[Maker] = []
         """Dead or broken: their jobs may still run and report."""
+        self.guests: list[Maker] = []
+        """Zygotes with open sessions: as good as with running jobs."""
         self.wanted_range = parked
         self.uid_range = uid_range
         self._lock = threading.Lock()
@@ -225,7 +227,7 @@ class Stock:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            held = {other.zygote for other in list(self.active)}
+            held = {other.zygote for other in list(self.active)} | set(self.guests)
             over = [zygote for zygote in self.retired if zygote not in held]
             self.retired = [zygote for zygote in self.retired if zygote in held]
         finally:

@@ -226,7 +226,7 @@ class Zygote(Maker):
                 if self._control is None:
                     raise PoolBrokenError
                 send_fds(self._control, message, [theirs.fileno()])
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
             ours.close()
             self.broken = True
             raise PoolBrokenError from error

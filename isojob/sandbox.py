@@ -86,6 +86,8 @@ def _check_workdir(path: str) -> str:
     _check_path(path)
     if path in _RESERVED or any(_below(path, tree) for tree in _RESERVED):
         raise ValueError(f"{path!r}: not in /proc or /dev")
+    if path == "/tmp" or _below(path, "/tmp"):  # noqa: S108
+        raise ValueError(f"{path!r}: the job's own /tmp is mounted there")
     return path
 
 

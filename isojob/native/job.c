@@ -12,8 +12,13 @@
 
 static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
 
+/* Closed by execve; a byte: there was none. */
+static int started = -1;
+
 _Noreturn static void give_up(struct cell *cell, const struct failure *f)
 {
+    if (started >= 0)
+        (void)!write(started, "", 1);
     cell->shared->failure = *f;
     __atomic_store_n(&cell->shared->state, JOB_FAILED, __ATOMIC_RELEASE);
     _exit(125);
@@ -103,7 +108,6 @@ struct job {
     char **argv, **envp;
     const char *path, *cwd;
     unsigned stdio;
-    int started;
 };
 
 static int take_limit(const struct cell *cell, const struct field *fl, struct failure *f)
@@ -148,7 +152,7 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
         strings = calloc(args + envs + 2, sizeof(char *));
     if (!strings)
         return fail(f, "memory");
-    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = "", .started = -1};
+    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = ""};
     while (wire_next(&r, &fl) > 0) {
         const char *s = NULL;
         switch (fl.tag) {
@@ -223,7 +227,7 @@ static int write_files(struct reader r, struct failure *f)
     return 0;
 }
 
-static int set_stdio(struct job *job, const int *fds, unsigned nfds, unsigned next,
+static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsigned next,
                      struct failure *f)
 {
     int from[3] = {0, 0, 0}; /* what is not said otherwise is 0 as it parked: /dev/null */
@@ -234,12 +238,6 @@ static int set_stdio(struct job *job, const int *fds, unsigned nfds, unsigned ne
                 return fail(f, "stdio");
             from[target] = fds[next++];
         }
-    if (job->stdio & STDIO_STARTED) {
-        errno = EBADMSG;
-        if (next >= nfds)
-            return fail(f, "stdio");
-        job->started = fds[next];
-    }
     if (job->stdio & STDIO_OUT_KEPT)
         from[1] = 1;
     if (job->stdio & STDIO_MERGE)
@@ -292,8 +290,6 @@ _Noreturn static void execute(struct cell *cell, const struct job *job, struct f
             dir += len + (dir[len] == ':');
         }
     }
-    if (job->started >= 0)
-        (void)!write(job->started, "", 1);
     errno = error;
     fail(f, "execve");
     give_up(cell, f);
@@ -340,6 +336,8 @@ _Noreturn void job_main(struct cell *cell)
     }
     if (parse(cell, &job, r, &f) < 0)
         give_up(cell, &f);
+    if (job.stdio & STDIO_STARTED && nfds > first)
+        started = fds[nfds - 1];
     if (job.cwd && chdir(job.cwd) < 0) {
         fail_at(&f, "chdir", job.cwd);
         give_up(cell, &f);
@@ -357,7 +355,7 @@ _Noreturn void job_main(struct cell *cell)
         give_up(cell, &f);
     }
     /* These two are close-on-exec; everything else goes now. */
-    const int keep[] = {cell->channel, job.started};
+    const int keep[] = {cell->channel, started};
     close_all_but(keep, ARRAY_LEN(keep));
     sigemptyset(&none);
     if (sigprocmask(SIG_SETMASK, &none, NULL) < 0) {

@@ -153,5 +153,10 @@ int zygote_shed(enum id_mode mode)
     prepare();
     for (unsigned i = 0; i < ARRAY_LEN(needed); i++)
         caps |= 1ULL << needed[i];
-    return set_capabilities(caps);
+    /* Not what the caller lacks (a container without CAP_KILL): that would be EPERM. */
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {0};
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -1;
+    return set_capabilities(caps & (data[0].permitted | (uint64_t)data[1].permitted << 32));
 }

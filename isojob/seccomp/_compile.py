@@ -30,7 +30,17 @@ __all__ = ["SETUP_SYSCALLS", "CompiledProfile", "compile_profile", "running_kern
 # What the launcher still calls between the loading of a filter ahead of time and execve.
 SETUP_SYSCALLS = (
     *("read", "write", "close", "close_range", "recvmsg", "sendmsg", "dup3", "fcntl", "prlimit64"),
-    *("openat", "mkdirat", "fchmod", "fstat", "newfstatat", "sendfile", "mmap", "munmap"),
+    *(
+        "openat",
+        "mkdirat",
+        "unlinkat",
+        "fchmod",
+        "fstat",
+        "newfstatat",
+        "sendfile",
+        "mmap",
+        "munmap",
+    ),
     *("madvise", "clock_gettime", "timerfd_settime", "chdir", "umask", "execve", "exit_group"),
     *("exit", "rt_sigprocmask", "rt_sigaction", "sched_yield", "brk", "mprotect"),
 )

@@ -1,0 +1,90 @@
+"""Reading along as two jobs talk: the host passes each piece on, and notes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, Protocol, TypeAlias
+
+import anyio
+
+from isojob._ends import CHUNK, Receiver, Sender
+from isojob._streams import Capture, Feed, Meter
+
+__all__ = ["Relay", "Side", "Talker", "Transcript"]
+
+Side: TypeAlias = Literal["solution", "interactor"]
+
+
+class Talker(Protocol):
+    """A job that has its streams from us."""
+
+    at_end: list[Callable[[], None]]
+
+    def reads(self, fd: int) -> None:
+        """Makes a pipe its stdin."""
+        ...
+
+    def writes(self, fd: int) -> None:
+        """Makes a pipe its stdout."""
+        ...
+
+
+class Transcript:
+    """What two jobs say to each other, read along."""
+
+    def __init__(self, most: int) -> None:
+        self.said: list[tuple[Side, bytes]] = []
+        self.truncated = False
+        self._left = most
+
+    def note(self, side: Side, data: bytes) -> None:
+        """Keeps it as far as there is room; what one says in a row is one piece."""
+        self.truncated = self.truncated or len(data) > self._left
+        data = data[: self._left]
+        self._left -= len(data)
+        if not data:
+            return
+        if self.said and self.said[-1][0] == side:
+            data = self.said.pop()[1] + data
+        self.said.append((side, data))
+
+
+class Relay:
+    """Passes on what one job writes to the other, and notes it."""
+
+    def __init__(self, source: Talker, target: Talker, side: Side, transcript: Transcript) -> None:
+        pipe, feed = Capture(), Feed(b"")
+        self._from = Receiver(pipe.read_end, Meter(None), lambda: None)
+        self._to = Sender(feed.write_end)
+        self._side: Side = side
+        self._transcript = transcript
+        self._pipe = pipe.read_end
+        source.writes(pipe.write_end)
+        target.reads(feed.read_end)
+        target.at_end.append(self.hang_up)
+
+    def hang_up(self) -> None:
+        """Nobody reads any more: who writes is to see that now, not at the second next write."""
+        with suppress(OSError):
+            while self._from.is_open and (data := os.read(self._pipe, CHUNK)):
+                self._transcript.note(self._side, data)
+        self.close()
+
+    async def run(self) -> None:
+        """Until one of them closes: then the other sees it, as it would without us between."""
+        try:
+            while True:
+                data = await self._from.receive()
+                self._transcript.note(self._side, data)
+                await self._to.send(data)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Closes both ends. Idempotent."""
+        self._from.close()
+        self._to.close()
