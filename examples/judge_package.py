@@ -316,7 +316,7 @@ async def judge(directory: Path, console: Console, at_once: int = 2) -> list[Gra
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task(problem.name, total=len(problem.submissions))
             for program in problem.submissions:  # the accepted ones first
-                if program.expected != "AC" and judge.limits.cpu_time == FIRST_SECONDS:
+                if program.expected != "AC" and judge.limits is problem.limits:
                     slowest = max(one.cpu_time for one in graded)
                     limit = float(max(1, math.ceil(slowest * problem.multiplier)))
                     judge.limits = problem.limits.model_copy(

@@ -10,12 +10,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
-import json
 import os
 import platform
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +22,7 @@ from typing import IO, Any, Self
 
 from typing_extensions import override
 
+from isojob._image_source import MAX_JSON, Source, opened
 from isojob._models import Model, Name
 from isojob._unpack import MAX_BYTES, MAX_ENTRIES, Unpacker
 from isojob.errors import ImageError
@@ -31,7 +30,6 @@ from isojob.sandbox import Root, Sandbox
 
 __all__ = ["Image", "default_store"]
 
-_MAX_JSON = 8 << 20
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -90,13 +88,19 @@ class Image(Model, frozen=True):
         """
         where = default_store() if store is None else Path(store)
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _opened(Path(path)) as source, _locked(where):
+        with opened(Path(path)) as source, _locked(where):
             found = _find(source, reference)
             target = where.resolve() / found.digest.partition(":")[2]
             if not (target / "image.json").is_file():
                 _unpack(source, found, target, max_bytes)
             os.utime(target)
-            return cls.model_validate_json((target / "image.json").read_text())
+            return cls._read(target / "image.json")
+
+    @classmethod
+    def _read(cls, file: Path) -> Self:
+        image = cls.model_validate_json(file.read_text())
+        # Where it is, not where it was: stores are moved and copied.
+        return image.model_copy(update={"path": str(file.parent / "rootfs")})
 
     @property
     def root(self) -> Root:
@@ -119,9 +123,7 @@ class Image(Model, frozen=True):
         found: list[tuple[float, Self]] = []
         for file in where.glob("*/image.json"):
             with suppress(OSError, ValueError):
-                found.append(
-                    (file.parent.stat().st_mtime, cls.model_validate_json(file.read_text()))
-                )
+                found.append((file.parent.stat().st_mtime, cls._read(file.resolve())))
         return [image for _, image in sorted(found, key=lambda pair: -pair[0])]
 
     @classmethod
@@ -145,91 +147,6 @@ class Image(Model, frozen=True):
             for image in old:
                 _remove(Path(image.path).parent)
             return old
-
-
-class _Source:
-    """The files of an image, by name."""
-
-    def open(self, name: str) -> IO[bytes]:
-        """One of them.
-
-        Raises:
-            ImageError: It is missing.
-        """
-        raise NotImplementedError
-
-    def has(self, name: str) -> bool:
-        """Whether it is there."""
-        raise NotImplementedError
-
-    def json(self, name: str, digest: str | None = None) -> Any:
-        """One that is JSON, of that digest."""
-        with self.open(name) as file:
-            data = file.read(_MAX_JSON + 1)
-        if len(data) > _MAX_JSON:
-            raise ImageError(f"{name} is too long")
-        if digest is not None and f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-            raise ImageError(f"{name} has another digest")
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise ImageError(f"{name} is no JSON: {error}") from error
-
-
-class _Directory(_Source):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @override
-    def open(self, name: str) -> IO[bytes]:
-        if ".." in name.split("/") or name.startswith("/"):
-            raise ImageError(f"{name!r} leads out of the image")
-        try:
-            return (self._path / name).open("rb")
-        except OSError as error:
-            raise ImageError(f"{name}: {error.strerror}") from error
-
-    @override
-    def has(self, name: str) -> bool:
-        return (self._path / name).is_file()
-
-
-class _Archive(_Source):
-    def __init__(self, archive: tarfile.TarFile) -> None:
-        self._archive = archive
-        self._members = {member.name.removeprefix("./"): member for member in archive}
-
-    @override
-    def open(self, name: str) -> IO[bytes]:
-        member = self._members.get(name)
-        for _ in range(8):  # docker save links layers that are the same
-            if member is None or not (member.issym() or member.islnk()):
-                break
-            name = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))
-            member = self._members.get(name)
-        file = None if member is None or not member.isreg() else self._archive.extractfile(member)
-        if file is None:
-            raise ImageError(f"there is no {name}")
-        return file
-
-    @override
-    def has(self, name: str) -> bool:
-        return name in self._members
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[_Source]:
-    if path.is_dir():
-        yield _Directory(path)
-        return
-    with path.open("rb") as file:
-        try:
-            archive = tarfile.open(fileobj=file, mode="r:*")  # noqa: SIM115 - closed below
-            source = _Archive(archive)
-        except (tarfile.TarError, EOFError) as error:
-            raise ImageError(f"{path} is no image: {error}") from error
-        with archive:
-            yield source
 
 
 @contextmanager
@@ -257,14 +174,21 @@ class _Found:
         """File and digest of each, the lowest first."""
 
 
-def _find(source: _Source, reference: str | None) -> _Found:
+def _find(source: Source, reference: str | None) -> _Found:
     try:
-        if source.has("index.json"):
-            return _find_oci(source, source.json("index.json"), reference)
-        if source.has("manifest.json"):
-            return _find_docker(source, reference)
+        found = _look(source, reference)
+        if not isinstance(found.config, dict):
+            raise ImageError("its configuration is broken")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ImageError(f"its description is broken: {error!r}") from error
+    return found
+
+
+def _look(source: Source, reference: str | None) -> _Found:
+    if source.has("index.json"):
+        return _find_oci(source, source.json("index.json"), reference)
+    if source.has("manifest.json"):
+        return _find_docker(source, reference)
     raise ImageError("neither an OCI image layout nor an archive of docker save")
 
 
@@ -277,39 +201,46 @@ def _blob(descriptor: dict[str, Any]) -> tuple[str, str]:
 
 
 def _find_oci(
-    source: _Source, index: dict[str, Any], reference: str | None, depth: int = 0
+    source: Source,
+    index: dict[str, Any],
+    reference: str | None,
+    name_above: str = "",
+    depth: int = 0,
 ) -> _Found:
     machine = _MACHINES.get(platform.machine(), platform.machine())
-    wanted = []
+    wanted, known = [], set[str]()
     for entry in index["manifests"]:
         annotations = entry.get("annotations") or {}
-        names = [
-            str(annotations.get(f"{key}.name", ""))
-            for key in ("org.opencontainers.image.ref", "io.containerd.image")
-        ]
-        if reference is not None and depth == 0 and reference not in names:
+        names = [name for key in _NAMES if (name := str(annotations.get(key, "")))]
+        known.update(names)
+        # docker save has "docker.io/library/alpine:3" for alpine:3.
+        if reference is not None and not any(
+            name == reference or name.endswith(f"/{reference}") for name in names
+        ):
             continue
-        if (entry.get("platform") or {}).get("architecture", machine) == machine:
+        platform_of = entry.get("platform") or {}
+        if (
+            platform_of.get("architecture", machine) == machine
+            and platform_of.get("os", "linux") == "linux"
+        ):
             wanted.append((names, entry))
     if len(wanted) != 1:
-        known = sorted({name for names, _ in wanted for name in names if name})
-        raise ImageError(
-            f"{len(wanted)} images for {machine}"
-            + (f": give reference=, one of {known}" if known else "")
-        )
+        hint = f": give reference=, one of {sorted(known)}" if known else ""
+        raise ImageError(f"{len(wanted)} images for {machine}{hint}")
     names, entry = wanted[0]
+    name = name_above or next(iter(names), "")
     file, digest = _blob(entry)
     manifest = source.json(file, digest)
     if "manifests" in manifest:
         if depth > 2:
             raise ImageError("an index of indexes of indexes")
-        return _find_oci(source, manifest, None, depth + 1)
+        return _find_oci(source, manifest, None, name, depth + 1)
     config = source.json(*_blob(manifest["config"]))
     layers = [_blob(layer) for layer in manifest["layers"]]
-    return _Found(digest, next((name for name in names if name), ""), config, layers)
+    return _Found(digest, name, config, layers)
 
 
-def _find_docker(source: _Source, reference: str | None) -> _Found:
+def _find_docker(source: Source, reference: str | None) -> _Found:
     entries = source.json("manifest.json")
     fitting = [
         one for one in entries if reference is None or reference in (one.get("RepoTags") or [])
@@ -318,7 +249,10 @@ def _find_docker(source: _Source, reference: str | None) -> _Found:
         raise ImageError(f"{len(fitting)} images: give reference=, such as repository:tag")
     entry = fitting[0]
     with source.open(entry["Config"]) as file:
-        digest = "sha256:" + hashlib.sha256(file.read(_MAX_JSON)).hexdigest()
+        digest = "sha256:" + hashlib.sha256(file.read(MAX_JSON)).hexdigest()
+    match = re.search(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$", entry["Config"])
+    if match is not None and digest != f"sha256:{match[1]}":
+        raise ImageError(f"{entry['Config']} has another digest")
     config = source.json(entry["Config"], digest)
     digests = config["rootfs"]["diff_ids"]
     if len(digests) != len(entry["Layers"]):
@@ -357,11 +291,12 @@ class _Hashed(io.RawIOBase):
         return f"sha256:{self._digest.hexdigest()}"
 
 
-def _unpack(source: _Source, found: _Found, target: Path, max_bytes: int) -> None:
+def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None:
     work = Path(tempfile.mkdtemp(prefix="tmp-", dir=target.parent))
     try:
         root = work / "rootfs"
-        root.mkdir(mode=0o755)
+        root.mkdir()
+        root.chmod(0o755)  # whatever our umask
         unpacker = Unpacker(str(root), max_bytes=max_bytes, max_entries=MAX_ENTRIES)
         try:
             for name, digest in found.layers:
@@ -372,20 +307,7 @@ def _unpack(source: _Source, found: _Found, target: Path, max_bytes: int) -> Non
                         raise ImageError(f"layer {name} has another digest")
         finally:
             unpacker.close()
-        settings = found.config.get("config") or {}
-        variables = [str(item).partition("=") for item in settings.get("Env") or []]
-        image = Image(
-            digest=found.digest,
-            name=found.name,
-            path=str(target / "rootfs"),
-            env={name: value for name, _, value in variables if name},
-            workdir=str(settings.get("WorkingDir") or "/"),
-            entrypoint=tuple(
-                str(word)
-                for word in (*(settings.get("Entrypoint") or ()), *(settings.get("Cmd") or ()))
-            ),
-            size=unpacker.used,
-        )
+        image = _describe(found, str(target / "rootfs"), unpacker.used)
         (work / "image.json").write_text(image.model_dump_json())
         work.chmod(0o755)
         if target.exists():  # an earlier one that is incomplete
@@ -396,5 +318,36 @@ def _unpack(source: _Source, found: _Found, target: Path, max_bytes: int) -> Non
         raise
 
 
+def _describe(found: _Found, path: str, size: int) -> Image:
+    settings = found.config.get("config") or {}
+    if not isinstance(settings, dict):
+        raise ImageError("its configuration is broken")
+
+    def words(key: str) -> list[str]:
+        value = settings.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise ImageError(f"its configuration is broken: {key}")
+        return value
+
+    variables = [item.partition("=") for item in words("Env")]
+    try:
+        return Image(
+            digest=found.digest,
+            name=found.name,
+            path=path,
+            env={name: value for name, _, value in variables if name},
+            workdir=str(settings.get("WorkingDir") or "/"),
+            entrypoint=(*words("Entrypoint"), *words("Cmd")),
+            size=size,
+        )
+    except ValueError as error:
+        raise ImageError(f"its configuration is broken: {error}") from error
+
+
 def _remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    """Renamed first: half of an image must not look like one."""
+    doomed = directory
+    if not directory.name.startswith("tmp-"):
+        doomed = directory.with_name(f"tmp-{directory.name}")
+        directory.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -8,6 +8,7 @@ are used. What a layer deletes (``.wh.`` names of the OCI image specification, l
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -22,7 +23,7 @@ from typing_extensions import override
 
 from isojob.errors import ImageError
 
-__all__ = ["MAX_BYTES", "MAX_ENTRIES", "Unpacker"]
+__all__ = ["MAX_BYTES", "MAX_ENTRIES", "Header", "Unpacker"]
 
 MAX_BYTES = 16 << 30
 """Of all files of an image together."""
@@ -30,12 +31,14 @@ MAX_ENTRIES = 2_000_000
 _MAX_LINKS = 40
 _MAX_DEPTH = 200
 _MAX_HEADER = 1 << 20
+_THEIRS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
+"""Errors of the file system that a name brings about."""
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class _Member(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """A member whose headers are bounded: tarfile reads long names and pax records at once."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
@@ -87,16 +90,23 @@ class Unpacker:
             # Not by tarfile itself: it reads the first of several gzip members, which pgzip writes.
             with (
                 _decompressed(stream) as plain,
-                tarfile.open(fileobj=_Ended(plain), mode="r|", tarinfo=_Member) as archive,
+                tarfile.open(fileobj=_Ended(plain), mode="r|", tarinfo=Header) as archive,
             ):
                 for member in archive:
+                    if member.size < 0:
+                        raise ImageError(f"{member.name!r} has a negative size")
                     self._entries -= 1
                     self._bytes -= member.size
                     if self._entries < 0 or self._bytes < 0:
                         raise ImageError("its files are too many, or too large, together")
                     self._member(archive, member, made)
-        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+        except ImageError:
+            raise
+        except (
+            *(tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError),
+            RecursionError,
+        ) as error:
+            if isinstance(error, OSError) and error.errno not in (None, *_THEIRS):
                 raise
             raise ImageError(f"a layer is no tar archive: {error}") from error
 
@@ -113,7 +123,7 @@ class Unpacker:
                 _remove(parent, name[len(_WHITEOUT) :])
             else:
                 self._put(archive, member, parent, name)
-                made.add("/".join(parts))
+                made.update("/".join(parts[: n + 1]) for n in range(len(parts)))
         finally:
             os.close(parent)
 
@@ -183,7 +193,7 @@ class Unpacker:
                 try:
                     target = os.readlink(part, dir_fd=path[-1])
                 except FileNotFoundError:
-                    os.mkdir(part, 0o755, dir_fd=path[-1])
+                    _make_directory(path[-1], part)
                 except OSError:  # no link
                     pass
                 else:
@@ -212,8 +222,14 @@ class Unpacker:
         """An opaque directory: nothing of lower layers is left, but what this one has put there."""
         for name in os.listdir(directory):
             full = f"{prefix}/{name}" if prefix else name
-            if full not in made and not any(other.startswith(f"{full}/") for other in made):
+            if full not in made:
                 _remove(directory, name)
+            elif stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                fd = os.open(name, _DIRECTORY, dir_fd=directory)
+                try:
+                    self._empty(fd, full, made)
+                finally:
+                    os.close(fd)
 
 
 class _Ended(io.RawIOBase):
@@ -271,6 +287,9 @@ def _make_directory(parent: int, name: str) -> None:
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=parent)
             os.mkdir(name, 0o755, dir_fd=parent)
+            _chmod(parent, name, 0o755)
+    else:
+        _chmod(parent, name, 0o755)  # whatever our umask
 
 
 def _chmod(parent: int, name: str, mode: int) -> None:

@@ -113,6 +113,17 @@ async def test_both_block(command: str, transcript: int) -> None:
     assert statuses <= {"wall_time_limit", "ok", "signaled"}
 
 
+@pytest.mark.parametrize("transcript", [0, 1000])
+async def test_last_words_to_nobody(transcript: int) -> None:
+    """Who writes to one that has ended is told at once, whoever passes the bytes on."""
+    writer = (
+        "import os, time\ntime.sleep(0.5)\nos.write(1, b'late')\ntime.sleep(0.2)\nos.write(1, b'x')"
+    )
+    with anyio.fail_after(20 * SLOW):
+        result = await run_pair(python(writer), ["true"], transcript=transcript)
+    assert result.solution.status in ("signaled", "nonzero_exit"), result.solution
+
+
 async def test_limits_of_each_side() -> None:
     """The interactor may have more."""
     result = await run_pair(

@@ -21,6 +21,7 @@ from isojob import (
     CommandNotFoundError,
     Limits,
     Pool,
+    SandboxSetupError,
     Status,
     open_isolated,
 )
@@ -189,6 +190,44 @@ async def test_where_it_cannot_start() -> None:
     with pytest.raises(CommandNotExecutableError):
         async with open_isolated(["/etc/passwd"]):
             pytest.fail("entered")
+
+
+async def test_launcher_that_gives_up() -> None:
+    """What fails before the program is executed fails as the block is entered, each time."""
+    for _ in range(10):
+        with pytest.raises(SandboxSetupError, match="chdir"):
+            async with open_isolated(["cat"], cwd="/nowhere"):
+                pytest.fail("entered")
+
+
+async def test_output_that_nobody_has_read() -> None:
+    """It counts, whenever it is read."""
+    for size, status in ((1000, "ok"), (1001, "output_limit")):
+        async with open_isolated(
+            ["head", "-c", str(size), "/dev/zero"], limits=Limits(output=1000)
+        ) as process:
+            result = await process.result()
+            assert len(await rest(process.stdout)) == 1000
+        assert result.status == status
+        assert result.stdout_truncated == (status != "ok")
+        assert result.evidence.stdout_bytes == size
+
+
+async def test_forked_child_holds_nothing() -> None:
+    """A child of the host does not keep the job from the end of its stdin."""
+    async with open_isolated(["cat"]) as process:
+        assert process.stdin is not None
+        child = os.fork()
+        if child == 0:
+            os.read(os.open("/dev/zero", os.O_RDONLY), 1)
+            signal.pause()
+        try:
+            with anyio.fail_after(20 * SLOW):
+                await process.stdin.aclose()
+                assert (await process.result()).ok
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize(

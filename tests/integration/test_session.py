@@ -21,7 +21,9 @@ from isojob import (
     Pool,
     PoolBrokenError,
     PoolClosedError,
+    Sandbox,
     SandboxSetupError,
+    SeccompProfile,
     Session,
     Status,
 )
@@ -143,6 +145,38 @@ async def test_leftovers_fool_nobody(pool: Pool) -> None:
         assert (await session.run(["cat", "h/x"])).stdout == b"1\n"
 
 
+async def test_closed_directory(pool: Pool) -> None:
+    """A job that closes the directory to itself does not stop the session."""
+    async with pool.session(files={"a": b"1"}) as session:
+        for _ in range(2):
+            await session.run(sh("chmod 0 ."))
+            await session.put({"b": b"2"})
+            await session.run(sh("chmod 0 ."))
+            assert (await session.run(["cat", "a", "b"])).stdout == b"12"
+            await session.run(sh("chmod 0 ."))
+            assert (await session.run(["cat", "a", "b"], keep=False)).stdout == b"12"
+
+
+async def test_more_than_a_job_may_write(pool: Pool) -> None:
+    """The directory's capacity is its own: files of that size can be put there."""
+    async with pool.session(disk="2MiB", limits=Limits(disk="64KiB")) as session:
+        await session.put({"large": b"x" * 1_000_000})
+        assert (await session.run(["wc", "-c", "large"])).stdout == b"1000000 large\n"
+
+
+async def test_profile_that_denies_what_files_need(tmp_path: Path) -> None:
+    """A filter loaded ahead of time lets the launcher write files, whatever the profile says."""
+    text = """{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["unlinkat", "unlink"], "action": "SCMP_ACT_KILL_PROCESS"}]}"""
+    (tmp_path / "profile.json").write_text(text)
+    profile = SeccompProfile.load(tmp_path / "profile.json")
+    async with Pool(Sandbox(seccomp=profile)) as pool:
+        result = await pool.run(["cat", "a"], files={"a": b"1"})
+        assert (result.stdout, result.status) == (b"1", "ok")
+        result = await pool.run(["rm", "a"], files={"a": b"1"})
+        assert result.status == Status.SECCOMP_VIOLATION
+
+
 async def test_capacity(pool: Pool) -> None:
     """The directory has its own, what a run changes in its view has the run's."""
     async with pool.session(disk="1MiB", inodes=20, limits=Limits(disk="2MiB")) as session:
@@ -253,6 +287,32 @@ async def test_outputs_and_cache(pool: Pool) -> None:
         assert set((await session.collect("*")).files) == {"in", "out"}
 
 
+async def test_cache_knows_what_it_cannot_know(pool: Pool, tmp_path: Path) -> None:
+    """Not the streams of the caller's, nor what a step that did not end has left."""
+    cache = Cache()
+    build = sh("cat in - >out")
+    for text in (b"1", b"2"):
+        (tmp_path / "stdin").write_bytes(text)
+        with (tmp_path / "stdin").open("rb") as file:
+            async with pool.session(files={"in": b""}, cache=cache) as session:
+                await session.run(build, outputs=["out"], stdin=file)
+                assert (await session.collect("out")).files == {"out": text}
+    for seconds in (0.3 * SLOW, 20 * SLOW):
+        async with pool.session(cache=cache) as session:
+            with anyio.move_on_after(seconds):
+                await session.run(sh(f"echo half >in; sleep {0.6 * SLOW}; echo whole >in"))
+            await session.run(build, outputs=["out"])
+            whole = seconds > 10 * SLOW
+            assert (await session.collect("out")).files == {
+                "out": b"whole\n" if whole else b"half\n"
+            }
+    assert cache.hits == 0
+    async with pool.session(files={"in": b"x"}, cache=cache) as session:
+        result = await session.run(build, outputs=["out"], collect=["in", "none"])
+        assert result.files == {"in": b"x", "out": b"x"}
+        assert set((await session.collect("*")).files) == {"in", "out"}
+
+
 def test_cache_is_bounded() -> None:
     """The least used goes first; what is larger than all of it is not kept."""
     cache = Cache(10_000)
@@ -275,6 +335,8 @@ def test_cache_is_bounded() -> None:
         ({"limits": {}}, TypeError),
         ({"disk": "64M"}, ValueError),
         ({"disk": -1}, ValueError),
+        ({"disk": 0}, ValueError),
+        ({"limits": Limits(disk=None)}, ValueError),
         ({"inodes": True}, TypeError),
         ({"inodes": 0}, ValueError),
         ({"cache": {}}, TypeError),
@@ -306,7 +368,8 @@ async def test_bad_runs(pool: Pool, options: dict[str, Any], error: type[Excepti
             await session.run(["true"], **options)
 
 
-async def test_end_of_the_pool() -> None:
+@pytest.mark.parametrize("keep", [True, False])
+async def test_end_of_the_pool(keep: bool) -> None:
     """Sessions end with it: what runs, and what would."""
     errors: list[type[BaseException]] = []
     async with Pool() as pool:
@@ -315,7 +378,7 @@ async def test_end_of_the_pool() -> None:
 
         async def one() -> None:
             try:
-                await session.run(["sleep", "600"])
+                await session.run(["sleep", "600"], keep=keep)
             except PoolClosedError as error:
                 errors.append(type(error))
 

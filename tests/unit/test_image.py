@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import platform
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,8 @@ def test_which(layout: Layout, store: Path) -> None:
     """By name and by machine; an index in an index."""
     layout.image(layer(("a", b"1")), name="one")
     layout.image(layer(("a", b"other")), name="one", architecture="s390x", os="linux")
-    layout.image(layer(("a", b"2")), name="two", architecture=MACHINE)
+    layout.image(layer(("a", b"2")), name="docker.io/library/two", architecture=MACHINE)
+    layout.image(layer(("a", b"3")), name="one", architecture=MACHINE, os="windows")
     assert tree(Image.load(layout.path, store=store, reference="two")) == {"a": "2"}
     assert tree(Image.load(layout.path, store=store, reference="one")) == {"a": "1"}
     for reference in (None, "three"):
@@ -250,6 +252,74 @@ def test_hostile_layers(layout: Layout, store: Path, tmp_path: Path, entries: li
         Image.load(path, store=store, max_bytes=10 << 20)
     assert list(store.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "store"])
+
+
+def test_late_opaque_mark(layout: Layout, store: Path) -> None:
+    """It deletes what lower layers had, wherever it stands among its siblings."""
+    base = layer(("d/old", b"1"), ("d/sub/old", b"2"), ("d/sub/deep/old", b"3"))
+    top = layer(("d/sub/new", b"4"), ("d/.wh..wh..opq", b""), ("d/later", b"5"))
+    assert tree(Image.load(layout.image(base, top), store=store)) == {
+        "d": "/", "d/sub": "/", "d/sub/new": "4", "d/later": "5",
+    }  # fmt: skip
+
+
+def test_umask(layout: Layout, store: Path) -> None:
+    """Directories that no layer names are open to jobs of any id."""
+    before = os.umask(0o077)
+    try:
+        image = Image.load(layout.image(layer(("opt/app/x", b"1"))), store=store)
+    finally:
+        os.umask(before)
+    for name in ("", "opt", "opt/app"):
+        assert Path(image.path, name).stat().st_mode & 0o777 == 0o755
+    assert Path(image.path, "opt/app/x").stat().st_mode & 0o444 == 0o444
+
+
+def test_moved_store(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """An image is where its store is now, and pruning one store leaves another alone."""
+    path = layout.image(layer(("a", b"1")))
+    image = Image.load(path, store=store)
+    shutil.copytree(store, tmp_path / "copy")
+    copy = Image.load(path, store=tmp_path / "copy")
+    assert copy.path.startswith(str(tmp_path / "copy")) and tree(copy) == {"a": "1"}
+    Image.prune(store=tmp_path / "copy")
+    assert tree(image) == {"a": "1"}
+
+
+def test_hostile_headers(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """Sizes below zero, headers of gigabytes, and configurations of the wrong shape."""
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("d")
+        member.type, member.pax_headers = tarfile.DIRTYPE, {"size": "-1000000000"}
+        archive.addfile(member)
+    big = tarfile.TarInfo("x")
+    big.type, big.size = tarfile.XHDTYPE, 3 << 30
+    header = big.tobuf()
+    for data in (evil.getvalue(), header + bytes(10240)):
+        layout.manifests.clear()
+        with pytest.raises(ImageError):
+            Image.load(layout.image(data), store=store)
+    (tmp_path / "outer.tar").write_bytes(header)
+    os.truncate(tmp_path / "outer.tar", 3 << 30)
+    with pytest.raises(ImageError):
+        Image.load(tmp_path / "outer.tar", store=store)
+    configs: tuple[Any, ...] = (
+        [],
+        {"config": {"Env": 5}},
+        {"config": {"Env": [1]}},
+        {"config": []},
+        {"config": {"Cmd": "sh"}},
+    )
+    for config in configs:
+        blob = layout.blob(json.dumps(config).encode())
+        manifest = layout.blob(json.dumps({"config": blob, "layers": []}).encode())
+        (layout.path / "index.json").write_text(json.dumps({"manifests": [manifest]}))
+        if config == {"config": []}:
+            Image.load(layout.path, store=store)  # as good as none
+            continue
+        with pytest.raises(ImageError, match="configuration"):
+            Image.load(layout.path, store=store)
 
 
 def test_links_do_not_lead_out(layout: Layout, store: Path, tmp_path: Path) -> None:

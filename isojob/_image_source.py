@@ -1,0 +1,120 @@
+"""The files that an image comes in: a directory, or an archive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from typing_extensions import override
+
+from isojob._unpack import Header
+from isojob.errors import ImageError
+
+__all__ = ["MAX_JSON", "Source", "opened"]
+
+MAX_JSON = 8 << 20
+_MAX_PARTS = 10_000
+
+
+class Source:
+    """The files of an image, by name."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """One of them.
+
+        Raises:
+            ImageError: It is missing.
+        """
+        raise NotImplementedError
+
+    def has(self, name: str) -> bool:
+        """Whether it is there."""
+        raise NotImplementedError
+
+    def json(self, name: str, digest: str | None = None) -> Any:
+        """One that is JSON, of that digest."""
+        with self.open(name) as file:
+            data = file.read(MAX_JSON + 1)
+        if len(data) > MAX_JSON:
+            raise ImageError(f"{name} is too long")
+        if digest is not None and f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            raise ImageError(f"{name} has another digest")
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise ImageError(f"{name} is no JSON: {error}") from error
+
+
+class _Directory(Source):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @override
+    def open(self, name: str) -> IO[bytes]:
+        if ".." in name.split("/") or name.startswith("/"):
+            raise ImageError(f"{name!r} leads out of the image")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            file = open(os.open(self._path / name, flags), "rb")  # noqa: SIM115
+        except OSError as error:
+            raise ImageError(f"{name}: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise ImageError(f"{name} is no file")
+        return file
+
+    @override
+    def has(self, name: str) -> bool:
+        return (self._path / name).is_file()
+
+
+class _Archive(Source):
+    def __init__(self, archive: tarfile.TarFile) -> None:
+        self._archive = archive
+        self._members: dict[str, tarfile.TarInfo] = {}
+        for member in archive:
+            self._members[member.name.removeprefix("./")] = member
+            if len(self._members) > _MAX_PARTS:
+                raise ImageError("too many files in the archive")
+
+    @override
+    def open(self, name: str) -> IO[bytes]:
+        member = self._members.get(name)
+        for _ in range(8):  # docker save links layers that are the same
+            if member is None or not (member.issym() or member.islnk()):
+                break
+            name = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))
+            member = self._members.get(name)
+        file = None if member is None or not member.isreg() else self._archive.extractfile(member)
+        if file is None:
+            raise ImageError(f"there is no {name}")
+        return file
+
+    @override
+    def has(self, name: str) -> bool:
+        return name in self._members
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    if path.is_dir():
+        yield _Directory(path)
+        return
+    with path.open("rb") as file:
+        try:
+            archive = tarfile.open(fileobj=file, mode="r:*", tarinfo=Header)  # noqa: SIM115
+            source = _Archive(archive)
+        except (tarfile.TarError, EOFError, ValueError, RecursionError, zlib.error) as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{path} is no image: {error}") from error
+        with archive:
+            yield source
