@@ -16,6 +16,8 @@ import types
 import isojob
 import pdoc.__main__
 
+for name in isojob._LATER:
+    getattr(isojob, name)
 isojob.__all__ = [
     name
     for name, value in vars(isojob).items()
