@@ -11,8 +11,8 @@ The layers, each importing only what is below it::
     native/         C: zygote, init, launcher
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import typing as _typing
+from importlib import import_module as _import_module
 
 from isojob._cache import Cache as Cache
 from isojob._group import PairResult as PairResult
@@ -51,7 +51,7 @@ from isojob.sandbox import Root as Root
 from isojob.sandbox import Sandbox as Sandbox
 from isojob.seccomp import SeccompProfile as SeccompProfile
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from isojob._image import Image as Image
     from isojob._languages import Language as Language
     from isojob._languages import languages as languages
@@ -67,7 +67,7 @@ _LATER = {
 def __getattr__(name: str) -> object:
     # On first use: most programs need neither.
     if name in _LATER:
-        return globals().setdefault(name, getattr(import_module(_LATER[name]), name))
+        return globals().setdefault(name, getattr(_import_module(_LATER[name]), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
