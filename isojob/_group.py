@@ -44,7 +44,7 @@ class PairResult(Model, frozen=True):
         solution: The result of the one; its stdout went to the other.
         interactor: The result of the other.
         first_to_end: Whose main process ended first, as their cells saw it. The end of one that
-            ends the other, by the end of its input, may be seen microseconds after that.
+            ends the other, by the end of its input, may be seen moments after that.
         idle: Both waited without using any CPU for ``idle_time``, and were ended for it.
         transcript: What they said, in order, as far as the transcript was to reach.
         transcript_truncated: They said more.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -19,6 +21,7 @@ from isojob import (
     run_group,
     run_pair,
 )
+from isojob._group import _first
 
 GUESS = """
 low, high = 1, 1000
@@ -40,6 +43,10 @@ while True:
 print("yes", flush=True)
 print(count, file=sys.stderr)
 """
+
+
+LATER = ["sh", "-c", "cat; sleep 1; exit 0"]
+"""Ends a while after the other: what ends of the other's end is seen within moments of it."""
 
 
 def python(code: str) -> list[str]:
@@ -70,19 +77,14 @@ async def test_pair(transcript: int) -> None:
 @pytest.mark.parametrize(
     ("solution", "interactor", "statuses", "first"),
     [
-        (["sh", "-c", "exit 3"], ["cat"], ("nonzero_exit", "ok"), "solution"),
-        (
-            ["sh", "-c", "read x; sleep 0.2; exit 0"],
-            ["sh", "-c", "exit 3"],
-            ("ok", "nonzero_exit"),
-            "interactor",
-        ),
-        (["yes"], ["sleep", "0.1"], ("signaled", "ok"), "interactor"),
-        (["sleep", "0.1"], ["yes"], ("ok", "signaled"), "solution"),
+        (["sh", "-c", "exit 3"], LATER, ("nonzero_exit", "ok"), "solution"),
+        (LATER, ["sh", "-c", "exit 3"], ("ok", "nonzero_exit"), "interactor"),
+        (["yes"], ["sleep", "0.1"], ("signaled", "ok"), None),
+        (["sleep", "0.1"], ["yes"], ("ok", "signaled"), None),
         (["sh", "-c", "exec >&-; read x; exit 0"], ["cat"], ("ok", "ok"), None),
-        (["sh", "-c", "exec <&- >&-; sleep 0.2"], ["cat"], ("ok", "ok"), "interactor"),
-        (["sh", "-c", "kill -9 $$"], ["cat"], ("signaled", "ok"), "solution"),
-        (["sh", "-c", "while :; do :; done"], ["cat"], ("cpu_time_limit", "ok"), "solution"),
+        (["sh", "-c", "exec <&- >&-; sleep 1"], ["cat"], ("ok", "ok"), "interactor"),
+        (["sh", "-c", "kill -9 $$"], LATER, ("signaled", "ok"), "solution"),
+        (["sh", "-c", "while :; do :; done"], LATER, ("cpu_time_limit", "ok"), "solution"),
     ],
 )
 async def test_whatever_either_does(
@@ -97,8 +99,27 @@ async def test_whatever_either_does(
     with anyio.fail_after(40 * SLOW):
         result = await run_pair(solution, interactor, limits=limits, transcript=transcript)
     assert (result.solution.status, result.interactor.status) == statuses
-    if first is not None and SLOW == 1:  # else an exit takes longer than what it causes
+    if first is not None and SLOW == 1:
         assert result.first_to_end == first
+
+
+def test_who_was_first() -> None:
+    """By the clocks; but who dies of a closed pipe was second to who closed it a moment ago."""
+
+    def ended(number: int | None) -> Any:
+        return SimpleNamespace(signal=number)
+
+    plain, broken = ended(None), ended(signal.SIGPIPE)
+    for later_ns, pair, first in (
+        (1, (plain, plain), "solution"),
+        (-1, (plain, plain), "interactor"),
+        (1_000_000, (broken, plain), "interactor"),
+        (1_000_000_000, (broken, plain), "solution"),
+        (-1_000_000, (plain, broken), "solution"),
+        (-1_000_000_000, (plain, broken), "interactor"),
+        (1, (broken, broken), "solution"),
+    ):
+        assert _first(*pair, later_ns) == first
 
 
 @pytest.mark.parametrize("transcript", [0, 1000])
