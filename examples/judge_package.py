@@ -260,6 +260,7 @@ class Judge:
                 "feedback/empty": b"",
             },
             idle_time=5,
+            transcript=1,  # tells for sure who ended first
         )
         result = pair.solution
         if pair.idle:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PairResult", "group", "pair"]
 
-SAME_NS = 10_000_000
+SAME_NS, CLOSE_NS = 10_000_000, 200_000_000
 
 
 class PairResult(Model, frozen=True):
@@ -44,8 +44,10 @@ class PairResult(Model, frozen=True):
         solution: The result of the one; its stdout went to the other.
         interactor: The result of the other.
         first_to_end: Whose main process ended first, as their cells saw it. The end of one that
-            ends the other, by the end of its input, may be seen moments after that.
-        idle: Both waited without using any CPU for ``idle_time``, and were ended for it.
+            ends the other, by the end of its input, may be seen moments after that; with a
+            transcript cause and effect are told apart.
+        idle: Both waited without using any CPU for ``idle_time``, and were ended for it (one may
+            have seen the end of the other, and have exited).
         transcript: What they said, in order, as far as the transcript was to reach.
         transcript_truncated: They said more.
     """
@@ -275,19 +277,21 @@ async def pair(
     return PairResult(
         solution=first,
         interactor=second,
-        first_to_end=_first(first, second, interactor.ended_ns - solution.ended_ns),
+        first_to_end=_first(first, second, interactor.ended_ns - solution.ended_ns, said.ends),
         idle=bool(idle),
         transcript=tuple(said.said),
         transcript_truncated=said.truncated,
     )
 
 
-def _first(solution: Result, interactor: Result, later_ns: int) -> Side:
+def _first(solution: Result, interactor: Result, later_ns: int, ends: Sequence[Side] = ()) -> Side:
     """Who ended first; the interactor's end was seen so much later than the solution's.
 
-    A process closes its pipes on the way out: who is killed for writing into one can be seen to
-    end sooner than whose end killed it.
+    A process closes its pipes on the way out: what that does to the other can be seen sooner than
+    its end. Where we pass the bytes on we see the cause first.
     """
+    if ends and abs(later_ns) < CLOSE_NS:
+        return ends[0]
     broken = [result.signal == signal.SIGPIPE for result in (solution, interactor)]
     if abs(later_ns) < SAME_NS and broken[0] != broken[1]:
         return "interactor" if broken[0] else "solution"

@@ -17,6 +17,9 @@ __all__ = ["Relay", "Side", "Talker", "Transcript"]
 Side: TypeAlias = Literal["solution", "interactor"]
 
 
+_OTHER: dict[Side, Side] = {"solution": "interactor", "interactor": "solution"}
+
+
 class Talker(Protocol):
     """A job that has its streams from us."""
 
@@ -37,6 +40,8 @@ class Transcript:
     def __init__(self, most: int) -> None:
         self.said: list[tuple[Side, bytes]] = []
         self.truncated = False
+        self.ends: list[Side] = []
+        """Whose streams were seen to end, in this order."""
         self._left = most
 
     def note(self, side: Side, data: bytes) -> None:
@@ -79,7 +84,11 @@ class Relay:
                 data = await self._from.receive()
                 self._transcript.note(self._side, data)
                 await self._to.send(data)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        except anyio.EndOfStream:
+            self._transcript.ends.append(self._side)
+        except anyio.BrokenResourceError:
+            self._transcript.ends.append(_OTHER[self._side])
+        except anyio.ClosedResourceError:
             pass
         finally:
             self.close()

@@ -120,6 +120,17 @@ def test_who_was_first() -> None:
         (1, (broken, broken), "solution"),
     ):
         assert _first(*pair, later_ns) == first
+    assert _first(plain, plain, 1_000_000, ["interactor", "solution"]) == "interactor"
+    assert _first(plain, plain, 1_000_000_000, ["interactor", "solution"]) == "solution"
+
+
+async def test_cause_and_effect() -> None:
+    """With a transcript it is seen who ended, and whom that ended."""
+    for _ in range(10 if SLOW == 1 else 2):
+        result = await run_pair(["sh", "-c", "exit 3"], ["cat"], transcript=1)
+        assert result.first_to_end == "solution"
+        result = await run_pair(["cat"], ["sh", "-c", "exit 3"], transcript=1)
+        assert result.first_to_end == "interactor"
 
 
 @pytest.mark.parametrize("transcript", [0, 1000])
@@ -163,7 +174,8 @@ async def test_idleness() -> None:
     with anyio.fail_after(20 * SLOW):
         result = await run_pair(["cat"], ["cat"], idle_time=0.4 * SLOW)
     assert result.idle
-    assert (result.solution.status, result.interactor.status) == ("killed", "killed")
+    statuses = {result.solution.status, result.interactor.status}
+    assert "killed" in statuses and statuses <= {"killed", "ok"}
     work = "import time\nend = time.monotonic() + %s\nwhile time.monotonic() < end: pass"
     limits = Limits(cpu_time=20 * SLOW, wall_time=60 * SLOW)
     result = await run_pair(

@@ -316,7 +316,7 @@ async def test_terminal() -> None:
         "open('/dev/tty', 'w').write('to the terminal\\n')\n"
         "try: fcntl.ioctl(0, 0x5412, b'x')\n"
         "except OSError as e: print('typing', e.errno)\n"
-        "signal.signal(signal.SIGWINCH, lambda *a: print(os.get_terminal_size(), flush=True))\n"
+        "signal.signal(signal.SIGWINCH, lambda *a: os.write(1, b'%r\\n' % (os.get_terminal_size(),)))\n"
         "print('ready', flush=True)\n"
         "try: time.sleep(600)\n"
         "except KeyboardInterrupt: print('interrupted')\n"
