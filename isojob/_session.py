@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -168,14 +167,7 @@ class Session:
             # Whatever does not end by itself leaves nobody knows what.
             before, self._history = self._history, os.urandom(32)
             try:
-                try:
-                    result = await self._perform(job, keep=True)
-                except SandboxSetupError as error:
-                    # A job may close its directory; a cell that is made now opens it again.
-                    if error.errno != errno.EACCES:
-                        raise
-                    self._kept.make_anew()
-                    result = await self._perform(job, keep=True)
+                result = await self._perform(job, keep=True)
             finally:
                 self._private.make_anew()
             if self._cache is not None and _repeatable(job, result):

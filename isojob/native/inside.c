@@ -114,9 +114,6 @@ static int mount_disk(const struct cell *cell, struct failure *f)
     if (!cell->session && (make_dir(c, "/tmp/box", 0755) < 0 ||
                            mount("/tmp/box", c->workdir, NULL, MS_BIND, NULL) < 0))
         return fail_at(f, "bind", c->workdir);
-    /* A job of the session may have closed it. */
-    if (cell->session && chmod(c->workdir, 0755) < 0)
-        return fail_at(f, "chmod", c->workdir);
     if (cell->private && mount_copy(cell, f) < 0)
         return -1;
     if (mount("/tmp/shm", "/dev/shm", NULL, MS_BIND, NULL) < 0)

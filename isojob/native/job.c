@@ -70,6 +70,12 @@ static int become_harmless(struct cell *cell, struct failure *f)
     return 0;
 }
 
+/* Whether our working directory is the session's own. */
+static bool kept(const struct cell *cell)
+{
+    return cell->session && !cell->private;
+}
+
 static void park(struct cell *cell, struct failure *f)
 {
     const struct config *c = cell->config;
@@ -97,7 +103,8 @@ static void park(struct cell *cell, struct failure *f)
         }
     close_fd(&cell->out[0]);
     close_fd(&cell->out[1]);
-    if (chdir(c->workdir) < 0) {
+    /* A session's directory is the business of the job that runs now, if there is one. */
+    if (!kept(cell) && chdir(c->workdir) < 0) {
         fail_at(f, "chdir", c->workdir);
         give_up(cell, f);
     }
@@ -338,6 +345,12 @@ _Noreturn void job_main(struct cell *cell)
         give_up(cell, &f);
     if (job.stdio & STDIO_STARTED && nfds > first)
         started = fds[nfds - 1];
+    /* It belongs to the job before us, which may have closed it. */
+    const char *workdir = cell->config->workdir;
+    if (kept(cell) && (fchmodat(AT_FDCWD, workdir, 0755, 0) < 0 || chdir(workdir) < 0)) {
+        fail_at(&f, "chdir", workdir);
+        give_up(cell, &f);
+    }
     if (job.cwd && chdir(job.cwd) < 0) {
         fail_at(&f, "chdir", job.cwd);
         give_up(cell, &f);

@@ -35,6 +35,7 @@ SETUP_SYSCALLS = (
         "mkdirat",
         "unlinkat",
         "fchmod",
+        "fchmodat",
         "fstat",
         "newfstatat",
         "sendfile",

@@ -317,8 +317,7 @@ async def test_terminal() -> None:
         "try: fcntl.ioctl(0, 0x5412, b'x')\n"
         "except OSError as e: print('typing', e.errno)\n"
         "signal.signal(signal.SIGWINCH, lambda *a: os.write(1, b'%r\\n' % (os.get_terminal_size(),)))\n"
-        "print('ready', flush=True)\n"
-        "try: time.sleep(600)\n"
+        "try: print('ready', flush=True); time.sleep(600)\n"
         "except KeyboardInterrupt: print('interrupted')\n"
     )
     async with open_isolated(["python3", "-c", script], pty=(10, 40)) as process:
