@@ -17,11 +17,11 @@ if [[ $who == --prepare ]]; then
     # An interpreter below root's home is closed to uid 1000, so the system's comes first.
     exec scripts/environment.sh "$(scripts/pythons.sh | head -n 1 | cut -f 2)" "$dir" "$wheel"
 fi
-# The guest is slow. The command line and the examples are the same code for every user: once. What
+# The guest is slow. The command line, languages and the examples are the same code for every user: once. What
 # systemd does otherwise is the cgroup a job starts from.
 if (($# == 0)); then
     case $who in
-    root) set -- tests/integration --ignore=tests/integration/test_cli.py --ignore=tests/integration/test_examples.py ;;
+    root) set -- tests/integration --ignore=tests/integration/test_{cli,examples,languages}.py ;;
     user) set -- tests/integration ;;
     systemd) set -- tests/integration/test_run.py tests/integration/test_sweep.py tests/integration/test_doctor.py ;;
     esac
