@@ -50,6 +50,25 @@ def _default_pool(sandbox: Sandbox) -> tuple[Pool, list[Pool]]:
         return pool, displaced
 
 
+@asynccontextmanager
+async def _pool_of(sandbox: Sandbox | None, name: str = "sandbox") -> AsyncIterator[Pool]:
+    """The process-wide pool of a sandbox, held as long as the block lasts.
+
+    Raises:
+        TypeError: It is no sandbox; `name` is the argument's.
+    """
+    if sandbox is not None and not isinstance(sandbox, Sandbox):
+        raise TypeError(f"{name} must be isojob.Sandbox, not {type(sandbox).__name__}")
+    pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
+    try:
+        if displaced:
+            await in_thread(partial(_close_all, displaced))
+        yield pool
+    finally:
+        with _lock:
+            pool.pins -= 1
+
+
 def _close_pools() -> None:
     with _lock:
         pools = list(_pools.values())
@@ -124,12 +143,7 @@ async def run_isolated(
         PoolBrokenError: The zygote or the cell's init was killed under the job.
         JobFailedError: With ``check=True``.
     """
-    if sandbox is not None and not isinstance(sandbox, Sandbox):
-        raise TypeError(f"sandbox must be isojob.Sandbox, not {type(sandbox).__name__}")
-    pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
-    try:
-        if displaced:
-            await in_thread(partial(_close_all, displaced))
+    async with _pool_of(sandbox) as pool:
         return await pool.run(
             command,
             limits=Limits() if limits is None else limits,
@@ -143,9 +157,6 @@ async def run_isolated(
             collect=collect,
             check=check,
         )
-    finally:
-        with _lock:
-            pool.pins -= 1
 
 
 @asynccontextmanager
@@ -193,13 +204,9 @@ async def open_isolated(
         TypeError, ValueError, CommandNotFoundError, CommandNotExecutableError, SandboxSetupError,
         HostNotSupportedError, PoolBrokenError: As `run_isolated`, when the block is entered.
     """
-    if sandbox is not None and not isinstance(sandbox, Sandbox):
-        raise TypeError(f"sandbox must be isojob.Sandbox, not {type(sandbox).__name__}")
-    pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
-    try:
-        if displaced:
-            await in_thread(partial(_close_all, displaced))
-        async with pool.open(
+    async with (
+        _pool_of(sandbox) as pool,
+        pool.open(
             command,
             limits=Limits() if limits is None else limits,
             stdin=stdin,
@@ -210,11 +217,9 @@ async def open_isolated(
             files=files,
             collect=collect,
             pty=pty,
-        ) as process:
-            yield process
-    finally:
-        with _lock:
-            pool.pins -= 1
+        ) as process,
+    ):
+        yield process
 
 
 async def run_pair(
@@ -262,50 +267,27 @@ async def run_pair(
         TypeError, ValueError, CommandNotFoundError, CommandNotExecutableError, SandboxSetupError,
         HostNotSupportedError, PoolBrokenError: As `run_isolated`; then the other was ended.
     """
-    for name, value in (("sandbox", sandbox), ("interactor_sandbox", interactor_sandbox)):
-        if value is not None and not isinstance(value, Sandbox):
-            raise TypeError(f"{name} must be isojob.Sandbox, not {type(value).__name__}")
     idle_time = None if idle_time is None else parse_seconds(idle_time)
     if isinstance(transcript, bool) or not isinstance(transcript, int) or transcript < 0:
         raise ValueError(f"transcript: {transcript!r} is no number of bytes")
     limits = Limits() if limits is None else limits
-    sandbox = Sandbox() if sandbox is None else sandbox
-    pools, displaced = [], []
-    try:
-        for wanted in (sandbox, interactor_sandbox or sandbox):
-            pool, more = _default_pool(wanted)
-            pools.append(pool)
-            displaced += more
-        if displaced:
-            await in_thread(partial(_close_all, displaced))
-        jobs = [
-            pool.job(
-                command,
-                own_limits,
-                stdout=DEVNULL,
-                files=own_files,
-                env=own_env,
-                collect=own_collect,
-            )
-            for pool, command, own_limits, own_files, own_env, own_collect in (
-                (pools[0], solution, limits, files, env, collect),
-                (
-                    pools[1],
-                    interactor,
-                    interactor_limits or limits,
-                    interactor_files,
-                    interactor_env,
-                    interactor_collect,
-                ),
-            )
-        ]
-        return await pair(
-            (pools[0], pools[1]), (jobs[0], jobs[1]), idle_time=idle_time, transcript=transcript
+    other = sandbox if interactor_sandbox is None else interactor_sandbox
+    async with (
+        _pool_of(sandbox) as pool,
+        _pool_of(other, "interactor_sandbox") as interactor_pool,
+    ):
+        one = pool.job(solution, limits, stdout=DEVNULL, files=files, env=env, collect=collect)
+        partner = interactor_pool.job(
+            interactor,
+            limits if interactor_limits is None else interactor_limits,
+            stdout=DEVNULL,
+            files=interactor_files,
+            env=interactor_env,
+            collect=interactor_collect,
         )
-    finally:
-        with _lock:
-            for pool in pools:
-                pool.pins -= 1
+        return await pair(
+            (pool, interactor_pool), (one, partner), idle_time=idle_time, transcript=transcript
+        )
 
 
 async def run_group(
@@ -325,16 +307,8 @@ async def run_group(
         ValueError: More jobs than slots, or pipes that make no sense.
         IsojobError: A job could not be run: the others were ended.
     """
-    if sandbox is not None and not isinstance(sandbox, Sandbox):
-        raise TypeError(f"sandbox must be isojob.Sandbox, not {type(sandbox).__name__}")
-    pool, displaced = _default_pool(Sandbox() if sandbox is None else sandbox)
-    try:
-        if displaced:
-            await in_thread(partial(_close_all, displaced))
+    async with _pool_of(sandbox) as pool:
         return await pool.run_group(jobs, pipes)
-    finally:
-        with _lock:
-            pool.pins -= 1
 
 
 def run_isolated_sync(
