@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -51,32 +53,28 @@ def report(name: str, ours: list[float], theirs: list[float], unit: float, targe
     )
 
 
+async def in_turn(
+    jobs: int, plain: Callable[[], Awaitable[object]], other: Callable[[], Awaitable[object]]
+) -> tuple[list[float], list[float]]:
+    """Seconds of the one and of the other, one job after the other; the first twenty do not count."""
+    times = list[float](), list[float]()
+    for number in range(jobs + 20):
+        for run, kept in zip((plain, other), times, strict=True):
+            start = time.perf_counter()
+            await run()
+            if number >= 20:
+                kept.append(time.perf_counter() - start)
+    return times
+
+
 async def sessions(jobs: int) -> None:
     """Private runs, and runs that keep their changes."""
-    plain, private, kept = list[float](), list[float](), list[float]()
-    async with isojob.Pool() as pool, pool.session(files={"a": b"x"}) as session:
-        for number in range(jobs + 20):
-            start = time.perf_counter()
-            await pool.run(JOB)
-            middle = time.perf_counter()
-            await session.run(JOB, keep=False)
-            end = time.perf_counter()
-            if number >= 20:
-                plain.append(middle - start)
-                private.append(end - middle)
-    async with isojob.Pool() as pool, pool.session(files={"a": b"x"}) as session:
-        other = list[float]()
-        for number in range(jobs + 20):
-            start = time.perf_counter()
-            await pool.run(JOB)
-            middle = time.perf_counter()
-            await session.run(JOB)
-            end = time.perf_counter()
-            if number >= 20:
-                other.append(middle - start)
-                kept.append(end - middle)
-    report("session run, private / plain run, ms", private, plain, 1e3, "target <= 1.3")
-    report("session run, kept / plain run, ms", kept, other, 1e3, "target <= 1.3")
+    for name, keep in (("private", False), ("kept", True)):
+        async with isojob.Pool() as pool, pool.session(files={"a": b"x"}) as session:
+            plain, ours = await in_turn(
+                jobs, partial(pool.run, JOB), partial(session.run, JOB, keep=keep)
+            )
+        report(f"session run, {name} / plain run, ms", ours, plain, 1e3, "target <= 1.3")
 
 
 async def layered(jobs: int) -> None:
@@ -93,17 +91,8 @@ async def layered(jobs: int) -> None:
         sandbox = isojob.Sandbox(
             root=isojob.Root.layers(layers), mounts=(isojob.Mount.bind("/usr", "/usr"),)
         )
-        plain, over = list[float](), list[float]()
         async with isojob.Pool() as pool, isojob.Pool(sandbox) as other:
-            for number in range(jobs + 20):
-                start = time.perf_counter()
-                await pool.run(JOB)
-                middle = time.perf_counter()
-                await other.run(JOB)
-                end = time.perf_counter()
-                if number >= 20:
-                    plain.append(middle - start)
-                    over.append(end - middle)
+            plain, over = await in_turn(jobs, partial(pool.run, JOB), partial(other.run, JOB))
         report("root of three layers / default root, ms", over, plain, 1e3, "target <= 1.15")
     finally:
         shutil.rmtree(directory)
