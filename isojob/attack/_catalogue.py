@@ -2,86 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Iterator
+from typing import Any
 
-from isojob.limits import Limits
-from isojob.result import Result, Status
-
-__all__ = ["ATTACKS", "KINDS", "LIMITS", "Attack"]
-
-LIMITS = Limits(
-    cpu_time=4,
-    wall_time=15,
-    memory="64MiB",
-    processes=32,
-    output="256KiB",
-    disk="32MiB",
-    inodes=2000,
-    collect="1MiB",
-    file_size="64MiB",
-    open_files=256,
+from isojob.attack._attack import (
+    DIES,
+    MIB,
+    SHORT_WALL,
+    WALL,
+    Attack,
+    Check,
+    ends,
+    nothing_collected,
+    soon,
 )
-MIB = 2**20
+from isojob.attack._composed import composed_attacks
+from isojob.result import Result
 
-Kind: TypeAlias = Literal[
-    "processes", "memory", "time", "files", "namespaces", "calls", "identity", "between jobs"
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Check: TypeAlias = Callable[[Result], Iterator[str]]
+__all__ = ["ATTACKS"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Attack:
-    """One attack.
-
-    Attributes:
-        name: What to call it.
-        kind: What it is aimed at.
-        title: What it tries, in words.
-        program: Module and function in ``programs/``, then arguments; ``{...}`` is of the scene.
-        ends: The statuses that are right.
-        limits: Changes to `LIMITS`.
-        collect: What the host is asked to read back.
-        input: Given to stdin.
-        check: What is wrong with the result, in words.
-        answer: ``layer: how`` for what the program itself cannot see.
-        before: A program that runs to its end in a job of its own before.
-        beside: A program that runs in a job of its own meanwhile.
-        harmless: Whether it can be run without a sandbox, by a user without privileges, to see that
-            it would tell.
-    """
-
-    name: str
-    kind: Kind
-    title: str
-    program: tuple[str, ...]
-    ends: frozenset[Status] = frozenset({Status.OK})
-    limits: dict[str, Any] = field(default_factory=dict)
-    collect: tuple[str, ...] = ()
-    input: bytes | None = None
-    check: Check | None = None
-    answer: str = ""
-    before: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    harmless: bool = False
-
-
-def _ends(*names: str) -> frozenset[Status]:
-    return frozenset(map(Status, names))
-
-
-_CPU, _WALL = _ends("cpu_time_limit"), _ends("wall_time_limit")
-_MEMORY = _ends("memory_limit")
-_FULL = _ends("memory_limit", "ok")
+_CPU = ends("cpu_time_limit")
+_MEMORY = ends("memory_limit")
+_FULL = ends("memory_limit", "ok")
 _SHORT_CPU: dict[str, Any] = {"cpu_time": 1.0}
-_SHORT_WALL: dict[str, Any] = {"wall_time": 2.0}
-
-
-def _nothing_collected(result: Result) -> Iterator[str]:
-    for name, data in result.files.items():
-        yield f"the host collected {name}: {data[:40]!r}"
 
 
 def _signal(number: int) -> Check:
@@ -117,12 +60,6 @@ def _bytes_as_they_are(result: Result) -> Iterator[str]:
         yield "output was changed"
 
 
-def _soon(result: Result) -> Iterator[str]:
-    if result.usage.wall_time > 10:
-        yield f"the end came after {result.usage.wall_time:.1f} s"
-
-
-_DIES = "init: kills until no child is left, and with it dies its pid namespace"
 _WAITID = "init: waitid tells exit and signal apart"
 _ACCOUNT = "cgroup: one account for all"
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
@@ -136,16 +73,14 @@ def _all() -> Iterator[Attack]:
     yield processes("fork_bomb", "fork until it fails")
     yield processes("fork_doubling", "every process forks", ends=_FULL)
     yield processes("thread_bomb", "start threads until it fails")
-    yield processes(
-        "daemon", "leave a session leader behind that ignores all signals", answer=_DIES
-    )
-    yield processes("moving_chain", "a process that forks and ends, for ever", answer=_DIES)
+    yield processes("daemon", "leave a session leader behind that ignores all signals", answer=DIES)
+    yield processes("moving_chain", "a process that forks and ends, for ever", answer=DIES)
     yield processes("kill_everything", "signal init and the host", "kill_everything", "{pid}")
     yield processes("touch_init", "trace init, read its memory, take its descriptors")
     yield processes("orphans", "fill the process limit with orphans")
-    yield processes("stop_oneself", "SIGSTOP itself", ends=_WALL, limits=_SHORT_WALL)
+    yield processes("stop_oneself", "SIGSTOP itself", ends=WALL, limits=SHORT_WALL)
     yield processes(
-        "abort", "SIGABRT as process 1", answer=_WAITID, ends=_ends("signaled"), check=_signal(6)
+        "abort", "SIGABRT as process 1", answer=_WAITID, ends=ends("signaled"), check=_signal(6)
     )
     yield processes("priorities", "nice -20, real time, oom_score_adj")
     yield processes("rlimits", "raise hard limits")
@@ -183,7 +118,7 @@ def _all() -> Iterator[Attack]:
         program = ("clocks", *(program or (name,)))
         return Attack(name=name, kind="time", title=title, program=program, **rest)
 
-    flooded = _ends("output_limit")
+    flooded = ends("output_limit")
     yield time("deaf_loop", "burn and ignore all signals", ends=_CPU, limits=_SHORT_CPU)
     yield time("burning_children", "four children burn", ends=_CPU, limits=_SHORT_CPU)
     yield time("burning_threads", "threads burn", "threads", ends=_CPU, limits=_SHORT_CPU)
@@ -196,16 +131,16 @@ def _all() -> Iterator[Attack]:
     )
     yield time("strange_name", "a name that breaks /proc parsers", ends=_CPU, limits=_SHORT_CPU)
     yield time("leader_gone", "burn behind a dead first thread", ends=_CPU, limits=_SHORT_CPU)
-    yield time("set_the_clock", "change the clock", ends=_WALL, limits=_SHORT_WALL)
+    yield time("set_the_clock", "change the clock", ends=WALL, limits=SHORT_WALL)
     yield time("flood_stdout", "endless stdout", "flood", "1", ends=flooded)
     yield time("flood_stderr", "endless stderr", "flood", "2", ends=flooded)
     yield time(
         "held_pipe",
         "a child keeps the output open",
         answer="init: the end is the main process's",
-        check=_soon,
+        check=soon,
     )
-    yield time("closed_streams", "close all and stay", ends=_WALL, limits=_SHORT_WALL)
+    yield time("closed_streams", "close all and stay", ends=WALL, limits=SHORT_WALL)
     yield time(
         "unread_input",
         "write much, read nothing",
@@ -231,7 +166,7 @@ def _all() -> Iterator[Attack]:
 
     bait: dict[str, Any] = {
         "collect": ("out.txt", "other.txt", "directory/*"),
-        "check": _nothing_collected,
+        "check": nothing_collected,
         "answer": "host: regular files alone, opened beneath the directory, sizes first",
     }
     yield files("bait_link", "links where the host collects", "bait_link", "{secret}", **bait)
@@ -301,7 +236,7 @@ def _all() -> Iterator[Attack]:
         program = ("identity", *(program or (name,)))
         return Attack(name=name, kind="identity", title=title, program=program, **rest)
 
-    signaled, failed = _ends("signaled"), _ends("nonzero_exit")
+    signaled, failed = ends("signaled"), ends("nonzero_exit")
     yield identity("ids", "become root")
     yield identity("capabilities", "find a capability")
     yield identity(
@@ -318,8 +253,9 @@ def _all() -> Iterator[Attack]:
         "raise_sigxcpu", "look out of time", answer=_WAITID, ends=signaled, check=_signal(24)
     )
     yield identity("forged_report", "speak as init", ends=failed, check=_exit(3))
-    yield identity("traced", "a trace stop as an end", ends=_WALL, limits=_SHORT_WALL)
+    yield identity("traced", "a trace stop as an end", ends=WALL, limits=SHORT_WALL)
     yield identity("sibling", "a sibling's end", answer=_WAITID, ends=failed, check=_exit(9))
+    yield from composed_attacks()
 
 
 ATTACKS: tuple[Attack, ...] = tuple(_all())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -15,7 +15,9 @@ import anyio
 
 from isojob._models import Model
 from isojob._pool import Pool
-from isojob.attack._catalogue import LIMITS, Attack
+from isojob.attack._attack import LIMITS, Attack
+from isojob.attack._doors import DOORS, Asked
+from isojob.attack._images import import_image
 from isojob.attack._scene import Scene
 from isojob.errors import IsojobError
 from isojob.limits import Limits
@@ -31,10 +33,21 @@ _LAYERS = {
     Status.OUTPUT_LIMIT: "host: output limit",
     Status.SECCOMP_VIOLATION: "seccomp",
 }
-_MODULES = ("attacker", "processes", "memory", "clocks", "files", "spaces", "calls", "identity")
+_MODULES = (
+    "attacker",
+    "processes",
+    "memory",
+    "clocks",
+    "files",
+    "spaces",
+    "calls",
+    "identity",
+    "composed",
+)
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
 _INSIDE = "/opt/attacker"
-HEAD_START = 1.5
+SPARE = 4
+"""A program that is to end by itself gets so many times the time limits of the others."""
 
 
 class Outcome(StrEnum):
@@ -106,9 +119,8 @@ async def attack(
         template = template.model_copy(update={"mounts": (*template.mounts, *extra)})
     todo = list(attacks)
     findings: dict[int, Finding] = {}
-    limits = _scaled(LIMITS, patience)
     with Scene() as scene:
-        async with Pool(template, limits, max_jobs=2 * at_once) as pool:
+        async with Pool(template, LIMITS, max_jobs=2 * at_once) as pool:
             runner = _Runner(pool, scene, command, patience)
             turn = anyio.Semaphore(at_once)
 
@@ -183,53 +195,53 @@ class _Runner:
 
     async def run(self, attack: Attack) -> Finding:
         """Runs one and judges it."""
+        if attack.door == "image":
+            return await anyio.to_thread.run_sync(self._import, attack)
         token = secrets.token_hex(8)
         try:
-            result = await self._jobs(attack, token)
+            result = await DOORS[attack.door](self._pool, self._asked(attack, token))
         except IsojobError as error:
             return self._finding(attack, Outcome.ERROR, problems=(str(error),))
         return self._judge(attack, result, token)
 
-    async def _jobs(self, attack: Attack, token: str) -> Result:
-        if attack.before:
-            await self._job(attack, attack.before, token)
-        if not attack.beside:
-            return await self._job(attack, attack.program, token)
-        answer: Result | IsojobError | None = None
+    def _asked(self, attack: Attack, token: str) -> Asked:
+        limits = self._pool.limits.model_copy(update=attack.limits)
+        by_time = attack.ends & {Status.CPU_TIME_LIMIT, Status.WALL_TIME_LIMIT}
 
-        async def beside() -> None:
-            with suppress(IsojobError):
-                await self._job(attack, attack.beside, token)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(beside)
-            await anyio.sleep(HEAD_START)
-            try:
-                answer = await self._job(attack, attack.program, token)
-            except IsojobError as error:  # as it is, not in a group
-                answer = error
-            tasks.cancel_scope.cancel()
-        if isinstance(answer, IsojobError):
-            raise answer
-        assert answer is not None
-        return answer
-
-    async def _job(self, attack: Attack, program: tuple[str, ...], token: str) -> Result:
-        module, function, *arguments = program
-        changes = {
-            name: value * self._patience if name in ("cpu_time", "wall_time") else value
-            for name, value in attack.limits.items()
-        }
-        return await self._pool.run(
-            [
+        def command(program: tuple[str, ...]) -> list[str]:
+            if not program:
+                return []
+            module, function, *arguments = program
+            return [
                 *(self._command, "-B", "-S", "-E", f"{module}.py", function, token),
                 *(word.format_map(self._scene.words) for word in arguments),
-            ],
-            limits=self._pool.limits.model_copy(update=changes),
-            files=_programs(),
-            input=attack.input,
+            ]
+
+        return Asked(
+            command=command(attack.program),
+            before=command(attack.before),
+            beside=command(attack.beside),
+            limits=_scaled(limits, self._patience * (1 if by_time else SPARE)),
+            keep=attack.keep,
             collect=attack.collect,
-            env={"ISOJOB_FILTERED": _filtered(self._pool.sandbox)},
+            rest={
+                "files": _programs(),
+                "input": attack.input,
+                "env": {"ISOJOB_FILTERED": _filtered(self._pool.sandbox)},
+            },
+        )
+
+    def _import(self, attack: Attack) -> Finding:
+        with tempfile.TemporaryDirectory(prefix="attack-") as directory:
+            secret = Path(self._scene.words["secret"])
+            told = list(import_image(attack.program[1], secret, Path(directory)))
+        problems = [what for word, what in told if word == "escaped"]
+        problems += self._scene.damage()
+        return self._finding(
+            attack,
+            Outcome.ESCAPED if problems else Outcome.CONTAINED,
+            problems=tuple(problems),
+            stopped_by=tuple(what for word, what in told if word == "stopped"),
         )
 
     def _judge(self, attack: Attack, result: Result, token: str) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from environment import SLOW
@@ -57,7 +58,7 @@ async def test_without_the_filter_they_tell() -> None:
     findings = await attack(attacks, sandbox=sandbox, at_once=AT_ONCE, patience=PATIENCE)
     bad = not_contained(findings)
     assert {"io_uring", "families", "dangerous"} <= set(bad)
-    assert {name for name, why in bad.items() if why[0] != Outcome.ESCAPED} == set()
+    assert {name: why for name, why in bad.items() if why[0] != Outcome.ESCAPED} == {}
     assert all(problem.startswith("surface") for why in bad.values() for problem in why[1:])
 
 
@@ -74,6 +75,13 @@ async def test_without_cgroups_they_tell(monkeypatch: pytest.MonkeyPatch) -> Non
     assert outcome["many_processes"] == Outcome.ESCAPED
     assert outcome["memfds"] == Outcome.ESCAPED
     assert outcome["daemon"] == outcome["climb"] == Outcome.CONTAINED
+
+
+async def test_without_private_views_they_tell() -> None:
+    """Run one after the other on one directory, jobs of a session do find each other's files."""
+    attacks = [replace(one, keep=True) for one in named("private_view", "session_after")]
+    findings = await attack(attacks, patience=PATIENCE)
+    assert [f.outcome for f in findings[:2]] == [Outcome.ESCAPED] * 2
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import socket
 import subprocess
+import tarfile
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +16,10 @@ from pathlib import Path
 import pytest
 from environment import PYTHON
 
+from isojob import Image, ImageError
 from isojob.attack import ATTACKS, Attack
-from isojob.attack._catalogue import KINDS
+from isojob.attack._attack import KINDS
+from isojob.attack._images import import_image
 from isojob.attack._scene import Scene
 
 PROGRAMS = Path(str(files("isojob.attack") / "programs"))
@@ -36,7 +40,7 @@ def test_names_are_unique() -> None:
 def test_every_program_exists(one: Attack) -> None:
     """Each attack names functions that are there, and says what it tries."""
     for program in (one.program, one.before, one.beside):
-        if program:
+        if program and one.door != "image":
             assert program[1] in functions(program[0])
     assert one.title
     assert one.kind in KINDS
@@ -48,7 +52,7 @@ def test_every_program_is_used() -> None:
     helpers = {("clocks", "burn")}
     for path in PROGRAMS.glob("*.py"):
         if path.stem != "attacker":
-            there = {(path.stem, name) for name in functions(path.stem)}
+            there = {(path.stem, n) for n in functions(path.stem) if not n.startswith("_")}
             assert there - used - helpers == set()
 
 
@@ -79,6 +83,43 @@ def test_without_a_sandbox_it_tells(one: Attack) -> None:
             env={key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
         )
     assert "ESCAPED" in done.stdout, (done.stdout, done.stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone writes where these images lead")
+@pytest.mark.parametrize("name", ["climb", "absolute", "through_a_link", "whiteout", "bomb"])
+def test_a_careless_import_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unpacked as tar does by default, hostile images reach what they aim at, and it is seen."""
+
+    def load(source: Path, *, store: Path, max_bytes: int) -> Image:
+        root = store / "x" / "rootfs"
+        root.mkdir(parents=True)
+        (entry,) = json.loads((source / "index.json").read_text())["manifests"]
+        blobs = source / "blobs/sha256"
+        manifest = json.loads((blobs / entry["digest"][7:]).read_text())
+        for row in manifest["layers"]:
+            done = subprocess.run(
+                ["tar", "-P", "-C", root, "-xf", blobs / row["digest"][7:]],
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+            for mark in [] if done.returncode else _whiteouts(blobs / row["digest"][7:]):
+                (root / mark.parent / mark.name[4:]).unlink()
+        if name == "bomb":
+            raise ImageError("x", "too late")
+        return Image(digest="x", path=str(root))
+
+    monkeypatch.setattr(Image, "load", load)
+    with Scene() as scene:
+        told = dict(import_image(name, Path(scene.words["secret"]), tmp_path))
+        assert list(scene.damage()) or "escaped" in told
+
+
+def _whiteouts(archive: Path) -> list[Path]:
+    with tarfile.open(archive) as members:
+        names = [Path(name) for name in members.getnames()]
+    return [name for name in names if name.name.startswith(".wh.") and ".opq" not in name.name]
 
 
 def test_the_scene_tells_damage() -> None:

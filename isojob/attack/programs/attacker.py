@@ -32,6 +32,8 @@ LAYERS = {
 }
 FILTERED = frozenset(os.environ.pop("ISOJOB_FILTERED", "").split(","))
 """What the filter refuses whatever the arguments; the host has asked the filter itself."""
+SAY = int(os.environ.pop("ISOJOB_SAY", "1"))
+"""Where to: stdout, but for a job whose stdout goes to another job."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 X86_64 = {
@@ -67,7 +69,7 @@ NUMBERS = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine(), {})
 
 def say(*words):
     """Prints a line at once: the next thing may kill us."""
-    os.write(1, (" ".join(map(str, words)) + "\n").encode("utf-8", "replace"))
+    os.write(SAY, (" ".join(map(str, words)) + "\n").encode("utf-8", "replace"))
 
 
 def escaped(what):

@@ -1,0 +1,84 @@
+"""Attacks through what jobs are composed with: sessions, terminals, partners, images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from isojob.attack._attack import (
+    DIES,
+    SHORT_WALL,
+    WALL,
+    Attack,
+    Door,
+    nothing_collected,
+    soon,
+)
+from isojob.attack._images import IMAGES
+
+__all__ = ["composed_attacks"]
+
+
+def composed_attacks() -> Iterator[Attack]:
+    """All of them."""
+
+    def composed(name: str, title: str, door: Door, *program: str, **rest: Any) -> Attack:
+        program = ("composed", *(program or (name,)))
+        return Attack(name=name, kind="composed", title=title, door=door, program=program, **rest)
+
+    secret, marker = "{secret}", "{marker}"
+    yield composed(
+        "traps",
+        "leave traps for the next job of a session, and for the host",
+        "session",
+        "find_traps",
+        secret,
+        before=("composed", "leave_traps", secret),
+        collect=("out.txt", "other.txt", "directory/*", "null", "disk"),
+        check=nothing_collected,
+    )
+    yield composed(
+        "layer_marks",
+        "mark a session's directory for overlayfs",
+        "session",
+        "see_marks",
+        before=("composed", "mark_layers"),
+    )
+    yield composed(
+        "private_view",
+        "change what the next job of a session sees",
+        "session",
+        "as_it_was",
+        marker,
+        before=("composed", "change_the_original", marker),
+        keep=False,
+    )
+    for name, when in (("session_after", "before"), ("session_beside", "beside")):
+        yield Attack(
+            name=name,
+            kind="composed",
+            title=f"find what another job of the session, {when} it, has in its view",
+            door="session",
+            program=("spaces", "find_traces", marker),
+            keep=False,
+            before=("spaces", "leave_traces", marker) if when == "before" else (),
+            beside=("spaces", "stay", marker, "4") if when == "beside" else (),
+        )
+    yield composed("on_a_terminal", "type into its terminal, find others", "terminal")
+    yield composed(
+        "hang_up", "close its terminal and stay", "terminal", ends=WALL, limits=SHORT_WALL
+    )
+    partner = ("composed", "partner")
+    yield composed("reach_partner", "reach its partner past the pipes", "pair", beside=partner)
+    yield composed(
+        "hold_pipes",
+        "leave children that hold its partner's pipes",
+        "pair",
+        beside=partner,
+        answer=DIES,
+        check=soon,
+    )
+    for name, title in IMAGES.items():
+        yield Attack(
+            name=f"image_{name}", kind="composed", title=title, door="image", program=("", name)
+        )

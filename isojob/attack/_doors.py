@@ -1,0 +1,133 @@
+"""The ways in which the jobs of an attack are let in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from isojob._group import pair
+from isojob._pool import Pool
+from isojob.attack._attack import Door
+from isojob.errors import IsojobError
+from isojob.limits import Limits
+from isojob.result import Result
+
+__all__ = ["DOORS", "Asked"]
+
+HEAD_START = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The jobs of one attack.
+
+    Attributes:
+        command: Of the one that is judged.
+        before: Of a job that ends before; empty for none.
+        beside: Of a job that runs meanwhile.
+        limits: Of each.
+        keep: In a session, whether what `before` did is kept.
+        collect: Read back from the one that is judged.
+        rest: What each is given besides.
+    """
+
+    command: Sequence[str]
+    before: Sequence[str]
+    beside: Sequence[str]
+    limits: Limits
+    keep: bool
+    collect: tuple[str, ...]
+    rest: dict[str, Any]
+
+
+async def _alone(pool: Pool, asked: Asked) -> Result:
+    """Jobs that have nothing in common."""
+
+    async def run(command: Sequence[str], **options: Any) -> Result:
+        return await pool.run(command, limits=asked.limits, **asked.rest, **options)
+
+    return await _in_turn(asked, run, run, run)
+
+
+async def _session(pool: Pool, asked: Asked) -> Result:
+    """Jobs of one session."""
+    async with pool.session(files=asked.rest.get("files"), limits=asked.limits) as session:
+
+        async def first(command: Sequence[str]) -> Result:
+            return await session.run(command, keep=asked.keep, **asked.rest)
+
+        async def view(command: Sequence[str], **options: Any) -> Result:
+            return await session.run(command, keep=False, **asked.rest, **options)
+
+        return await _in_turn(asked, first, view, view)
+
+
+async def _in_turn(
+    asked: Asked,
+    first: Callable[[Sequence[str]], Awaitable[Result]],
+    meanwhile: Callable[[Sequence[str]], Awaitable[Result]],
+    last: Callable[..., Awaitable[Result]],
+) -> Result:
+    if asked.before:
+        await first(asked.before)
+    if not asked.beside:
+        return await last(asked.command, collect=asked.collect)
+    answer: Result | IsojobError | None = None
+
+    async def beside() -> None:
+        with suppress(IsojobError):
+            await meanwhile(asked.beside)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(beside)
+        await anyio.sleep(HEAD_START)
+        try:
+            answer = await last(asked.command, collect=asked.collect)
+        except IsojobError as error:  # as it is, not in a group
+            answer = error
+        tasks.cancel_scope.cancel()
+    if isinstance(answer, IsojobError):
+        raise answer
+    assert answer is not None
+    return answer
+
+
+async def _terminal(pool: Pool, asked: Asked) -> Result:
+    """A job on a terminal of its own."""
+    rest = {name: value for name, value in asked.rest.items() if name != "input"}
+    said = bytearray()
+    async with pool.open(
+        asked.command, limits=asked.limits, pty=True, collect=asked.collect, **rest
+    ) as process:
+        assert process.stdout is not None
+        async for piece in process.stdout:
+            said += piece
+        result = await process.result()
+    return result.model_copy(update={"stdout": bytes(said)})
+
+
+async def _pair(pool: Pool, asked: Asked) -> Result:
+    """Two jobs that are joined by pipes; what the first says comes by its stderr."""
+    rest = {name: value for name, value in asked.rest.items() if name != "input"}
+    rest["env"] = {**rest.get("env", {}), "ISOJOB_SAY": "2"}
+    jobs = tuple(
+        pool.job(command, asked.limits, collect=collect, **rest)
+        for command, collect in ((asked.command, asked.collect), (asked.beside, ()))
+    )
+    found = await pair((pool, pool), (jobs[0], jobs[1]), idle_time=None, transcript=0)
+    partner = found.interactor
+    problem = b"" if partner.ok else f"ESCAPED the partner: {partner}\n".encode()
+    solution = found.solution
+    return solution.model_copy(update={"stdout": (solution.stderr or b"") + problem})
+
+
+DOORS: dict[Door, Callable[[Pool, Asked], Awaitable[Result]]] = {
+    "alone": _alone,
+    "session": _session,
+    "terminal": _terminal,
+    "pair": _pair,
+}
