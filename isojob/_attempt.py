@@ -34,7 +34,7 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
             if run.was_started:
                 raise _why_gone(stock, lease.zygote, error) from None
             # A parked cell may have failed long ago, for a reason that has passed.
-            if error.failure.stage == "zygote" or not lease.zygote.listens:
+            if error.failure.stage in ("zygote", "template") or not lease.zygote.listens:
                 lease.zygote.broken = True
             if number == _ATTEMPTS - 1 or not stock.open:
                 raise _why_failed(stock, error.failure) from None
@@ -58,8 +58,8 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
 def _why_failed(stock: Stock, failure: Failure) -> IsojobError:
     if not stock.open:
         return PoolClosedError("the pool was closed before the job ran")
-    if failure.stage == "zygote":
-        return PoolBrokenError("the pool's zygote died, and then the next")
+    if failure.stage in ("zygote", "template"):
+        return PoolBrokenError(f"the pool's {failure.stage} died, and then the next")
     return failures.to_exception(failure)
 
 

@@ -192,6 +192,9 @@ class Run:
         elif job.stderr >= 0:
             fds.append(job.stderr)
             stdio |= Stdio.ERR
+        if job.result_fd >= 0:
+            fds.append(job.result_fd)
+            stdio |= Stdio.RESULT
         if job.attended is not None:
             outcome.out = job.attended.out or outcome.out
             outcome.err = job.attended.err or outcome.err

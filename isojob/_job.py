@@ -103,6 +103,8 @@ class Job:
     attended: Attended | None = None
     no_exec: bool = False
     """Its files are all there is to do."""
+    result_fd: int = -1
+    """A memfd for the words of a warm interpreter."""
     modes: dict[str, int] = field(default_factory=dict)
     """Permissions of the files that were collected; set with its result."""
 

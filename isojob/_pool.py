@@ -107,10 +107,13 @@ class Pool:
 
     def _reset(self) -> None:
         self._slots = Slots(self._max_jobs, self._queue, self._memory)
-        self._stock = Stock(self.sandbox, self.limits, self._parked, self._uid_range)
+        self._stock = self._new_stock()
         self._sessions: set[Session] = set()
         self.pins = 0
         """Calls that hold the pool but no slot yet; counted by the owner of the default pools."""
+
+    def _new_stock(self) -> Stock:
+        return Stock(self.sandbox, self.limits, self._parked, self._uid_range)
 
     async def __aenter__(self) -> Self:
         self.open_now()

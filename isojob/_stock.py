@@ -16,6 +16,7 @@ from isojob._maker import Maker
 from isojob._shelf import LATE_NS, Level, Shelf
 from isojob._shield import in_thread
 from isojob._spec import CellSpec
+from isojob._template import Template
 from isojob._watch import Watch
 from isojob._zygote import Zygote, privilege
 from isojob.errors import PoolBrokenError, PoolClosedError
@@ -42,11 +43,18 @@ class Stock:
         limits: Those that cells are parked with.
         parked: Cells of one kind to keep ready, at least and at most.
         uid_range: Host uids and gids to take a block from, as root.
+        template: A warm interpreter that launchers are forked from.
     """
 
     def __init__(
-        self, sandbox: Sandbox, limits: Limits, parked: tuple[int, int], uid_range: range
+        self,
+        sandbox: Sandbox,
+        limits: Limits,
+        parked: tuple[int, int],
+        uid_range: range,
+        template: Template | None = None,
     ) -> None:
+        self.template = template
         self.sandbox = sandbox
         self.limits = limits
         self.open = False
@@ -104,17 +112,37 @@ class Stock:
                 return self.zygote
             if self.zygote is not None:
                 self._discard(self.zygote)
-            kernel.check()
-            accepted = self.sandbox.allow_missing
-            driver = find_driver(accepted)
-            self.devices = block_devices(self.sandbox)
-            check_limits(driver, self.limits, self.devices, accepted)
-            zygote = Zygote(self.sandbox, driver, self.uid_range)
-            self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
-            self._posture = posture(self.sandbox, driver, privilege(self.uid_range))
-            self.zygote = zygote
-            self.started += 1
-            return zygote
+            return self._install(self._start())
+
+    def _start(self) -> Zygote:
+        kernel.check()
+        accepted = self.sandbox.allow_missing
+        driver = find_driver(accepted)
+        self.devices = block_devices(self.sandbox)
+        check_limits(driver, self.limits, self.devices, accepted)
+        return Zygote(self.sandbox, driver, self.uid_range, self.template)
+
+    def _install(self, zygote: Zygote) -> Zygote:
+        self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
+        self._posture = posture(self.sandbox, zygote.driver, privilege(self.uid_range))
+        self.zygote = zygote
+        self.started += 1
+        return zygote
+
+    def renew(self) -> None:
+        """Another zygote in the place of the one that there is, whose jobs may end (blocking).
+
+        Raises:
+            IsojobError: It cannot be started; the old one stays.
+        """
+        zygote = self._start()
+        with self._lock:
+            if self.open:
+                if self.zygote is not None:
+                    self._discard(self.zygote)
+                self._install(zygote)
+                return
+        zygote.close()
 
     def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
         return CellSpec(zygote.driver, limits, self.devices)

@@ -18,6 +18,7 @@ from isojob import wire
 from isojob._descriptors import sealed_memfd, send_fds
 from isojob._maker import Maker
 from isojob._spec import FIXED_RLIMITS, rlimit
+from isojob._template import Imports, Template
 from isojob.cgroups import Driver, Subtree
 from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
 from isojob.host import failures, ids
@@ -64,11 +65,20 @@ def _program() -> bytes:
 class Zygote(Maker):
     """One running zygote with its subtree of cgroups and its block of uids.
 
+    With a template its launchers are forks of a warm interpreter.
+
     Not bound to an event loop or thread; `make` may be called from any.
     """
 
-    def __init__(self, sandbox: Sandbox, driver: Driver, uid_range: range) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        driver: Driver,
+        uid_range: range,
+        template: Template | None = None,
+    ) -> None:
         super().__init__(driver)
+        self._template = template
         self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege(uid_range)]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -110,6 +120,9 @@ class Zygote(Maker):
             rlimit(config, resource, value, value)
         write_cgroups(config, self.driver, self.subtree, fds)
         plan = Writer(MessageType.CONFIG)
+        if self._template is not None:
+            sandbox = self._template.sandbox(sandbox)
+            self._template.write(config, plan, self.driver, sandbox.environment())
         write_plan(config, plan, sandbox, own_ids=self.mode != _SINGLE)
         pidfd = os.pidfd_open(os.getpid())
         try:
@@ -142,7 +155,7 @@ class Zygote(Maker):
             )
             theirs.close()
             send_fds(control, config.header(memfd=True), [body, tree, *fds])
-            self._await_ready(control)
+            self._await_ready(control, None if self._template is None else Imports(self._template))
         except TimeoutError as error:
             raise PoolBrokenError(f"the zygote was not ready after {START_SECONDS} s") from error
         except BrokenPipeError as error:
@@ -154,22 +167,33 @@ class Zygote(Maker):
                     os.close(fd)
         control.setblocking(False)
 
-    def _await_ready(self, control: socket.socket) -> None:
+    def _await_ready(self, control: socket.socket, imports: Imports | None) -> None:
         while True:
+            if imports is not None:
+                control.settimeout(imports.left)
             try:
                 datagram = control.recv(wire.RECEIVE_SIZE)
             except ConnectionResetError:
                 datagram = b""
+            except TimeoutError:
+                if imports is None:
+                    raise
+                raise imports.late() from None
             if not datagram:
                 raise self._died_at_start()
             message = wire.decode(datagram)
             if message.kind is MessageType.READY:
                 return
-            if message.kind is MessageType.MAP:
+            if message.kind is MessageType.PRELOAD and imports is not None:
+                imports.hear(message)
+            elif message.kind is MessageType.MAP:
                 self._map_ids()
                 send_fds(control, Writer(MessageType.MAP).message(), [])
             else:
-                raise failures.to_exception(wire.parse_failure(message))
+                failure = wire.parse_failure(message)
+                if failure.stage == "template" and imports is not None:
+                    raise imports.died()
+                raise failures.to_exception(failure)
 
     def _died_at_start(self) -> IsojobError:
         assert self._process is not None

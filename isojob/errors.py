@@ -207,6 +207,29 @@ class ImageError(IsojobError, ValueError):
     """A container image was refused: broken, hostile, or of a kind that isojob does not read."""
 
 
+class PreloadError(IsojobError):
+    """A warm interpreter could not be made ready: a preload failed, hung, or took too much.
+
+    What to do: import the module in a plain process of that interpreter; then look at what the
+    sandbox does not have (network, files) and at the limits of the template.
+
+    Args:
+        module: The module that was being imported; else the interpreter.
+        why: What happened, in words.
+        traceback: Of the import, if it ended with an exception.
+    """
+
+    def __init__(self, module: str, why: str, traceback: str = "") -> None:
+        super().__init__(module, why, traceback)
+        self.module = module
+        self.why = why
+        self.traceback = traceback
+
+    @override
+    def __str__(self) -> str:
+        return f"preload {self.module}: {self.why}"
+
+
 class JobFailedError(IsojobError, CalledProcessError):
     """The job did not end with the status ``ok``, and the caller asked for an exception.
 

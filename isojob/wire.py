@@ -40,7 +40,7 @@ __all__ = [
 MAGIC = 0x4A4F5349
 VERSION = 1
 INLINE_MAX = 65536
-MAX_FDS = 16
+MAX_FDS = 80
 FLAG_MEMFD = 1
 RECEIVE_SIZE = 32768
 """Longest datagram that a cell or zygote sends."""
@@ -68,6 +68,10 @@ class MessageType(IntEnum):
     READY = 8
     MAP = 9
     SESSION = 10
+    PRELOAD = 11
+    FORK = 12
+    HELLO = 13
+    CELL = 14
 
 
 class Tag(IntEnum):
@@ -109,6 +113,12 @@ class Tag(IntEnum):
     CG_LIFT = 36
     CELL = 37
     PRIVATE = 38
+    CELL_FDS = 39
+    TEMPLATE_ARG = 40
+    TEMPLATE_ENV = 41
+    TEMPLATE_FILTER = 42
+    TEMPLATE_MASK = 43
+    TEMPLATE_WRITE = 44
     ARG = 48
     ENV = 49
     CWD = 50
@@ -129,6 +139,7 @@ class Tag(IntEnum):
     NAME = 85
     REASON = 86
     PID = 87
+    TEXT = 88
 
 
 class FilterFlag(IntFlag):
@@ -163,6 +174,7 @@ class Stdio:
     STARTED = 128
     TERMINAL = 256
     NO_EXEC = 512
+    RESULT = 1024
 
 
 class JobState(IntEnum):

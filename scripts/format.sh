@@ -6,4 +6,4 @@ scripts/venv.sh "$(default_python)" "$venv"
     "$(sed -n 's/.*"\(clang-format==[^"]*\)".*/\1/p' pyproject.toml)"
 "$venv/bin/ruff" check --fix-only .
 "$venv/bin/ruff" format .
-"$venv/bin/clang-format" -i isojob/native/*.[ch]
+"$venv/bin/clang-format" -i isojob/native/*.[ch] isojob/native/warm/*.c

@@ -20,7 +20,7 @@ check ruff check .
 check ruff format --check .
 check mypy "${sources[@]}"
 check pyright --pythonpath "$venv/bin/python" "${sources[@]}"
-"$venv/bin/clang-format" --dry-run --Werror isojob/native/*.[ch] fuzz/*.[ch] || failed+=(clang-format)
+"$venv/bin/clang-format" --dry-run --Werror isojob/native/*.[ch] isojob/native/warm/*.c fuzz/*.[ch] || failed+=(clang-format)
 
 long=$(find isojob \( -name '*.py' -o -name '*.[ch]' \) -exec awk 'END { if (NR > 400) print FILENAME ": " NR " lines" }' {} \;)
 if [[ -n $long ]]; then

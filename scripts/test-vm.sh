@@ -17,12 +17,12 @@ if [[ $who == --prepare ]]; then
     # An interpreter below root's home is closed to uid 1000, so the system's comes first.
     exec scripts/environment.sh "$(scripts/pythons.sh | head -n 1 | cut -f 2)" "$dir" "$wheel"
 fi
-# The guest is slow. The command line, languages and the examples are the same code for every user: once. What
-# systemd does otherwise is the cgroup a job starts from.
+# The guest is slow. What is the same code for every user runs once: the command line, languages, the
+# examples, and the host's way with faults. What systemd does otherwise is the cgroup a job starts from.
 if (($# == 0)); then
     case $who in
-    root) set -- tests/integration --ignore=tests/integration/test_{cli,examples,languages}.py ;;
-    user) set -- tests/integration ;;
+    root) set -- tests/integration --ignore=tests/integration/test_{cli,examples,faults,languages}.py ;;
+    user) set -- tests/integration --ignore=tests/integration/test_doctor.py ;;
     systemd) set -- tests/integration/test_run.py tests/integration/test_sweep.py tests/integration/test_doctor.py ;;
     esac
 fi

@@ -56,10 +56,14 @@ stage lint scripts/lint.sh "$wheel"
 stage 'static analysis' scripts/analyse.sh
 
 kernel="$(uname -r), $([[ -e /sys/fs/cgroup/cgroup.controllers ]] && echo cgroup v2 || echo cgroup v1), uid $(id -u)"
+# One interpreter runs everything twice, on asyncio and on trio; the others share.
+declare -A backends=([3.12]=asyncio [3.13]=trio)
 mapfile -t pythons < <(scripts/pythons.sh)
 for line in "${pythons[@]}"; do
     IFS=$'\t' read -r version python <<<"$line"
-    stage "Python $version on this kernel ($kernel): unit, integration" \
+    backend=${backends[$version]:-}
+    ISOJOB_TEST_BACKEND=$backend stage \
+        "Python $version on this kernel ($kernel): unit, integration${backend:+, on $backend}" \
         scripts/test-native.sh "$python" "$wheel"
 done
 for version in $(scripts/pythons.sh --missing); do

@@ -7,8 +7,10 @@ import os
 import pytest
 from environment import SLOW
 
-BOTH = ("test_run", "test_limits", "test_lifecycle", "test_files")
+BOTH = ("test_run",)
 """Modules whose tests run on both backends on a slow machine, too."""
+ONLY = os.environ.get("ISOJOB_TEST_BACKEND", "")
+"""The one backend to run on, where another run has the other."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -20,14 +22,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On an emulated CPU most tests run on one backend: as root on asyncio, else on trio."""
-    if SLOW == 1:
+    if SLOW == 1 and not ONLY:
         return
-    other = "trio" if os.geteuid() == 0 else "asyncio"
+    one = ONLY or ("asyncio" if os.geteuid() == 0 else "trio")
+    other = "trio" if one == "asyncio" else "asyncio"
 
     def left_out(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
         backend = callspec.params.get("anyio_backend") if callspec is not None else None
-        return backend == other and item.path.stem not in BOTH
+        return backend == other and (bool(ONLY) or item.path.stem not in BOTH)
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]

@@ -78,7 +78,7 @@ static void cgroup_name(char name[32], uint32_t id)
     snprintf(name, 32, "cell-%u", id);
 }
 
-static int make_cgroups(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f)
+int cell_cgroups(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f)
 {
     char name[32];
     cgroup_name(name, s->id);
@@ -119,7 +119,7 @@ static int write_proc(int proc, pid_t pid, const char *file, const char *text)
 /* We are the parent and have not reaped it: the pid cannot be another process. Host uid 0 is never
  * among the targets. One id (rootless without subordinate ranges) maps to the job's uid, not to 0:
  * the owner of pid 1's user namespace would otherwise own its sysctls. */
-static int write_maps(struct zygote *z, const struct slot *s, struct failure *f)
+int write_maps(struct zygote *z, const struct slot *s, struct failure *f)
 {
     const struct config *c = &z->config;
     char uids[64], gids[64];
@@ -143,9 +143,11 @@ static int write_maps(struct zygote *z, const struct slot *s, struct failure *f)
 static int start(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f)
 {
     int go[2];
-    masks_refresh(&z->config);
-    if (make_cgroups(z, s, cell, f) < 0)
+    if (cell_cgroups(z, s, cell, f) < 0)
         return -1;
+    if (z->config.template_args)
+        return template_ask(z, s, cell, f);
+    masks_refresh(&z->config);
     cell->shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (cell->shared == MAP_FAILED)
         return fail(f, "mmap");
@@ -180,24 +182,13 @@ void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r
 {
     struct failure f = {0};
     int lease = fds[0];
-    struct cell cell = {.config = &z->config,
-                        .alive = z->alive_read,
-                        .lease = lease,
-                        .out = {nfds > 1 ? fds[1] : -1, nfds > 2 ? fds[2] : -1},
-                        .channel = -1,
-                        .signals = -1,
-                        .wall = -1,
-                        .cpu = -1,
-                        .oom = -1,
-                        .listener = -1,
-                        .kill_fd = -1,
-                        .lift_fd = -1,
-                        .go = -1,
-                        .session = z->session};
-    memset(cell.dir, -1, sizeof(cell.dir));
-    memset(cell.limit_fd, -1, sizeof(cell.limit_fd));
-    memset(cell.evidence_fd, -1, sizeof(cell.evidence_fd));
-    memset(cell.attach_fd, -1, sizeof(cell.attach_fd));
+    struct cell cell;
+    cell_clear(&cell, &z->config);
+    cell.alive = z->alive_read;
+    cell.lease = lease;
+    cell.out[0] = nfds > 1 ? fds[1] : -1;
+    cell.out[1] = nfds > 2 ? fds[2] : -1;
+    cell.session = z->session;
     struct slot *s = free_slot(z);
     uint32_t mask = 0;
     if (!s || parse_make(&cell, &mask, r) < 0) {

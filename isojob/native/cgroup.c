@@ -126,17 +126,18 @@ int cgroup_open(struct cell *cell, struct failure *f)
         return -1;
     if (c->has_kill && (cell->kill_fd = open_in(cell, &c->kill, O_WRONLY)) < 0 && errno != ENOENT)
         return fail_at(f, "cgroup", c->kill.name);
-    if (!c->into)
+    if (!c->into || cell->warm)
         for (unsigned i = 0; i < c->nhier; i++) {
-            const struct cg_file tasks = {.hier = i, .name = "tasks"};
-            if (cell->dir[i] >= 0 && (cell->attach_fd[i] = open_in(cell, &tasks, O_WRONLY)) < 0)
-                return fail(f, "cgroup tasks");
+            const struct cg_file members = {.hier = i, .name = c->into ? "cgroup.procs" : "tasks"};
+            if (cell->dir[i] >= 0 && (cell->attach_fd[i] = open_in(cell, &members, O_WRONLY)) < 0)
+                return fail_at(f, "cgroup", members.name);
         }
     return c->oom_hier >= 0 ? open_oom(cell, f) : 0;
 }
 
 /* v1: a single thread writing "0" to `tasks` costs 15 us; `cgroup.procs` waits for an RCU grace
- * period (8 ms after 20 ms of idling, measured). */
+ * period (8 ms after 20 ms of idling, measured). That is the one way into v2 for what was not born in
+ * its cgroup, the launcher of a warm cell: nobody waits for it. */
 int cgroup_attach(const struct cell *cell, struct failure *f)
 {
     for (unsigned i = 0; i < cell->config->nhier; i++)

@@ -28,8 +28,13 @@ static bool take_number(const struct field *f, uint32_t *out)
     return true;
 }
 
+/* Without an array: whoever reads the configuration has no use for descriptors. */
 static bool take_fd(const int *fds, unsigned nfds, unsigned *next, int *out)
 {
+    if (!fds) {
+        *out = -1;
+        return true;
+    }
     if (*next >= nfds)
         return false;
     *out = fds[(*next)++];
@@ -55,20 +60,52 @@ static bool add_counter(struct config *c, const struct field *f)
     return wire_pair(f, &k->line, &k->mark);
 }
 
-static bool take_filter(struct config *c, const struct field *f)
+static bool take_program(struct sock_fprog *program, const struct field *f)
 {
     if (f->length == 0 || f->length % sizeof(struct sock_filter) ||
         f->length / sizeof(struct sock_filter) > BPF_MAXINSNS)
         return false;
-    c->filter.len = (unsigned short)(f->length / sizeof(struct sock_filter));
+    program->len = (unsigned short)(f->length / sizeof(struct sock_filter));
     /* The fields of a message are not aligned; the kernel copies from here. */
-    c->filter.filter = malloc(f->length);
-    if (!c->filter.filter)
+    program->filter = malloc(f->length);
+    if (!program->filter)
         return false;
-    memcpy(c->filter.filter, f->data, f->length);
+    memcpy(program->filter, f->data, f->length);
+    return true;
+}
+
+static bool take_filter(struct config *c, const struct field *f)
+{
+    if (!take_program(&c->filter, f))
+        return false;
     c->filter_early = f->index & FILTER_EARLY;
     c->filter_notify = f->index & FILTER_NOTIFY;
     return true;
+}
+
+/* The last one of the array stays NULL, as execve wants it. */
+static bool take_string(char **strings, unsigned *n, const struct field *f)
+{
+    return *n + 1 < MAX_TEMPLATE_STRINGS && (strings[(*n)++] = (char *)wire_string(f)) != NULL;
+}
+
+static bool take_template(struct config *c, const struct field *f)
+{
+    switch (f->tag) {
+    case TAG_TEMPLATE_ARG:
+        return take_string(c->template_argv, &c->template_args, f);
+    case TAG_TEMPLATE_ENV:
+        return take_string(c->template_envp, &c->template_envs, f);
+    case TAG_TEMPLATE_FILTER:
+        return take_program(&c->template_filter, f);
+    case TAG_TEMPLATE_MASK:
+        return take_number(f, &c->template_mask);
+    default:
+        if (c->ntemplate_writes >= MAX_CG_FILES)
+            return false;
+        c->template_writes[c->ntemplate_writes++] = *f;
+        return true;
+    }
 }
 
 static bool take_field(struct config *c, const struct field *f, const int *fds, unsigned nfds,
@@ -141,6 +178,12 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         struct cell_mount *m = &c->mounts[c->nmounts++];
         return wire_pair(f, &m->path, f->tag == TAG_CELL_BIND ? &m->source : &m->options);
     }
+    case TAG_TEMPLATE_ARG:
+    case TAG_TEMPLATE_ENV:
+    case TAG_TEMPLATE_FILTER:
+    case TAG_TEMPLATE_MASK:
+    case TAG_TEMPLATE_WRITE:
+        return take_template(c, f);
     default:
         return false;
     }
@@ -159,8 +202,8 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
             return fail(fl, "configuration");
         }
     if (more < 0 || !c->hostname || !c->workdir || !c->job_uid || !c->job_gid || !c->slots ||
-        c->host < 0 || (c->into && !c->nhier) || c->cpu >= (int)c->ncounters ||
-        (c->oom_hier >= 0 && c->oom_kills >= c->ncounters)) {
+        (fds && c->host < 0) || (c->template_mask >> c->nhier) || (c->into && !c->nhier) ||
+        c->cpu >= (int)c->ncounters || (c->oom_hier >= 0 && c->oom_kills >= c->ncounters)) {
         errno = EBADMSG;
         return fail(fl, "configuration");
     }

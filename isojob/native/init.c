@@ -26,45 +26,30 @@ struct account {
     struct report report;
 };
 
-void close_all_but(const int *keep, unsigned n)
+/* channel: to be made, to the launcher that is to be forked; NULL: there is one. */
+int init_equip(struct cell *cell, int channel[2], struct failure *f)
 {
-    unsigned from = 3;
-    for (;;) {
-        unsigned next = ~0U;
-        for (unsigned i = 0; i < n; i++)
-            if (keep[i] >= (int)from && (unsigned)keep[i] < next)
-                next = (unsigned)keep[i];
-        if (next == ~0U)
-            break;
-        sys_close_range(from, next - 1);
-        from = next + 1;
-    }
-    sys_close_range(from, ~0U);
-}
-
-static int become_init(struct cell *cell, struct failure *f)
-{
-    const struct config *c = cell->config;
-    uint32_t uid = c->mode == IDS_SINGLE ? c->job_uid : 0;
-    uint32_t gid = c->mode == IDS_SINGLE ? c->job_gid : 0;
-    int channel[2];
-    char byte;
     sigset_t chld;
-    if (cgroup_open(cell, f) < 0)
-        return -1;
     sigemptyset(&chld);
     sigaddset(&chld, SIGCHLD);
     cell->signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
     cell->wall = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     cell->cpu = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     if (cell->signals < 0 || cell->wall < 0 || cell->cpu < 0 ||
-        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0)
+        (channel && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0))
         return fail(f, "init's descriptors");
-    /* KEYCTL_JOIN_SESSION_KEYRING: the caller's own would come along with the credentials. */
-    if (syscall(SYS_keyctl, 1, NULL) < 0 && errno != ENOSYS)
+    if (join_keyring() < 0)
         return fail(f, "session keyring");
-    if (drop_bounding_set() < 0)
-        return fail(f, "bounding set");
+    return drop_bounding_set() < 0 ? fail(f, "bounding set") : 0;
+}
+
+static int become_init(struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    int channel[2];
+    char byte;
+    if (cgroup_open(cell, f) < 0 || init_equip(cell, channel, f) < 0)
+        return -1;
     /* Up to here nothing needs the maps, which the zygote writes meanwhile. */
     if (read(cell->go, &byte, 1) != 1)
         _exit(1);
@@ -87,6 +72,14 @@ static int become_init(struct cell *cell, struct failure *f)
     prctl(PR_SET_NAME, "isojob-init");
     if (cell->job < 0)
         return fail(f, c->into ? "clone into cgroup" : "clone launcher");
+    return init_settle(cell, f);
+}
+
+int init_settle(struct cell *cell, struct failure *f)
+{
+    const struct config *c = cell->config;
+    uint32_t uid = c->mode == IDS_SINGLE ? c->job_uid : 0;
+    uint32_t gid = c->mode == IDS_SINGLE ? c->job_gid : 0;
     if (setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
         return fail(f, "init's setresuid");
     if (inside_build(cell, f) < 0)
@@ -350,6 +343,12 @@ _Noreturn void init_main(struct cell *cell)
         report_error(cell->lease, &f);
         _exit(1);
     }
+    init_serve(cell);
+}
+
+_Noreturn void init_serve(struct cell *cell)
+{
+    struct failure f = {0};
     for (unsigned i = 0; i < MAX_HIERARCHIES; i++) {
         close_fd(&cell->dir[i]);
         close_fd(&cell->attach_fd[i]);

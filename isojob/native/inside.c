@@ -1,10 +1,7 @@
 /* What init mounts and switches off in its own namespaces, before the job exists. The job's launcher
  * waits meanwhile. Everything here is on a copy of the template that only this cell sees. */
-#include <linux/capability.h>
-#include <linux/securebits.h>
 #include <stdio.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include "zygote.h"
@@ -84,6 +81,14 @@ static int mount_one(const struct cell_mount *m)
     return mount("isojob", path, "tmpfs", SAFE, m->options);
 }
 
+int inside_mounts(const struct config *c, struct failure *f)
+{
+    for (unsigned i = 0; i < c->nmounts; i++)
+        if (mount_one(&c->mounts[i]) < 0)
+            return fail_at(f, "mount target", c->mounts[i].path);
+    return 0;
+}
+
 /* The session's directory is the lower layer, of which nothing is changed. */
 static int mount_copy(const struct cell *cell, struct failure *f)
 {
@@ -122,10 +127,7 @@ static int mount_disk(const struct cell *cell, struct failure *f)
         return fail(f, "bind /tmp");
     if (chdir("/") < 0)
         return fail(f, "chdir /");
-    for (unsigned i = 0; i < c->nmounts; i++)
-        if (mount_one(&c->mounts[i]) < 0)
-            return fail_at(f, "mount target", c->mounts[i].path);
-    return 0;
+    return inside_mounts(c, f);
 }
 
 int inside_build(const struct cell *cell, struct failure *f)
@@ -137,28 +139,4 @@ int inside_build(const struct cell *cell, struct failure *f)
     if (sethostname(cell->config->hostname, strlen(cell->config->hostname)) < 0)
         return fail(f, "sethostname");
     return 0;
-}
-
-/* By init, for itself and for the launcher it forks: after the launcher's change of uid the calls
- * would fail without a sign (CapBnd stays full, measured). The securebits are locked: no execve and
- * no setuid ever hands out a capability again. */
-int drop_bounding_set(void)
-{
-    for (int cap = 0; cap <= 63; cap++)
-        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
-            if (errno == EINVAL)
-                break;
-            return -1;
-        }
-    return prctl(PR_SET_SECUREBITS, SECURE_ALL_BITS | SECURE_ALL_LOCKS, 0, 0, 0);
-}
-
-int set_capabilities(uint64_t caps)
-{
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct data[2] = {
-        {.effective = (uint32_t)caps, .permitted = (uint32_t)caps},
-        {.effective = (uint32_t)(caps >> 32), .permitted = (uint32_t)(caps >> 32)},
-    };
-    return (int)syscall(SYS_capset, &header, data);
 }

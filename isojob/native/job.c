@@ -15,7 +15,7 @@ static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
 /* Closed by execve; a byte: there was none. */
 static int started = -1;
 
-_Noreturn static void give_up(struct cell *cell, const struct failure *f)
+_Noreturn void job_fail(struct cell *cell, const struct failure *f)
 {
     if (started >= 0)
         (void)!write(started, "", 1);
@@ -49,7 +49,7 @@ static int become_harmless(struct cell *cell, struct failure *f)
         return -1;
     /* We are the first and only process of the cgroup until execve: what it has been charged with by
      * then is our own CPU time since here. Cheaper to ask for than the cgroup's file. */
-    cell->shared->cpu_base_ns = c->into ? 0 : cpu_ns();
+    cell->shared->cpu_base_ns = c->into && !cell->warm ? 0 : cpu_ns();
     /* Only now: a write to cgroup.procs from a new cgroup namespace is ENOENT (v2). */
     if (unshare(CLONE_NEWCGROUP) < 0)
         return fail(f, "cgroup namespace");
@@ -83,7 +83,7 @@ static void park(struct cell *cell, struct failure *f)
     char byte;
     if (c->filter_early && c->filter.len && (listener = load_filter(c)) < 0) {
         fail(f, "seccomp");
-        give_up(cell, f);
+        job_fail(cell, f);
     }
     /* init answers when the mounts stand. */
     if (send_byte(cell->channel, c->filter_early && c->filter_notify ? listener : -1) < 0 ||
@@ -99,23 +99,17 @@ static void park(struct cell *cell, struct failure *f)
     for (int target = 0; target < 3; target++)
         if (null < 0 || dup3(given[target] < 0 ? null : given[target], target, 0) < 0) {
             fail(f, "park");
-            give_up(cell, f);
+            job_fail(cell, f);
         }
     close_fd(&cell->out[0]);
     close_fd(&cell->out[1]);
     /* A session's directory is the business of the job that runs now, if there is one. */
     if (!kept(cell) && chdir(c->workdir) < 0) {
         fail_at(f, "chdir", c->workdir);
-        give_up(cell, f);
+        job_fail(cell, f);
     }
     memset(buffer, 0, 4096); /* a page fault less when the job comes */
 }
-
-struct job {
-    char **argv, **envp;
-    const char *path, *cwd;
-    unsigned stdio;
-};
 
 static int take_limit(const struct cell *cell, const struct field *fl, struct failure *f)
 {
@@ -159,7 +153,7 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
         strings = calloc(args + envs + 2, sizeof(char *));
     if (!strings)
         return fail(f, "memory");
-    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = ""};
+    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = "", .result = -1};
     while (wire_next(&r, &fl) > 0) {
         const char *s = NULL;
         switch (fl.tag) {
@@ -234,7 +228,7 @@ static int write_files(struct reader r, struct failure *f)
     return 0;
 }
 
-static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsigned next,
+static int set_stdio(struct job *job, const int *fds, unsigned nfds, unsigned next,
                      struct failure *f)
 {
     int from[3] = {0, 0, 0}; /* what is not said otherwise is 0 as it parked: /dev/null */
@@ -245,6 +239,8 @@ static int set_stdio(const struct job *job, const int *fds, unsigned nfds, unsig
                 return fail(f, "stdio");
             from[target] = fds[next++];
         }
+    if (job->stdio & STDIO_RESULT && next < nfds)
+        job->result = fds[next];
     if (job->stdio & STDIO_OUT_KEPT)
         from[1] = 1;
     if (job->stdio & STDIO_MERGE)
@@ -270,8 +266,9 @@ static int arm(int fd, int64_t ns)
     return ns > 0 ? timerfd_settime(fd, 0, &t, NULL) : 0;
 }
 
-_Noreturn static void execute(struct cell *cell, const struct job *job, struct failure *f)
+_Noreturn static void execute(struct cell *cell, const struct job *job)
 {
+    struct failure f = {0};
     const char *name = job->argv[0];
     int error = ENOENT;
     char path[4096];
@@ -298,8 +295,8 @@ _Noreturn static void execute(struct cell *cell, const struct job *job, struct f
         }
     }
     errno = error;
-    fail(f, "execve");
-    give_up(cell, f);
+    fail(&f, "execve");
+    job_fail(cell, &f);
 }
 
 /* init may have given the cell up in this very moment: then nothing of the job must run. */
@@ -310,20 +307,34 @@ static void advance(struct cell *cell, uint32_t from, uint32_t to)
         _exit(125);
 }
 
-_Noreturn void job_main(struct cell *cell)
+void job_started(void)
+{
+    close_fd(&started);
+}
+
+void job_harmless(struct cell *cell)
+{
+    struct failure f = {0};
+    if (become_harmless(cell, &f) < 0)
+        job_fail(cell, &f);
+    prctl(PR_SET_NAME, "isojob-cell");
+}
+
+void job_park(struct cell *cell)
+{
+    struct failure f = {0};
+    park(cell, &f);
+    advance(cell, JOB_SETUP, JOB_PARKED);
+}
+
+void job_take(struct cell *cell, struct job *job)
 {
     struct failure f = {0};
     struct header h;
     struct reader r;
-    struct job job;
     int fds[WIRE_MAX_FDS];
     unsigned nfds, first = 0;
     sigset_t none;
-    if (become_harmless(cell, &f) < 0)
-        give_up(cell, &f);
-    prctl(PR_SET_NAME, "isojob-cell");
-    park(cell, &f);
-    advance(cell, JOB_SETUP, JOB_PARKED);
     int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
     if (n == 0)
         _exit(125); /* the host went away */
@@ -332,32 +343,32 @@ _Noreturn void job_main(struct cell *cell)
     errno = n < 0 ? errno : EBADMSG;
     if (n < 0 || h.type != MSG_JOB) {
         fail(&f, "job message");
-        give_up(cell, &f);
+        job_fail(cell, &f);
     }
     if (h.flags & FLAG_MEMFD) {
         if (wire_map(fds[0], h.length, &r) < 0) {
             fail(&f, "job message");
-            give_up(cell, &f);
+            job_fail(cell, &f);
         }
         first = 1;
     }
-    if (parse(cell, &job, r, &f) < 0)
-        give_up(cell, &f);
-    if (job.stdio & STDIO_STARTED && nfds > first)
+    if (parse(cell, job, r, &f) < 0)
+        job_fail(cell, &f);
+    if (job->stdio & STDIO_STARTED && nfds > first)
         started = fds[nfds - 1];
     /* It belongs to the job before us, which may have closed it. */
     const char *workdir = cell->config->workdir;
     if (kept(cell) && (fchmodat(AT_FDCWD, workdir, 0755, 0) < 0 || chdir(workdir) < 0)) {
         fail_at(&f, "chdir", workdir);
-        give_up(cell, &f);
+        job_fail(cell, &f);
     }
-    if (job.cwd && chdir(job.cwd) < 0) {
-        fail_at(&f, "chdir", job.cwd);
-        give_up(cell, &f);
+    if (job->cwd && chdir(job->cwd) < 0) {
+        fail_at(&f, "chdir", job->cwd);
+        job_fail(cell, &f);
     }
-    if (write_files(r, &f) < 0 || set_stdio(&job, fds, nfds, first, &f) < 0 ||
+    if (write_files(r, &f) < 0 || set_stdio(job, fds, nfds, first, &f) < 0 ||
         set_rlimits(r, &f) < 0)
-        give_up(cell, &f);
+        job_fail(cell, &f);
     const struct config *c = cell->config;
     struct shared *s = cell->shared;
     s->cpu_base_ns = cpu_ns() - s->cpu_base_ns;
@@ -365,20 +376,28 @@ _Noreturn void job_main(struct cell *cell)
     if (arm(cell->wall, s->wall_ns) < 0 ||
         (c->cpu >= 0 && s->cpu_ns > 0 && arm(cell->cpu, s->cpu_ns / s->ncpus + 1) < 0)) {
         fail(&f, "timer");
-        give_up(cell, &f);
+        job_fail(cell, &f);
     }
-    /* These two are close-on-exec; everything else goes now. */
-    const int keep[] = {cell->channel, started};
+    /* These are close-on-exec; everything else goes now. */
+    const int keep[] = {cell->channel, started, job->result};
     close_all_but(keep, ARRAY_LEN(keep));
     sigemptyset(&none);
     if (sigprocmask(SIG_SETMASK, &none, NULL) < 0) {
         fail(&f, "signal mask");
-        give_up(cell, &f);
+        job_fail(cell, &f);
     }
     if (!c->filter_early && c->filter.len && load_late(cell, &f) < 0)
-        give_up(cell, &f);
+        job_fail(cell, &f);
     __atomic_store_n(&s->state, JOB_EXEC, __ATOMIC_RELEASE);
-    if (job.stdio & STDIO_NO_EXEC)
+    if (job->stdio & STDIO_NO_EXEC)
         _exit(0);
-    execute(cell, &job, &f);
+}
+
+_Noreturn void job_main(struct cell *cell)
+{
+    struct job job;
+    job_harmless(cell);
+    job_park(cell);
+    job_take(cell, &job);
+    execute(cell, &job);
 }

@@ -7,8 +7,10 @@
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/seccomp.h>
+#include <linux/securebits.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "zygote.h"
 
@@ -123,7 +125,7 @@ static int ascending(const void *a, const void *b)
     return *(const uint16_t *)a - *(const uint16_t *)b;
 }
 
-static void prepare(void)
+void init_shed_prepare(void)
 {
     _Static_assert(2 * CALLS < 256, "a jump of BPF is a byte");
     uint16_t calls[CALLS];
@@ -150,7 +152,7 @@ int zygote_shed(enum id_mode mode)
     };
     /* To map our own 0 into a cell, as there is no other id (verify_root_map, 5.12). */
     uint64_t caps = mode == IDS_SINGLE ? 1ULL << CAP_SETFCAP : 0;
-    prepare();
+    init_shed_prepare();
     for (unsigned i = 0; i < ARRAY_LEN(needed); i++)
         caps |= 1ULL << needed[i];
     /* Not what the caller lacks (a container without CAP_KILL): that would be EPERM. */
@@ -159,4 +161,50 @@ int zygote_shed(enum id_mode mode)
     if (syscall(SYS_capget, &header, data) < 0)
         return -1;
     return set_capabilities(caps & (data[0].permitted | (uint64_t)data[1].permitted << 32));
+}
+
+void close_all_but(const int *keep, unsigned n)
+{
+    unsigned from = 3;
+    for (;;) {
+        unsigned next = ~0U;
+        for (unsigned i = 0; i < n; i++)
+            if (keep[i] >= (int)from && (unsigned)keep[i] < next)
+                next = (unsigned)keep[i];
+        if (next == ~0U)
+            break;
+        sys_close_range(from, next - 1);
+        from = next + 1;
+    }
+    sys_close_range(from, ~0U);
+}
+
+/* KEYCTL_JOIN_SESSION_KEYRING: the caller's own would come along with the credentials. */
+int join_keyring(void)
+{
+    return syscall(SYS_keyctl, 1, NULL) < 0 && errno != ENOSYS ? -1 : 0;
+}
+
+/* By init, for itself and for the launcher it forks: after the launcher's change of uid the calls
+ * would fail without a sign (CapBnd stays full, measured). The securebits are locked: no execve and
+ * no setuid ever hands out a capability again. */
+int drop_bounding_set(void)
+{
+    for (int cap = 0; cap <= 63; cap++)
+        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
+            if (errno == EINVAL)
+                break;
+            return -1;
+        }
+    return prctl(PR_SET_SECUREBITS, SECURE_ALL_BITS | SECURE_ALL_LOCKS, 0, 0, 0);
+}
+
+int set_capabilities(uint64_t caps)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {
+        {.effective = (uint32_t)caps, .permitted = (uint32_t)caps},
+        {.effective = (uint32_t)(caps >> 32), .permitted = (uint32_t)(caps >> 32)},
+    };
+    return (int)syscall(SYS_capset, &header, data);
 }

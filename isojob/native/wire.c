@@ -92,31 +92,40 @@ void wire_put_u64(struct writer *w, uint16_t tag, uint64_t value)
     wire_put(w, tag, 0, &value, sizeof(value));
 }
 
-int wire_send(int sock, struct writer *w, int fd, int flags)
+int wire_send_fds(int sock, struct writer *w, const int *fds, unsigned nfds, int flags)
 {
     uint32_t length = (uint32_t)(w->used - sizeof(struct header));
     struct iovec iov = {.iov_base = w->buffer, .iov_len = w->used};
     union {
         struct cmsghdr align;
-        char space[CMSG_SPACE(sizeof(int))];
+        char space[CMSG_SPACE(WIRE_MAX_FDS * sizeof(int))];
     } control;
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (nfds > WIRE_MAX_FDS) {
+        errno = EMSGSIZE;
+        return -1;
+    }
     memcpy(w->buffer + offsetof(struct header, length), &length, 4);
-    if (fd >= 0) {
-        memset(&control, 0, sizeof(control));
+    if (nfds) {
+        memset(&control, 0, CMSG_SPACE(nfds * sizeof(int)));
         msg.msg_control = control.space;
-        msg.msg_controllen = sizeof(control.space);
+        msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
         struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
         c->cmsg_level = SOL_SOCKET;
         c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof(int));
+        c->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, nfds * sizeof(int));
     }
     ssize_t n;
     do
         n = sendmsg(sock, &msg, flags | MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
     return n < 0 ? -1 : 0;
+}
+
+int wire_send(int sock, struct writer *w, int fd, int flags)
+{
+    return wire_send_fds(sock, w, &fd, fd >= 0, flags);
 }
 
 int wire_receive(int sock, void *buffer, size_t size, struct header *h, struct reader *r, int *fds,

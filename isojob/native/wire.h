@@ -12,7 +12,7 @@
 #define WIRE_MAGIC 0x4a4f5349u /* "ISOJ" */
 #define WIRE_VERSION 1
 #define WIRE_INLINE_MAX 65536 /* larger bodies travel in a sealed memfd */
-#define WIRE_MAX_FDS 16
+#define WIRE_MAX_FDS 80 /* all that a cell is made of: handover.c */
 
 enum message_type {
     MSG_CONFIG = 1,  /* host -> zygote, once; body in a memfd, the plan of the root in the next */
@@ -26,6 +26,10 @@ enum message_type {
     MSG_READY = 8,   /* zygote -> host: the root stands */
     MSG_MAP = 9,     /* zygote -> host: run newuidmap and newgidmap on me; and the answer */
     MSG_SESSION = 10, /* host -> zygote: a zygote of its own, on the attached socket */
+    MSG_PRELOAD = 11, /* template -> zygote -> host: how far its preloads are */
+    MSG_FORK = 12,    /* zygote -> template: a cell, on the attached socket */
+    MSG_HELLO = 13,   /* init, executed -> zygote: here I am */
+    MSG_CELL = 14,    /* zygote -> init, init -> launcher: what you are made of */
 };
 
 enum { FLAG_MEMFD = 1 }; /* the body is in the first attached descriptor */
@@ -60,6 +64,11 @@ enum tag {
     TAG_ROOT_COPY = 27, /* as ROOT_BIND; a copy if it is small, else a bind */
     TAG_ROOT_LAYER = 28, /* source: for the overlay that follows, the highest first */
     TAG_ROOT_OVERLAY = 29, /* path: the layers, read-only */
+    TAG_TEMPLATE_ARG = 40, /* a warm interpreter, which cells' launchers are forked from */
+    TAG_TEMPLATE_ENV = 41,
+    TAG_TEMPLATE_FILTER = 42, /* as FILTER */
+    TAG_TEMPLATE_MASK = 43, /* as CG_MASK */
+    TAG_TEMPLATE_WRITE = 44, /* as CG_WRITE */
     TAG_CG_COUNTER = 26, /* index: which TAG_CG_EVIDENCE; line NUL mark NUL (cgroup.c) */
     /* MAKE */
     TAG_CG_MASK = 32, /* bit n: make the cgroup in hierarchy n */
@@ -68,6 +77,7 @@ enum tag {
     TAG_INODES = 35,
     TAG_CG_LIFT = 36, /* index: hierarchy; file NUL content, written when the job is killed */
     TAG_CELL = 37, /* the host's number for it, which its cgroups are named after */
+    TAG_CELL_FDS = 39, /* of CELL: bit n: descriptor n of handover.c is attached */
     TAG_PRIVATE = 38, /* of a session: changes to the working directory are this cell's alone */
     /* JOB */
     TAG_ARG = 48,
@@ -93,6 +103,8 @@ enum tag {
     TAG_REASON = 86,
     /* READY */
     TAG_PID = 87,
+    /* PRELOAD */
+    TAG_TEXT = 88,
 };
 
 enum { FILTER_EARLY = 1, FILTER_NOTIFY = 2 };
@@ -113,6 +125,7 @@ enum {
     STDIO_STARTED = 128, /* the last descriptor: closed by execve, a byte if that fails */
     STDIO_TERMINAL = 256, /* stdin is a terminal, to be the controlling one */
     STDIO_NO_EXEC = 512, /* the files are all there is to do */
+    STDIO_RESULT = 1024, /* a memfd for a warm interpreter's words, behind the streams */
 };
 
 /* What init has to say of a job, in one piece: it is read on the caller's time. */
@@ -167,7 +180,9 @@ void wire_put(struct writer *w, uint16_t tag, uint16_t index, const void *data, 
 void wire_put_string(struct writer *w, uint16_t tag, uint16_t index, const char *s);
 void wire_put_u64(struct writer *w, uint16_t tag, uint64_t value);
 
-/* One datagram out. fd < 0: none attached. */
+/* One datagram out, with descriptors. */
+int wire_send_fds(int sock, struct writer *w, const int *fds, unsigned nfds, int flags);
+/* The same with one, or none if fd < 0. */
 int wire_send(int sock, struct writer *w, int fd, int flags);
 /* One datagram in: the checked header, then the body as a reader over buffer. Returns the number of
  * body bytes, 0 at end of file (errno 0), -1 with errno. Descriptors are close-on-exec; at most

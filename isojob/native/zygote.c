@@ -115,8 +115,11 @@ static int set_up(struct zygote *z, struct failure *f)
         return fail(f, "configuration");
     if (config_parse(&z->config, &r, fds, nfds, f) < 0)
         return -1;
-    close(fds[0]);
     close(fds[1]);
+    if (z->config.template_args)
+        z->template.config = fds[0];
+    else
+        close(fds[0]);
     if (zygote_slots(z) < 0)
         return fail(f, "memory");
     if (own_oom_score(f) < 0)
@@ -140,9 +143,11 @@ static int set_up(struct zygote *z, struct failure *f)
      * /proc/PID belongs to global root then). Nobody but the user's own processes could trace us. */
     if (z->config.mode == IDS_ROOT && prctl(PR_SET_DUMPABLE, 0) < 0)
         return fail(f, "dumpable");
-    if (zygote_shed(z->config.mode) < 0)
-        return fail(f, "zygote's capabilities");
-    return zygote_watch(z) < 0 ? fail(f, "signalfd") : 0;
+    if (zygote_watch(z) < 0)
+        return fail(f, "signalfd");
+    if (z->config.template_args && template_start(z, f) < 0)
+        return -1;
+    return zygote_shed(z->config.mode) < 0 ? fail(f, "zygote's capabilities") : 0;
 }
 
 int zygote_watch(struct zygote *z)
@@ -178,7 +183,9 @@ static void reap(struct zygote *z)
     pid_t pid;
     while (read(z->signals, &info, sizeof(info)) > 0)
         ;
-    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+        if (pid == z->template.pid)
+            template_died(z);
         for (uint32_t i = 0; i < z->config.slots; i++)
             if (z->slots[i].pid == pid) {
                 z->live--;
@@ -186,6 +193,7 @@ static void reap(struct zygote *z)
                 retire(z, &z->slots[i]);
                 break;
             }
+    }
 }
 
 /* EBUSY: css of a dead process still being released (v1). A few milliseconds later it is not. */
@@ -221,6 +229,7 @@ static void shut_down(struct zygote *z)
     for (uint32_t i = 0; i < z->config.slots; i++)
         if (z->slots[i].pid > 0) /* somebody has stopped it */
             kill(z->slots[i].pid, SIGKILL);
+    template_end(&z->template);
 }
 
 static bool serve(struct zygote *z)
@@ -229,7 +238,8 @@ static bool serve(struct zygote *z)
     struct reader r;
     int fds[WIRE_MAX_FDS];
     unsigned nfds;
-    for (int i = 0; i < 16; i++) { /* then look at the dead again */
+    /* Then look at the dead again; and a template makes one cell at a time. */
+    for (int i = 0; i < 16 && !z->template.pending; i++) {
         int n = wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, MSG_DONTWAIT);
         if (n == 0)
             return false;
@@ -243,7 +253,8 @@ static bool serve(struct zygote *z)
         }
         if (h.type == MSG_MAKE && (nfds == 1 || nfds == 3) && !(h.flags & FLAG_MEMFD))
             cell_make(z, fds, nfds, &r);
-        else if (h.type == MSG_SESSION && nfds == 1 && !z->session && !(h.flags & FLAG_MEMFD))
+        else if (h.type == MSG_SESSION && nfds == 1 && !z->session && z->template.sock < 0 &&
+                 !(h.flags & FLAG_MEMFD))
             session_make(z, fds[0], &r);
         else
             for (unsigned k = 0; k < nfds; k++)
@@ -254,15 +265,19 @@ static bool serve(struct zygote *z)
 
 static void serve_all(struct zygote *z)
 {
-    struct pollfd p[] = {
-        {.fd = z->control, .events = POLLIN},
-        {.fd = z->signals, .events = POLLIN},
-        {.fd = z->config.host, .events = POLLIN},
-        {.fd = z->parent},
-    };
+    struct template *t = &z->template;
     for (;;) {
+        /* While the template makes a cell, the control socket holds what else is wanted. */
+        struct pollfd p[] = {
+            {.fd = z->control, .events = t->pending ? 0 : POLLIN},
+            {.fd = z->signals, .events = POLLIN},
+            {.fd = z->config.host, .events = POLLIN},
+            {.fd = z->parent},
+            {.fd = t->sock, .events = POLLIN},
+            {.fd = t->pending ? t->hello : -1, .events = POLLIN},
+        };
         /* One that takes more than two seconds has a process in uninterruptible sleep. */
-        int n = poll(p, ARRAY_LEN(p), !z->removing ? -1 : z->stubborn ? 500 : 5);
+        int n = poll(p, ARRAY_LEN(p), z->removing ? z->stubborn ? 500 : 5 : t->pending ? 500 : -1);
         if (n < 0 && errno != EINTR)
             return;
         if (n == 0 || z->removing)
@@ -271,6 +286,10 @@ static void serve_all(struct zygote *z)
             reap(z);
         if (p[2].revents || p[3].revents)
             return;
+        if (p[4].revents)
+            template_hear(z);
+        if (t->pending && (p[5].revents || now_ns() > t->deadline))
+            template_greet(z);
         if (p[0].revents && !serve(z))
             return;
     }
@@ -279,20 +298,28 @@ static void serve_all(struct zygote *z)
 void zygote_run(struct zygote *z)
 {
     struct writer w;
-    wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
-    wire_put_u64(&w, TAG_PID, (uint64_t)getpid());
-    wire_send(z->control, &w, -1, MSG_DONTWAIT);
+    if (z->template.sock < 0) { /* else it is the template that says so */
+        wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
+        wire_put_u64(&w, TAG_PID, (uint64_t)getpid());
+        wire_send(z->control, &w, -1, MSG_DONTWAIT);
+    }
     serve_all(z);
     shut_down(z);
 }
 
 int main(int argc, char **argv)
 {
-    static struct zygote z = {.proc = -1, .signals = -1, .parent = -1};
+    static struct zygote z = {.proc = -1,
+                              .signals = -1,
+                              .parent = -1,
+                              .template = {.sock = -1, .program = -1, .config = -1, .hello = -1}};
     struct failure f = {0};
     struct rlimit limit;
     sigset_t all;
-    if (argc != 2 || (z.control = (int)strtol(argv[1], NULL, 10)) < 3) {
+    bool is_init = argc == 4 && !strcmp(argv[1], "init");
+    if (is_init)
+        z.control = (int)strtol(argv[2], NULL, 10);
+    else if (argc != 2 || (z.control = (int)strtol(argv[1], NULL, 10)) < 3) {
         static const char usage[] = "isojob-zygote is started by isojob, not by hand\n";
         return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 1;
     }
@@ -308,6 +335,8 @@ int main(int argc, char **argv)
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (is_init)
+        init_execute(z.control, (int)strtol(argv[3], NULL, 10));
     /* Not the number of the descriptor we were started from. */
     prctl(PR_SET_NAME, "isojob-zygote");
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {

@@ -2,7 +2,8 @@
  * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
  * inside.c (what init mounts), job.c, rlimit.c and filter.c (the launcher, pid 2),
  * shed.c (what zygote and init give up), session.c (a zygote for the cells of one session),
- * cgroup.c, collect.c, path.c. */
+ * template.c (a warm interpreter), handover.c, execute.c and warm/ (its cells), cgroup.c, collect.c,
+ * path.c. */
 #ifndef ISOJOB_ZYGOTE_H
 #define ISOJOB_ZYGOTE_H
 
@@ -18,6 +19,7 @@
 #define MAX_MASKS 32
 #define MAX_RLIMITS 16
 #define MAX_CELL_MOUNTS 64
+#define MAX_TEMPLATE_STRINGS 96
 
 enum id_mode {
     IDS_ROOT = 0,   /* host root: 0 -> A, 1000 -> B, two host ids of its own for each cell */
@@ -77,6 +79,13 @@ struct config {
     struct cell_mount mounts[MAX_CELL_MOUNTS];
     unsigned nmounts;
     int host; /* pidfd of the host process */
+    /* What the template is executed with; empty: there is none. */
+    char *template_argv[MAX_TEMPLATE_STRINGS], *template_envp[MAX_TEMPLATE_STRINGS];
+    unsigned template_args, template_envs;
+    struct sock_fprog template_filter;
+    uint32_t template_mask;
+    struct field template_writes[MAX_CG_FILES];
+    unsigned ntemplate_writes;
 };
 
 /* A step that failed: what, and why. Static or config-owned string. */
@@ -139,6 +148,9 @@ struct cell {
     struct field lift; /* of the CPU quota; length 0: there is none */
     int lift_fd;
     struct shared *shared;
+    int shared_fd; /* of a warm cell: the page as a memfd */
+    int config_fd; /* of a warm cell: what its init reads the configuration from */
+    bool warm;     /* the launcher is forked from a template */
     pid_t job;
 };
 
@@ -165,8 +177,22 @@ struct slot {
     int tries;
     bool session;
 };
+/* A warm interpreter, and the cell that it was asked for: one at a time. */
+struct template
+{
+    int sock, program, config; /* to it; our own executable; the configuration's memfd */
+    pid_t pid, reaper; /* itself; pid 1 of its pid namespace */
+    bool ready;
+    struct slot *slot, *pending;
+    int hello; /* our end of the new cell's socket */
+    int64_t deadline;
+    struct writer message;
+    int fds[WIRE_MAX_FDS];
+    unsigned nfds;
+};
 struct zygote {
     struct config config;
+    struct template template;
     int control, signals, proc, alive_read, alive_write;
     struct slot *slots;
     uint32_t next_slot, live, removing;
@@ -182,6 +208,26 @@ bool cell_remove(struct zygote *z, struct slot *s);
 void report_error(int sock, const struct failure *f);
 /* A slot that nobody has; NULL: there is none. */
 struct slot *free_slot(struct zygote *z);
+int cell_cgroups(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f);
+int write_maps(struct zygote *z, const struct slot *s, struct failure *f);
+/* template.c */
+int template_start(struct zygote *z, struct failure *f);
+/* The descriptors of the cell are the callee's. */
+int template_ask(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f);
+/* Words of the template, or of a cell that it has made. */
+void template_hear(struct zygote *z);
+void template_greet(struct zygote *z);
+void template_died(struct zygote *z);
+void template_end(struct template *t);
+/* handover.c */
+/* Nothing open, nothing set. */
+void cell_clear(struct cell *cell, const struct config *c);
+/* Sends what the other end needs of a cell; `whole`: init, else the launcher. */
+int cell_send(int sock, const struct cell *cell, bool whole);
+int cell_pack(const struct cell *cell, bool whole, struct writer *w, int *fds, unsigned *nfds);
+int cell_receive(int sock, struct cell *cell, struct failure *f);
+/* execute.c: isojob-zygote init SOCKET CHANNEL */
+_Noreturn void init_execute(int sock, int channel);
 /* zygote.c */
 int zygote_slots(struct zygote *z);
 /* signalfd and the pipe that tells cells whether we live. */
@@ -192,14 +238,21 @@ void zygote_run(struct zygote *z);
 void session_make(struct zygote *z, int control, struct reader *r);
 /* init.c */
 _Noreturn void init_main(struct cell *cell);
-void close_all_but(const int *keep, unsigned n);
+int init_equip(struct cell *cell, int channel[2], struct failure *f);
+int init_settle(struct cell *cell, struct failure *f);
+_Noreturn void init_serve(struct cell *cell);
 /* inside.c */
 /* Looks which masks there is something for. */
 void masks_refresh(struct config *c);
 int inside_build(const struct cell *cell, struct failure *f);
+/* What the caller has mounted below what each cell mounts afresh. */
+int inside_mounts(const struct config *c, struct failure *f);
+/* shed.c */
+void close_all_but(const int *keep, unsigned n);
+int join_keyring(void);
 int drop_bounding_set(void);
 int set_capabilities(uint64_t caps);
-/* shed.c */
+void init_shed_prepare(void);
 int init_shed(void);
 int zygote_shed(enum id_mode mode);
 /* filter.c */
@@ -210,7 +263,18 @@ int send_byte(int sock, int fd);
 int set_rlimit(const struct field *fl, struct failure *f);
 /* All TAG_RLIMIT of a message. */
 int set_rlimits(struct reader r, struct failure *f);
-/* job.c */
+/* job.c: the launcher's steps, in order. Each ends the process if it fails. */
+struct job {
+    char **argv, **envp;
+    const char *path, *cwd;
+    unsigned stdio;
+    int result; /* of a warm one, or -1 */
+};
+void job_harmless(struct cell *cell);
+void job_park(struct cell *cell);
+void job_take(struct cell *cell, struct job *job);
+_Noreturn void job_fail(struct cell *cell, const struct failure *f);
+void job_started(void); /* what execve says without a word */
 _Noreturn void job_main(struct cell *cell);
 /* cgroup.c */
 int cgroup_open(struct cell *cell, struct failure *f);

@@ -92,7 +92,7 @@ class SeccompProfile(Model, frozen=True, populate_by_name=True):
         CPython, gcc, Node, Java, Go and Rust programs run under it. docs/seccomp.md compares it
         with Docker's.
         """
-        return _shipped("default")
+        return shipped("default")
 
     @classmethod
     def compute(cls) -> SeccompProfile:
@@ -100,7 +100,7 @@ class SeccompProfile(Model, frozen=True, populate_by_name=True):
 
         Calls that only an attack makes end the job, with the status ``seccomp_violation``.
         """
-        return _shipped("compute")
+        return shipped("compute")
 
     @classmethod
     def unconfined(cls) -> SeccompProfile:
@@ -209,5 +209,6 @@ def shipped_text(name: str) -> bytes:
 
 
 @cache
-def _shipped(name: str) -> SeccompProfile:
+def shipped(name: str) -> SeccompProfile:
+    """A profile of isojob's own, by its name."""
     return _parse(name, shipped_text(name))

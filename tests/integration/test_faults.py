@@ -268,7 +268,7 @@ def test_fork_while_a_job_reads_its_stdin() -> None:
         "def fork():",
         f"    time.sleep({0.3 * SLOW})",
         "    pid = os.fork()",
-        f"    if pid == 0: time.sleep({2 * SLOW}); os._exit(0)",
+        f"    if pid == 0: time.sleep({SLOW}); os._exit(0)",
         "    child.append(pid)",
         "threading.Thread(target=fork).start()",
         f"code = 'sleep {0.6 * SLOW}; wc -c; echo end'",

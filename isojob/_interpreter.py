@@ -1,0 +1,98 @@
+"""Which Python a warm pool runs, and what of the host it needs to see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from isojob.errors import CommandNotExecutableError, CommandNotFoundError
+from isojob.sandbox import Mount, Root
+
+__all__ = ["Interpreter"]
+
+_SECONDS = 20.0
+_ASK = (
+    "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, "
+    "sys.implementation.name, list(sys.version_info[:2])]))"
+)
+_TOOLCHAIN = ("/usr/", "/bin/", "/lib/", "/lib64/")
+"""What `Root.host` shows."""
+_OLDEST = (3, 8)
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A CPython of this host.
+
+    Attributes:
+        executable: Absolute path; of a virtual environment, the one in there.
+        prefixes: Directories with its standard library and packages.
+        version: Major and minor.
+    """
+
+    executable: str
+    prefixes: tuple[str, ...]
+    version: tuple[int, int]
+
+    @classmethod
+    def find(cls, python: str | os.PathLike[str] | None = None) -> Interpreter:
+        """The interpreter of that path; by default the one that runs us (blocking).
+
+        Raises:
+            CommandNotFoundError: It is not there.
+            CommandNotExecutableError: It is no CPython of a version that can be used.
+        """
+        executable = os.path.abspath(sys.executable if python is None else os.fspath(python))
+        if not os.path.exists(executable):
+            raise CommandNotFoundError(executable, "name a Python interpreter by its path")
+        try:
+            done = subprocess.run(
+                [executable, "-I", "-S", "-c", _ASK],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_SECONDS,
+                check=True,
+                env={},
+            )
+            # Without site a virtual environment does not say so.
+            *prefixes, name, version = json.loads(done.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            raise CommandNotExecutableError(executable) from error
+        found = int(version[0]), int(version[1])
+        if name != "cpython" or found < _OLDEST:
+            raise CommandNotExecutableError(executable)
+        folders = [*_homes(executable), *map(str, prefixes)]
+        return cls(executable, tuple(dict.fromkeys(folders)), found)
+
+    def mounts(self, root: Root) -> tuple[Mount, ...]:
+        """What has to be bound for it, read-only, at its own place."""
+        shown = _TOOLCHAIN if root.kind == "host" else ()
+        wanted: list[str] = []
+        for folder in self.prefixes:
+            if f"{os.path.realpath(folder)}/".startswith(shown) or folder == "/":
+                continue
+            if not any(f"{folder}/".startswith(f"{other}/") for other in wanted):
+                wanted = [other for other in wanted if not other.startswith(f"{folder}/")]
+                wanted.append(folder)
+        return tuple(Mount.bind(folder, folder) for folder in wanted)
+
+
+def _homes(executable: str) -> list[str]:
+    """The directories above ``bin`` of each link on the way to the program itself."""
+    found = []
+    at = Path(executable)
+    for _ in range(40):
+        home = at.parent.parent
+        if at.parent.name in ("bin", "Scripts"):
+            found.append(str(home))
+            real = os.path.realpath(home)
+            if real != str(home):
+                found.append(real)
+        if not at.is_symlink():
+            break
+        at = Path(os.path.normpath(at.parent / os.readlink(at)))
+    return found

@@ -1,0 +1,392 @@
+"""Python jobs in warm interpreters: forks of one that has imported what they need."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import json
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from typing_extensions import override
+
+from isojob._interpreter import Interpreter
+from isojob._job import Content, Job, StrOrBytesPath
+from isojob._models import Model, parse_bytes, parse_seconds
+from isojob._pool import Pool, PoolStatistics
+from isojob._shield import in_thread
+from isojob._stock import Stock
+from isojob._template import Template
+from isojob.errors import IsojobError
+from isojob.limits import Limits
+from isojob.result import Result
+from isojob.sandbox import Sandbox
+
+if sys.platform == "linux":
+    import fcntl
+
+__all__ = ["PythonException", "PythonPool", "PythonResult", "run_python"]
+
+PRELOAD_LIMITS = Limits(
+    memory="2GiB", processes=None, cpu_time=None, wall_time=None, address_space=None
+)
+_LENGTH = struct.Struct("<Q")
+
+
+class _NotGiven:
+    @override
+    def __repr__(self) -> str:
+        return "not given"
+
+
+NOT_GIVEN: Final = _NotGiven()
+
+
+class PythonException(Model, frozen=True):
+    """How a Python job's main program ended, if not well. Its own words: they may be anything.
+
+    Attributes:
+        type: Name of the exception's class, with its module unless that is ``builtins``.
+        message: ``str()`` of it.
+        traceback: As the interpreter prints it.
+    """
+
+    type: str
+    message: str
+    traceback: str
+
+
+class PythonResult(Result, frozen=True):
+    """The result of a Python job: all of `Result`, and what the interpreter says of itself.
+
+    The status and the accounts come from the kernel, by isojob's init. `value` and `exception` are
+    the job's own words, and a hostile job may say what it likes.
+
+    Attributes:
+        value: The global ``result``, or what the function returned, through JSON.
+        exception: What ended the program.
+        value_problem: Why `value` is None though there was one: no JSON, or too large.
+    """
+
+    value: Any = None
+    exception: PythonException | None = None
+    value_problem: str | None = None
+
+
+class _WarmPool(Pool):
+    """A pool whose launchers are forks of a template."""
+
+    def __init__(self, template: Template, sandbox: Sandbox | None, **options: Any) -> None:
+        self._template = template
+        super().__init__(sandbox, **options)
+
+    @override
+    def _new_stock(self) -> Stock:
+        return Stock(self.sandbox, self.limits, self._parked, self._uid_range, self._template)
+
+
+class PythonPool:
+    """Runs Python programs in warm interpreters, each a fork in a fresh cell of its own.
+
+        async with PythonPool(preload=["numpy"]) as pool:
+            result = await pool.run_python("import numpy; result = numpy.arange(9).sum().item()")
+            print(result.value)  # 36
+
+    A job has all that a job of `Pool` has: namespaces, root, cgroup, filter, ids, limits and a
+    verdict of its own. What it shares with other jobs of the pool is how the template came out:
+    the layout of memory, the seed of hashes, what the preloads have computed. No job's data gets
+    into the template. `rotate_jobs` and `rotate_seconds` bound how long one lives.
+
+    Methods may be called from any event loop (asyncio or trio) of any thread while it is open.
+
+    Args:
+        preload: Modules to import once, in this order, isolated like a job. They must start no
+            threads. Their code is trusted with the verdicts of the jobs that run on it, not with
+            the host.
+        python: A CPython (3.8 or later) or that of a virtual environment, by its path; by default
+            the one that runs us. What it is made of is bound in, read-only.
+        sandbox: What jobs see, as in `Pool`.
+        limits: Used where a call gives none.
+        preload_limits: What the imports may use; by default 2 GiB of memory.
+        preload_time: Seconds they may take.
+        max_value: The largest `PythonResult.value`, bytes of JSON or a string such as ``"1MiB"``.
+        rotate_jobs: Start a new template after so many jobs.
+        rotate_seconds: And when it is so old.
+        **options: ``max_jobs``, ``memory``, ``parked``, ``queue``, ``uid_range`` of `Pool`.
+    """
+
+    def __init__(
+        self,
+        preload: Sequence[str] = (),
+        *,
+        python: str | os.PathLike[str] | None = None,
+        sandbox: Sandbox | None = None,
+        limits: Limits | None = None,
+        preload_limits: Limits | None = None,
+        preload_time: float = 30.0,
+        max_value: int | str = "1MiB",
+        rotate_jobs: int | None = None,
+        rotate_seconds: float | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(preload, (str, bytes)):
+            raise TypeError(f"preload must be a sequence of modules, such as [{preload!r}]")
+        for name in preload:
+            if not isinstance(name, str) or not all(p.isidentifier() for p in name.split(".")):
+                raise ValueError(f"preload: {name!r} is no name of a module")
+        if rotate_jobs is not None and (isinstance(rotate_jobs, bool) or rotate_jobs < 1):
+            raise ValueError("rotate_jobs must be at least 1")
+        self._preload = tuple(preload)
+        self._python = python
+        self._sandbox = sandbox
+        self._preload_limits = PRELOAD_LIMITS if preload_limits is None else preload_limits
+        self._preload_time = parse_seconds(preload_time)
+        self._max_value = parse_bytes(max_value)
+        self._rotate_jobs = rotate_jobs
+        self._rotate_seconds = None if rotate_seconds is None else parse_seconds(rotate_seconds)
+        self._options = {"limits": limits, **options}
+        self._lock = threading.Lock()
+        self._renewal: threading.Thread | None = None
+        self._jobs = 0
+        self._born = 0.0
+        self._pool = self._make_pool(Template(_NO_PYTHON, (), self._preload_limits, 1.0))
+
+    def _make_pool(self, template: Template) -> _WarmPool:
+        return _WarmPool(template, self._sandbox, **self._options)
+
+    async def __aenter__(self) -> Self:
+        interpreter = await in_thread(lambda: Interpreter.find(self._python))
+        template = Template(interpreter, self._preload, self._preload_limits, self._preload_time)
+        self._pool = self._make_pool(template)
+        self._jobs, self._born = 0, time.monotonic()
+        await self._pool.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends every job and the template, and waits until nothing of them is left (bounded)."""
+        await in_thread(self.close)
+
+    def close(self) -> None:
+        """As `aclose`, blocking."""
+        self._pool.close()
+        with self._lock:
+            renewal, self._renewal = self._renewal, None
+        if renewal is not None:
+            renewal.join()
+
+    async def run_python(
+        self,
+        code: str | bytes | Path,
+        *,
+        argument: Any = NOT_GIVEN,
+        args: Sequence[str] = (),
+        limits: Limits | None = None,
+        files: dict[str, Content] | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> PythonResult:
+        """Runs a program as ``__main__``, as ``python main.py`` would, in the working directory.
+
+        Args:
+            code: Source text, or a file with it.
+            argument: Given to the program as the global ``argument``, through JSON.
+            args: ``sys.argv[1:]``.
+            limits: As for `run_isolated`; by default the pool's.
+            files: As for `run_isolated`.
+            check: Raise `JobFailedError` unless the status is ``ok``.
+            **options: ``input``, ``stdin``, ``stdout``, ``stderr``, ``env``, ``cwd`` and
+                ``collect`` of `run_isolated`.
+
+        Returns:
+            The global ``result`` of the program is `PythonResult.value`.
+
+        Raises:
+            TypeError: `argument` is nothing that JSON knows, or `code` is no source.
+            PreloadError: The template could not be made ready again.
+            IsojobError: As `run_isolated`.
+        """
+        name, source = _source(code)
+        if files is not None and name in files:
+            raise ValueError(f"files: {name!r} is the program itself")
+        job = self._job([name, *args], limits, {name: source, **(files or {})}, options)
+        # As the interpreter does since 3.9: absolute, below the directory it is found in.
+        path = f"{job.cwd or job.workdir}/{name}"
+        return await self._run(job, [path, "", _json(argument), name, *args], check=check)
+
+    async def call_python(
+        self,
+        function: str,
+        argument: Any = NOT_GIVEN,
+        *,
+        limits: Limits | None = None,
+        files: dict[str, Content] | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> PythonResult:
+        """Calls a function of a module, best of a preloaded one; its value comes back by JSON.
+
+        Args:
+            function: ``"module:function"``.
+            argument: Its one argument, through JSON; without, it is called with none.
+            limits: As for `run_python`.
+            files: As for `run_isolated`.
+            check: As for `run_python`.
+            **options: As for `run_python`.
+        """
+        module, colon, name = function.partition(":")
+        if not colon or not all(p.isidentifier() for p in (*module.split("."), *name.split("."))):
+            raise ValueError(f'function {function!r}: must be "module:function"')
+        job = self._job([function], limits, files, options)
+        return await self._run(job, ["", function, _json(argument), ""], check=check)
+
+    def _job(
+        self,
+        command: Sequence[StrOrBytesPath],
+        limits: Limits | None,
+        files: dict[str, Content] | None,
+        options: dict[str, Any],
+    ) -> Job:
+        return self._pool.job(command, limits, files=files, **options)
+
+    async def _run(self, job: Job, argv: Sequence[str], *, check: bool) -> PythonResult:
+        job.argv = [os.fsencode(word) for word in argv]
+        if any(b"\0" in word for word in job.argv):
+            raise ValueError("args: a NUL byte")
+        job.result_fd = _answer_file(_LENGTH.size + self._max_value)
+        try:
+            result = await self._pool.perform(job)
+            said = os.pread(job.result_fd, _LENGTH.size, 0)
+            (length,) = _LENGTH.unpack(said)
+            data = os.pread(job.result_fd, min(length, self._max_value), _LENGTH.size)
+        finally:
+            os.close(job.result_fd)
+        self._count()
+        python = _understand(result, data)
+        if check:
+            python.check_returncode()
+        return python
+
+    def _count(self) -> None:
+        """Starts a new template where this one has done enough."""
+        self._jobs += 1
+        old = self._rotate_seconds is not None and (
+            time.monotonic() - self._born > self._rotate_seconds
+        )
+        if not old and (self._rotate_jobs is None or self._jobs < self._rotate_jobs):
+            return
+        with self._lock:
+            if self._renewal is not None and self._renewal.is_alive():
+                return
+            self._jobs, self._born = 0, time.monotonic()
+            self._renewal = threading.Thread(target=self._renew, name="isojob-rotate", daemon=True)
+            self._renewal.start()
+
+    def _renew(self) -> None:
+        with suppress(IsojobError, OSError):  # the old one stays; the next count tries again
+            self._pool.stock.renew()
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot of slots, queue and stock."""
+        return self._pool.statistics()
+
+
+_NO_PYTHON = Interpreter("", (), (0, 0))
+
+
+def _source(code: str | bytes | Path) -> tuple[str, Content]:
+    if isinstance(code, str):
+        return "main.py", code.encode("utf-8", "surrogatepass")
+    if isinstance(code, bytes):
+        return "main.py", code
+    if isinstance(code, Path):
+        return code.name, code
+    raise TypeError(f"code must be source text or a pathlib.Path, not {type(code).__name__}")
+
+
+def _json(argument: Any) -> str:
+    if argument is NOT_GIVEN:
+        return "[]"
+    try:
+        return json.dumps([argument])
+    except ValueError as error:  # a circle
+        raise TypeError(f"argument: {error}") from None
+
+
+def _answer_file(size: int) -> int:
+    """Room for the job's words, which it writes and we read when it is dead; charged to the job."""
+    fd = os.memfd_create("isojob-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EINVAL:
+            raise ValueError(f"max_value: {size} bytes are too much") from None
+        raise
+    return fd
+
+
+def _understand(result: Result, data: bytes) -> PythonResult:
+    """Reads what the job has said; it may be anything."""
+    said: Any = None
+    try:
+        said = json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        said = None
+    value, exception, problem = None, None, None
+    if isinstance(said, dict):
+        value = said.get("value")
+        if isinstance(found := said.get("unserializable"), str):
+            problem = found
+        if isinstance(size := said.get("too_large"), int):
+            problem = f"{size} bytes of JSON, more than max_value"
+        words = said.get("exception")
+        if isinstance(words, dict):
+            parts = {key: words.get(key) for key in ("type", "message", "traceback")}
+            if all(isinstance(part, str) for part in parts.values()):
+                exception = PythonException.trusted(**parts)
+    elif data:
+        problem = "the job's answer is no JSON"
+    values = {name: getattr(result, name) for name in Result.model_fields}
+    return PythonResult.trusted(**values, value=value, exception=exception, value_problem=problem)
+
+
+_default_lock = threading.Lock()
+_default: PythonPool | None = None
+
+
+async def run_python(code: str | bytes | Path, **options: Any) -> PythonResult:
+    """`PythonPool.run_python` on a pool of the process, without preloads."""
+    global _default
+    pool = _default
+    if pool is None:
+        pool = PythonPool()
+        await pool.__aenter__()
+        with _default_lock:
+            first = _default is None
+            if first:
+                _default = pool
+                atexit.register(pool.close)
+        if not first:  # another call was faster
+            await pool.aclose()
+            assert _default is not None
+            pool = _default
+    return await pool.run_python(code, **options)

@@ -1,0 +1,164 @@
+/* In a template, loaded by its interpreter: waits for the zygote's word and forks. Each launcher that
+ * comes of it is the interpreter, warm, and returns from isojob_warm_serve() with its job.
+ *
+ * pid 1 of the cell is cloned first, as vfork does (it borrows our memory and we wait), forks the
+ * launcher, which so is its child, and executes init. The launcher then goes on where we were. */
+#include <linux/capability.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <stdio.h>
+
+#include "zygote.h"
+
+#define PUBLIC __attribute__((visibility("default")))
+
+/* Of the interpreter that has loaded us. */
+extern void PyOS_BeforeFork(void) __attribute__((weak));
+extern void PyOS_AfterFork_Parent(void) __attribute__((weak));
+extern void PyOS_AfterFork_Child(void) __attribute__((weak));
+
+/* A job that has arrived; isojob/warm/runner.py has its twin. */
+struct warm_job {
+    char **argv, **envp;
+    uint8_t *result; /* NULL: nobody wants to know */
+    uint64_t result_size;
+};
+
+static struct config config;
+static int program = -1;
+static char stack[65536] __attribute__((aligned(16)));
+static void *launcher_begins[5];
+static struct {
+    int zygote, init; /* sockets: of pid 1, of the launcher */
+} request;
+
+/* All that it has in its new user namespace, for the execve to come: it may not be uid 0 in there. */
+static int keep_capabilities(void)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    if (syscall(SYS_capget, &header, data) < 0)
+        return -1;
+    for (int i = 0; i < 2; i++)
+        data[i].inheritable = data[i].permitted;
+    if (syscall(SYS_capset, &header, data) < 0)
+        return -1;
+    for (unsigned cap = 0; cap < 64; cap++)
+        if ((data[cap / 32].permitted >> cap % 32 & 1) &&
+            prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
+            return -1;
+    return 0;
+}
+
+/* In memory that is not ours: nothing is changed but this stack, and what fork() itself sees to. */
+static int pid_one(void *arg)
+{
+    int channel[2];
+    char sock[12], to_launcher[12];
+    (void)arg;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0)
+        _exit(1);
+    pid_t launcher = fork();
+    if (launcher == 0) {
+        close(channel[0]);
+        request.init = channel[1];
+        __builtin_longjmp(launcher_begins, 1);
+    }
+    const int keep[] = {program, request.zygote, channel[0]};
+    close_all_but(keep, ARRAY_LEN(keep));
+    if (launcher < 0 || keep_capabilities() < 0 || fcntl(request.zygote, F_SETFD, 0) < 0 ||
+        fcntl(channel[0], F_SETFD, 0) < 0)
+        _exit(1);
+    snprintf(sock, sizeof(sock), "%d", request.zygote);
+    snprintf(to_launcher, sizeof(to_launcher), "%d", channel[0]);
+    char *const argv[] = {"isojob-zygote", "init", sock, to_launcher, NULL}, *const envp[] = {NULL};
+    syscall(SYS_execveat, program, "", argv, envp, AT_EMPTY_PATH);
+    _exit(1);
+}
+
+static void launcher_main(struct warm_job *out)
+{
+    struct failure f = {0};
+    struct cell cell;
+    struct job job;
+    struct stat st;
+    cell_clear(&cell, &config);
+    cell.channel = request.init;
+    cell.warm = true;
+    if (cell_receive(cell.channel, &cell, &f) < 0)
+        _exit(125);
+    cell.shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, cell.config_fd, 0);
+    if (cell.shared == MAP_FAILED)
+        _exit(125);
+    if (join_keyring() < 0 || drop_bounding_set() < 0) {
+        fail(&f, "launcher's keyring and bounding set");
+        job_fail(&cell, &f);
+    }
+    job_harmless(&cell);
+    /* A change of ids takes it away; execve would give it back. */
+    prctl(PR_SET_DUMPABLE, 1);
+    /* The first that is not our code: hooks of what was preloaded. */
+    if (PyOS_AfterFork_Child)
+        PyOS_AfterFork_Child();
+    job_park(&cell);
+    job_take(&cell, &job);
+    *out = (struct warm_job){.argv = job.argv, .envp = job.envp};
+    if (job.result >= 0) {
+        if (fstat(job.result, &st) == 0 && st.st_size > 0)
+            out->result =
+                mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, job.result, 0);
+        if (out->result == MAP_FAILED)
+            out->result = NULL;
+        out->result_size = out->result ? (uint64_t)st.st_size : 0;
+        close(job.result);
+    }
+    munmap(cell.shared, 4096); /* init would believe what it says */
+    close_fd(&cell.channel);
+    prctl(PR_SET_NAME, "python3");
+    job_started();
+}
+
+/* Reads the configuration. 0, or an errno. */
+PUBLIC int isojob_warm_open(int program_fd, int config_fd)
+{
+    struct failure f = {0};
+    struct reader r;
+    program = program_fd;
+    if (wire_map(config_fd, 0, &r) < 0)
+        return errno;
+    close(config_fd);
+    return config_parse(&config, &r, NULL, 0, &f) < 0 ? f.error : 0;
+}
+
+/* Returns in launchers alone, when their job has come; the template ends in here. */
+PUBLIC void isojob_warm_serve(int requests, struct warm_job *out)
+{
+    char buffer[256];
+    struct header h;
+    struct reader r;
+    int fds[WIRE_MAX_FDS];
+    unsigned nfds;
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT | CLONE_NEWUSER | CLONE_NEWPID |
+                      CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
+    for (;;) {
+        int n = wire_receive(requests, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
+        if (n <= 0)
+            _exit(0);
+        if (h.type != MSG_FORK || nfds != 1)
+            _exit(1);
+        request.zygote = fds[0];
+        if (PyOS_BeforeFork)
+            PyOS_BeforeFork();
+        if (__builtin_setjmp(launcher_begins)) {
+            launcher_main(out);
+            return;
+        }
+        clone(pid_one, stack + sizeof(stack), flags, NULL);
+        if (PyOS_AfterFork_Parent)
+            PyOS_AfterFork_Parent();
+        close(request.zygote); /* whoever waits for a hello sees that none will come */
+    }
+}

@@ -1,0 +1,611 @@
+"""Warm interpreters: a job behaves as under ``python main.py``, in a cell like any other's."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from environment import PYTHON, SLOW, children_of
+
+from isojob import Limits, Pool, PoolClosedError, Status
+from isojob._job import Content
+from isojob._python import PythonPool, PythonResult, run_python
+from isojob.errors import CommandNotExecutableError, CommandNotFoundError, PreloadError
+
+PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[PythonPool]:
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=1) as pool:
+        yield pool
+
+
+def dedent(text: str) -> str:
+    return textwrap.dedent(text).lstrip("\n")
+
+
+async def test_value_and_argument(pool: PythonPool) -> None:
+    """What is given is the global ``argument``; the global ``result`` comes back."""
+    result = await pool.run_python(
+        "result = [argument['x'] * 2, 'ü', None]\nprint('out')", argument={"x": 21}
+    )
+    assert result.ok and result.status is Status.OK
+    assert result.value == [42, "ü", None]
+    assert result.stdout == b"out\n" and result.stderr == b""
+    assert result.exception is None and result.value_problem is None
+    assert result.args == ("main.py",)
+    assert result.usage.cpu_time is not None and result.evidence.cpu_is_whole
+    assert PythonResult.model_validate_json(result.model_dump_json()).value == result.value
+    assert (await pool.run_python("result = 'argument' in globals()")).value is False
+
+
+PROGRAMS = {
+    "print": "print('hello'); print('wörld', end='')",
+    "globals": """
+        import sys
+        print(__name__, __file__, sys.argv, sys.path[0], __spec__, __doc__, __builtins__)
+        print(sorted(n for n in globals() if n not in ('sys', '__annotations__')))
+        """,
+    "exit codes": "import sys; sys.exit(argument_of if 0 else 7)",
+    "exit none": "import sys; print(1); sys.exit()",
+    "exit text": "import sys; print('a'); sys.exit('b')",
+    "exit huge": "raise SystemExit(2**40)",
+    "exit negative": "raise SystemExit(-1)",
+    "os._exit": "import os; print('lost', end=''); os._exit(5)",
+    "uncaught": "def f():\n    raise ValueError('x')\n\nf()",
+    "chained": "try:\n    1/0\nexcept ZeroDivisionError:\n    raise KeyError('y')",
+    "syntax": "x = = 1\n",
+    "group": "raise ExceptionGroup('g', [ValueError(1), TypeError(2)])",
+    "hook": "import sys\nsys.excepthook = lambda *a: print('hooked', a[0].__name__)\n1/0",
+    "interrupt": "print('x')\nraise KeyboardInterrupt",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+    "abort": "import os; os.abort()",
+    "streams": """
+        import sys
+        for s in (sys.stdin, sys.stdout, sys.stderr):
+            print(s.name, s.mode, s.encoding, s.errors, s.line_buffering, s.fileno(), s.isatty(),
+                  s.seekable(), type(s).__name__, type(s.buffer).__name__, s.newlines)
+        print(sys.__stdout__ is sys.stdout, sys.flags.isolated, sys.flags.safe_path,
+              sys.dont_write_bytecode)
+        """,
+    "stdin": "import sys\nprint(input(), sys.stdin.read().upper(), sys.stdin.readline() == '')",
+    "eof": "import sys; sys.stdin.read()\nprint(input())",
+    "stderr order": "import sys\nfor i in range(3): print(i); print(i, file=sys.stderr)",
+    "binary": "import sys; sys.stdout.buffer.write(b'\\xff\\0\\n')",
+    "surrogates": "print('\\udcff')",
+    "closed stdout": "import sys\nsys.stdout.close()\n",
+    "atexit": """
+        import atexit
+        atexit.register(print, 'first registered')
+        atexit.register(print, 'last registered')
+        print('main')
+        """,
+    "threads": """
+        import threading, time
+        def late():
+            time.sleep(0.2); print('late')
+        threading.Thread(target=late).start()
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        print(threading.current_thread().name, threading.active_count())
+        """,
+    "destructors": """
+        class Loud:
+            def __del__(self): print('gone', __name__ if '__name__' in globals() else None)
+        kept = Loud()
+        print('end')
+        """,
+    "subprocess": """
+        import subprocess, sys
+        print(subprocess.run(['/bin/echo', 'child'], capture_output=True, text=True).stdout)
+        print(subprocess.check_output([sys.executable, '-c', 'print(6*7)']).decode())
+        """,
+    "fork": """
+        import os
+        pid = os.fork()
+        if pid == 0:
+            print('child', flush=True); os._exit(3)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """,
+    "multiprocessing": """
+        import multiprocessing as mp
+        def square(x): return x * x
+        if __name__ == '__main__':
+            with mp.get_context('fork').Pool(2) as pool:
+                print(pool.map(square, range(5)))
+        """,
+    "asyncio": """
+        import asyncio
+        async def main():
+            await asyncio.sleep(0.01)
+            return await asyncio.gather(*(asyncio.sleep(0, i) for i in range(3)))
+        print(asyncio.run(main()))
+        """,
+    "signals": """
+        import signal
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+              signal.getsignal(signal.SIGPIPE), signal.getsignal(signal.SIGTERM),
+              signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        signal.signal(signal.SIGALRM, lambda *a: print('alarm'))
+        signal.setitimer(signal.ITIMER_REAL, 0.05); signal.pause()
+        """,
+    "recursion": "def f(): f()\nf()",
+    "module": "import helper; print(helper.VALUE, helper.__file__)",
+    "pickle": """
+        import pickle
+        class C: pass
+        print(pickle.loads(pickle.dumps(C())).__class__ is C, C.__module__)
+        """,
+    "warnings": "import warnings; warnings.warn('careful')",
+    "environment": "import os; print({k: v for k, v in sorted(os.environ.items())}, os.getcwd())",
+    "locale": "import locale, sys; print(locale.getlocale(), sys.getfilesystemencoding())",
+    "main trick": "import __main__; x = 5; print(__main__.x)",
+    "relative": "from . import x",
+    "future": "print(1 / 2, type(print), (lambda: (yield))().__class__.__name__)",
+    "gc": "import gc; print(gc.isenabled(), gc.get_threshold(), gc.get_debug())",
+}
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS)[:: 1 if SLOW == 1 else 6])
+async def test_as_under_python(name: str, pool: PythonPool) -> None:
+    """Output, exit status and traceback of each program are those of ``python main.py``."""
+    code = dedent(PROGRAMS[name])
+    given: dict[str, Any] = {"input": "first\nzweite ü\n".encode(), "env": {"GREETING": "hi"}}
+    files: dict[str, Content] = {"helper.py": b"VALUE = 11\n"}
+    async with Pool(limits=PATIENT, parked=0) as plain:
+        expected = await plain.run(
+            [PYTHON, "main.py"], files={**files, "main.py": code.encode()}, **given
+        )
+    result = await pool.run_python(code, files=files, **given)
+    # Our main program is some frames deeper.
+    deep = re.compile(rb"repeated \d+ more times")
+    assert result.stderr is not None and expected.stderr is not None
+    ours = [result.stdout, deep.sub(b"", result.stderr), result.status, result.returncode]
+    expected = expected.model_copy(update={"stderr": deep.sub(b"", expected.stderr)})
+    assert ours == [expected.stdout, expected.stderr, expected.status, expected.returncode]
+
+
+async def test_exceptions(pool: PythonPool) -> None:
+    """Type, message and the user's own lines."""
+    result = await pool.run_python(
+        "import json\n\ndef f():\n    json.loads('{')\n\nf()\n", input=b""
+    )
+    assert result.exception is not None
+    assert result.exception.type == "json.decoder.JSONDecodeError"
+    assert result.exception.message.startswith("Expecting property name")
+    assert 'File "/box/main.py", line 6, in <module>\n    f()\n' in result.exception.traceback
+    assert "runner" not in result.exception.traceback
+    assert result.exception.traceback == result.stderr_text
+    quiet = await pool.run_python("result = 3\nraise SystemExit(4)")
+    assert (quiet.exception, quiet.exit_code, quiet.value) == (None, 4, 3)
+    odd = await pool.run_python("class E(Exception):\n    def __str__(self): 1/0\nraise E")
+    assert odd.exception is not None and odd.exception.type == "E"
+
+
+async def test_values_that_do_not_come(pool: PythonPool) -> None:
+    """No JSON, too large, or lies: said, and never an error of the host."""
+    result = await pool.run_python("result = {1, 2}")
+    assert result.ok and result.value is None
+    assert result.value_problem is not None and "set" in result.value_problem
+    result = await pool.run_python("result = 'x' * 2**21")
+    assert result.ok and result.value is None
+    assert result.value_problem is not None and "max_value" in result.value_problem
+    deep = "import json\nclass D:\n    pass\nx = []\nfor _ in range(900): x = [x]\nresult = x"
+    assert (await pool.run_python(deep)).ok
+    result = await pool.run_python("import os; result = 5; os._exit(0)")
+    assert (result.ok, result.value) == (True, None)
+    forged = """
+        import sys, gc, ctypes
+        frame = sys._getframe()
+        while frame.f_back: frame = frame.f_back
+        said = b'[' * 100000
+        for f in gc.get_objects():
+            if getattr(f, '__name__', '') == 'answer': f(said)
+        frame = sys._getframe(1)
+        while frame:
+            if 'answer' in frame.f_locals: frame.f_locals['answer'](said)
+            frame = frame.f_back
+        import os; os._exit(0)
+        """
+    result = await pool.run_python(dedent(forged))
+    assert result.ok and result.value is None and result.value_problem
+
+
+async def test_call(pool: PythonPool) -> None:
+    """A function of a module, with an argument and without."""
+    assert (await pool.call_python("math:sqrt", 16.0)).value == 4.0
+    assert (await pool.call_python("os:getcwd")).value == "/box"
+    assert (await pool.call_python("mine:f", [1], files={"mine.py": b"def f(x): return x"})).value
+    failed = await pool.call_python("math:sqrt", -1)
+    assert failed.exception is not None and failed.exception.type == "ValueError"
+    assert failed.exit_code == 1
+    missing = await pool.call_python("nowhere:f")
+    assert missing.exception is not None and missing.exception.type == "ModuleNotFoundError"
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "status"),
+    [
+        ("while True: pass", {"cpu_time": 0.5}, Status.CPU_TIME_LIMIT),
+        ("import time; time.sleep(60)", {"wall_time": 0.5}, Status.WALL_TIME_LIMIT),
+        ("x = bytearray(200 << 20)", {"memory": "64MiB"}, Status.MEMORY_LIMIT),
+        ("while True: print('x' * 1000)", {"output": "64KiB"}, Status.OUTPUT_LIMIT),
+        (
+            "import threading, time\n"
+            + "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n" * 20,
+            {"processes": 8},
+            Status.NONZERO_EXIT,
+        ),
+        ("import os\nos.kill(os.getpid(), 9)", {}, Status.SIGNALED),
+        ("import os\nos._exit(137)", {}, Status.NONZERO_EXIT),
+        ("open('/tmp/x', 'wb').write(bytes(9 << 20))", {"file_size": "1MiB"}, Status.NONZERO_EXIT),
+    ],
+)
+async def test_verdicts(
+    code: str, limits: dict[str, Any], status: Status, pool: PythonPool
+) -> None:
+    """Limits hold and verdicts are right, whatever the interpreter thinks of it."""
+    result = await pool.run_python(code, limits=PATIENT.model_copy(update=limits))
+    assert result.status is status, (str(result), result.stderr_text)
+
+
+async def test_a_cell_like_any_other(pool: PythonPool) -> None:
+    """Every namespace is fresh, and there are no ids, capabilities or descriptors to speak of."""
+    code = dedent("""
+        import os
+        kinds = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+        status = dict(l.rstrip("\\n").split(":\\t", 1) for l in open("/proc/self/status") if ":\\t" in l)
+        result = {
+            "namespaces": {k: os.readlink(f"/proc/self/ns/{k}") for k in kinds},
+            "ids": [os.getuid(), os.getgid(), os.geteuid()],
+            "status": {k: status[k] for k in status if k.startswith(("Cap", "NoNew", "Seccomp", "Groups"))},
+            "descriptors": sorted(os.listdir("/proc/self/fd")),
+            "processes": sorted(n for n in os.listdir("/proc") if n.isdigit()),
+            "cgroup": open("/proc/self/cgroup").read(),
+            "maps": open("/proc/self/uid_map").read().split(),
+            "pid": [os.getpid(), os.getppid(), os.getsid(0)],
+            "hostname": os.uname().nodename,
+            "writable": [os.access(p, os.W_OK) for p in ("/box", "/tmp", "/usr", "/", "/dev/.warm")],
+            "comm": open("/proc/self/comm").read(),
+            "limits": open("/proc/self/limits").read().split("\\n"),
+            "mounts": sorted(l.split()[1] for l in open("/proc/self/mounts")),
+            "nice": os.nice(0),
+            "oom": open("/proc/self/oom_score_adj").read(),
+        }
+        """)
+    plain_code = code + "\nimport json; print(json.dumps(result))"
+    import json
+
+    one, two = await pool.run_python(code), await pool.run_python(code)
+    async with Pool(limits=PATIENT, parked=0) as plain:
+        other = await plain.run([PYTHON, "main.py"], files={"main.py": plain_code.encode()})
+    exec_ed = json.loads(other.stdout_text)
+    ours = {k: os.readlink(f"/proc/self/ns/{k}") for k in one.value["namespaces"]}
+    for kind, name in one.value["namespaces"].items():
+        assert len({name, two.value["namespaces"][kind], ours[kind]}) == 3, kind
+    for key, value in one.value.items():
+        if key in ("namespaces", "maps", "mounts", "limits", "status", "comm"):
+            continue
+        expected = exec_ed[key]
+        assert value == expected, key
+    status = one.value["status"]
+    assert {status[k].strip("0") for k in status if k.startswith("Cap")} == {""}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    mine = {line[:26]: line[26:] for line in one.value["limits"]}
+    theirs = {line[:26]: line[26:] for line in exec_ed["limits"]}
+    assert mine == theirs
+    more = set(one.value["mounts"]) - set(exec_ed["mounts"])
+    assert not more, more
+
+
+async def test_jobs_share_no_data(pool: PythonPool) -> None:
+    """A marker in the memory of one job is nowhere in that of another, nor in a file."""
+    marker = os.urandom(12).hex()
+    leave = "kept = [argument] * 1000; s = argument * 100\nopen('/tmp/m', 'w').write(argument)"
+    assert (await pool.run_python(leave, argument=marker)).ok
+    scan = dedent("""
+        halves = argument
+        needle = "".join(halves).encode()
+        found = []
+        for line in open("/proc/self/maps"):
+            where, mode, *rest = line.split()
+            low, high = (int(x, 16) for x in where.split("-"))
+            if "r" not in mode or "[v" in line: continue
+            with open("/proc/self/mem", "rb", 0) as memory:
+                try:
+                    memory.seek(low); data = memory.read(high - low)
+                except (OSError, ValueError, OverflowError): continue
+            at = data.find(halves[0].encode() + halves[1].encode())
+            if at >= 0: found.append(line)
+        import os
+        result = [len(found), os.path.exists("/tmp/m"), needle is not None]
+        """)
+    # It builds the needle itself: what it finds of that is its own, so it looks for it once less.
+    probe = await pool.run_python(scan, argument=[marker[:12], marker[12:]])
+    assert probe.ok, probe.stderr_text
+    control = await pool.run_python(
+        scan.replace("needle = ", "needle = 1; kept = "), argument=[marker[:12], marker[12:]]
+    )
+    assert control.value[0] >= 1  # the scan does find what is there
+    assert probe.value[1] is False
+    never = await pool.run_python(
+        scan.replace('"".join(halves).encode()', "1").replace(
+            "halves[0].encode() + halves[1].encode()", "bytes(halves)"
+        ),
+        argument=list(marker.encode()),
+    )
+    assert never.ok, never.stderr_text
+
+
+async def test_chance(pool: PythonPool) -> None:
+    """Forks of one template do not draw the same numbers."""
+    code = "import random, uuid, os, tempfile\nresult = [random.random(), str(uuid.uuid4()), os.urandom(4).hex()]"
+    drawn = [(await pool.run_python(code)).value for _ in range(3)]
+    for column in zip(*drawn, strict=True):
+        assert len(set(column)) == 3
+
+
+async def test_preloads(tmp_path: Path) -> None:
+    """Are there before the job, and what they computed is in every fork, changed for itself alone."""
+    async with PythonPool(["json", "decimal"], python=PYTHON, limits=PATIENT, parked=1) as pool:
+        code = "import sys; result = 'decimal' in sys.modules; import decimal; decimal.Mine = 1"
+        assert (await pool.run_python(code)).value is True
+        result = await pool.run_python("import decimal; result = hasattr(decimal, 'Mine')")
+        assert result.value is False
+        assert (await pool.call_python("decimal:getcontext")).value_problem
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "words"),
+    [
+        ("broken", "1/0", "ZeroDivisionError: division by zero"),
+        ("absent", "", "ModuleNotFoundError"),
+        ("hanging", "import time; time.sleep(600)", "were not done after"),
+        ("hungry", "x = bytearray(300 << 20)", "died while it imported"),
+        ("threaded", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", "threads"),
+        ("ending", "import os; os._exit(3)", "died while it imported"),
+        ("exiting", "raise SystemExit(0)", "SystemExit"),
+        ("deadly", "import os; os.kill(os.getpid(), 11)", "died while it imported"),
+    ],
+)  # fmt: skip
+async def test_bad_preloads(module: str, code: str, words: str, tmp_path: Path) -> None:
+    """The error names the module, and nothing is left."""
+    from isojob import Mount, Sandbox
+
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    if module != "absent":
+        (folder / f"{module}.py").write_text(code)
+    sandbox = Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+    pool = PythonPool(
+        ["json", module],
+        python=PYTHON,
+        sandbox=sandbox,
+        preload_time=2 * max(1, SLOW / 2) if module == "hanging" else 60,
+        preload_limits=Limits(memory="128MiB", processes=None, cpu_time=None, wall_time=None),
+        parked=0,
+    )
+    with pytest.raises(PreloadError, match=words) as caught:
+        async with pool:
+            pass
+    assert caught.value.module == module
+    assert caught.value.traceback.startswith("Traceback") == (
+        module in ("broken", "absent", "exiting")
+    )
+    with pytest.raises(PoolClosedError):
+        await pool.run_python("1")
+
+
+async def test_template_is_isolated(tmp_path: Path) -> None:
+    """What a preload can do: nothing to the host."""
+    from isojob import Mount, Sandbox
+
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "nosy.py").write_text(
+        dedent("""
+        import os, socket
+        status = dict(l.rstrip("\\n").split(":\\t", 1) for l in open("/proc/self/status") if ":\\t" in l)
+        SEEN = {
+            "status": {k: status[k] for k in status if k.startswith(("Cap", "NoNew", "Seccomp", "Groups"))},
+            "processes": sorted(n for n in os.listdir("/proc") if n.isdigit()),
+            "environment": sorted(os.environ),
+            "uid": os.getuid(),
+            "writable": [p for p in ("/", "/usr", "/etc", "/box", "/dev") if os.access(p, os.W_OK)],
+            "namespaces": {k: os.readlink(f"/proc/self/ns/{k}") for k in os.listdir("/proc/self/ns")},
+            "descriptors": sorted(os.listdir("/proc/self/fd")),
+            "interfaces": [l.split(":")[0].strip() for l in open("/proc/net/dev") if ":" in l],
+            "cgroup": open("/proc/self/cgroup").read(),
+        }
+        """)
+    )
+    os.environ["ISOJOB_TEST_SECRET"] = "x"
+    sandbox = Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+    try:
+        async with PythonPool(["nosy"], python=PYTHON, sandbox=sandbox, limits=PATIENT) as pool:
+            seen = (await pool.run_python("import nosy; result = nosy.SEEN")).value
+    finally:
+        del os.environ["ISOJOB_TEST_SECRET"]
+    assert {seen["status"][k].strip("0") for k in seen["status"] if k.startswith("Cap")} == {""}
+    assert (seen["status"]["NoNewPrivs"], seen["status"]["Seccomp"]) == ("1", "2")
+    assert len(seen["processes"]) == 2  # pid 1 of its namespace, itself
+    assert "ISOJOB_TEST_SECRET" not in seen["environment"]
+    assert seen["writable"] == []
+    assert seen["interfaces"] == ["lo"]
+    assert set(seen["cgroup"].rstrip().replace("\n", ":").split(":")[2::3]) == {"/"}
+    for kind in ("mnt", "net", "pid", "ipc", "uts", "cgroup"):
+        assert seen["namespaces"][kind] != os.readlink(f"/proc/self/ns/{kind}")
+    if os.geteuid() == 0:
+        assert seen["uid"] not in (0, os.getuid())
+
+
+async def test_dead_template() -> None:
+    """A template that dies is replaced; its parked cells still do their job."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=1) as pool:
+        assert (await pool.run_python("1")).ok
+        zygote = pool._pool.stock.zygote
+        assert zygote is not None
+        for _ in range(2):
+            templates = [
+                pid
+                for pid in children_of(zygote.pid)
+                if b"runner.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+            for pid in templates:
+                os.kill(pid, signal.SIGKILL)
+            for _ in range(4):
+                assert (await pool.run_python("result = 1")).value == 1
+            zygote = pool._pool.stock.zygote
+            assert zygote is not None
+        assert pool.statistics().zygotes >= 2
+
+
+async def test_rotation() -> None:
+    """After so many jobs there is another template: another seed of hashes."""
+    code = "result = hash('isojob')"
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=1, rotate_jobs=3) as pool:
+        seen = {(await pool.run_python(code)).value for _ in range(3)}
+        assert len(seen) == 1
+        with anyio.fail_after(60):
+            while len(seen) == 1:
+                seen.add((await pool.run_python(code)).value)
+        assert pool.statistics().zygotes >= 2
+
+
+async def test_cancelled(pool: PythonPool) -> None:
+    """Cancelling ends the job; the pool goes on."""
+    with anyio.move_on_after(0.5) as scope:
+        await pool.run_python("while True: pass")
+    assert scope.cancelled_caught
+    assert (await pool.run_python("result = 2")).value == 2
+
+
+async def test_many_at_once() -> None:
+    """More than are parked, with right answers."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, max_jobs=8) as pool:
+        answers: dict[int, Any] = {}
+
+        async def one(number: int) -> None:
+            result = await pool.run_python("result = argument ** 2", argument=number)
+            answers[number] = result.value
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(max(8, 64 // SLOW)):
+                tasks.start_soon(one, number)
+        assert answers == {n: n**2 for n in answers} and len(answers) >= 8
+
+
+async def test_files_and_streams(pool: PythonPool, tmp_path: Path) -> None:
+    """The options of any job: files, collect, env, cwd, args, output to a file."""
+    program = tmp_path / "prog.py"
+    program.write_text(
+        "import sys, os\nopen('out', 'w').write(' '.join(sys.argv))\nprint(os.getcwd())"
+    )
+    result = await pool.run_python(program, args=["a", "b"], collect=["out"])
+    assert result.files == {"out": b"prog.py a b"} and result.stdout == b"/box\n"
+    with (tmp_path / "stdout").open("wb") as file:
+        assert (await pool.run_python("print('x')", stdout=file)).stdout is None
+    assert (tmp_path / "stdout").read_bytes() == b"x\n"
+    assert (await pool.run_python("import os; result = os.getcwd()", cwd="/tmp")).value == "/tmp"
+
+
+async def test_large_words(pool: PythonPool) -> None:
+    """Source and argument far beyond what a command line takes."""
+    code = "#" * (1 << 20) + "\nresult = len(argument)"
+    assert (await pool.run_python(code, argument="x" * 900_000)).value == 900_000
+
+
+def pyenv() -> Path:
+    root = os.environ.get("PYENV_ROOT")
+    return (Path(root) if root else Path.home() / ".pyenv") / "versions"
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+async def test_virtual_environments(version: str, tmp_path: Path) -> None:
+    """Another version, in a virtual environment below a home that only its owner reads."""
+    found = None
+    for folder in (Path("/usr/bin"), Path("/usr/local/bin"), *pyenv().glob(f"{version}.*/bin")):
+        if os.access(folder / f"python{version}", os.X_OK):
+            found = folder / f"python{version}"
+    if found is None:
+        pytest.skip(f"no Python {version} on this machine")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    subprocess.run([found, "-m", "venv", "--without-pip", home / "venv"], check=True)
+    site = next((home / "venv/lib").glob("python*/site-packages"))
+    (site / "ours.py").write_text("VALUE = 3\n")
+    async with PythonPool(["ours"], python=home / "venv/bin/python", limits=PATIENT) as pool:
+        code = "import ours, sys; result = [ours.VALUE, sys.prefix, list(sys.version_info[:2])]"
+        result = await pool.run_python(code)
+        assert result.value == [3, str(home / "venv"), [int(n) for n in version.split(".")]], (
+            result.stderr_text
+        )
+        again = "import subprocess, sys\nprint(subprocess.check_output([sys.executable, '-c', 'import ours; print(ours.VALUE)']))"
+        assert (await pool.run_python(again)).stdout == b"b'3\\n'\n"
+
+
+async def test_default_pool() -> None:
+    """`run_python` needs no pool."""
+    from isojob import _python
+
+    try:
+        assert (await run_python("result = argument", argument=[1])).value == [1]
+        assert (await run_python("result = 2", limits=PATIENT)).value == 2
+    finally:
+        default, _python._default = _python._default, None
+        if default is not None:
+            await default.aclose()
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ({"code": 5}, TypeError),
+        ({"code": "1", "argument": {1, 2}}, TypeError),
+        ({"code": "1", "args": ["a\0b"]}, ValueError),
+        ({"code": "1", "files": {"main.py": b""}}, ValueError),
+        ({"code": "1", "limits": 5}, TypeError),
+        ({"code": "1", "nonsense": 5}, TypeError),
+        ({"code": "1", "stdin": 99}, ValueError),
+    ],
+)
+async def test_bad_calls(call: dict[str, Any], error: type[Exception], pool: PythonPool) -> None:
+    """A named error before anything starts."""
+    with pytest.raises(error):
+        await pool.run_python(**call)
+    with pytest.raises(ValueError, match="module:function"):
+        await pool.call_python("math.sqrt", 1)
+
+
+async def test_bad_pools(tmp_path: Path) -> None:
+    """The same for pools."""
+    for options, error in (
+        ({"preload": "json"}, TypeError),
+        ({"preload": ["a b"]}, ValueError),
+        ({"preload": ["os; x"]}, ValueError),
+        ({"rotate_jobs": 0}, ValueError),
+        ({"preload_time": -1}, ValueError),
+        ({"max_value": "5 apples"}, ValueError),
+        ({"max_jobs": 0}, ValueError),
+    ):
+        with pytest.raises(error):
+            PythonPool(**options)
+    with pytest.raises(CommandNotFoundError):
+        async with PythonPool(python=tmp_path / "python"):
+            pass
+    for program in ("/bin/true", "/bin/sh"):
+        with pytest.raises(CommandNotExecutableError):
+            async with PythonPool(python=program):
+                pass
+    with pytest.raises(PoolClosedError):
+        await PythonPool().run_python("1")
