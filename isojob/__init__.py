@@ -3,6 +3,7 @@
 The layers, each importing only what is below it::
 
     _run            run_isolated, the process-wide pools
+    _python         PythonPool: jobs in warm interpreters
     _pool           Pool: zygote, stock of parked cells, admission
     _cell _lease    one job in one cell: send, stream, cancel, collect
     _zygote _job _streams _account
@@ -37,6 +38,7 @@ from isojob.errors import IsojobError as IsojobError
 from isojob.errors import JobFailedError as JobFailedError
 from isojob.errors import PoolBrokenError as PoolBrokenError
 from isojob.errors import PoolClosedError as PoolClosedError
+from isojob.errors import PreloadError as PreloadError
 from isojob.errors import ProfileError as ProfileError
 from isojob.errors import QueueFullError as QueueFullError
 from isojob.errors import SandboxSetupError as SandboxSetupError
@@ -55,17 +57,25 @@ if _typing.TYPE_CHECKING:
     from isojob._image import Image as Image
     from isojob._languages import Language as Language
     from isojob._languages import languages as languages
+    from isojob._python import PythonException as PythonException
+    from isojob._python import PythonPool as PythonPool
+    from isojob._python import PythonResult as PythonResult
+    from isojob._python import run_python as run_python
 
 
 _LATER = {
     "Image": "isojob._image",
     "Language": "isojob._languages",
     "languages": "isojob._languages",
+    "PythonException": "isojob._python",
+    "PythonPool": "isojob._python",
+    "PythonResult": "isojob._python",
+    "run_python": "isojob._python",
 }
 
 
 def __getattr__(name: str) -> object:
-    # On first use: most programs need neither.
+    # On first use: most programs need none of them.
     if name in _LATER:
         return globals().setdefault(name, getattr(_import_module(_LATER[name]), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -206,28 +206,6 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
     return 0;
 }
 
-static int write_files(struct reader r, struct failure *f)
-{
-    struct field fl;
-    cleanup_close int here = -1;
-    while (wire_next(&r, &fl) > 0) {
-        const char *path;
-        const uint8_t *data;
-        size_t len;
-        if (fl.tag != TAG_PUT)
-            continue;
-        if (here < 0 && (here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
-            return fail(f, "files");
-        if (!wire_path_bytes(&fl, &path, &data, &len)) {
-            errno = EBADMSG;
-            return fail(f, "files");
-        }
-        if (put_file(here, path, data, len, fl.index & 0777) < 0)
-            return fail_at(f, "write file", path);
-    }
-    return 0;
-}
-
 static int set_stdio(struct job *job, const int *fds, unsigned nfds, unsigned next,
                      struct failure *f)
 {
@@ -366,8 +344,7 @@ void job_take(struct cell *cell, struct job *job)
         fail_at(&f, "chdir", job->cwd);
         job_fail(cell, &f);
     }
-    if (write_files(r, &f) < 0 || set_stdio(job, fds, nfds, first, &f) < 0 ||
-        set_rlimits(r, &f) < 0)
+    if (put_files(r, &f) < 0 || set_stdio(job, fds, nfds, first, &f) < 0 || set_rlimits(r, &f) < 0)
         job_fail(cell, &f);
     const struct config *c = cell->config;
     struct shared *s = cell->shared;

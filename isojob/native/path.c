@@ -45,3 +45,25 @@ int put_file(int root, const char *path, const void *data, size_t len, mode_t mo
         return -1;
     return fchmod(fd, mode);
 }
+
+int put_files(struct reader r, struct failure *f)
+{
+    struct field fl;
+    cleanup_close int here = -1;
+    while (wire_next(&r, &fl) > 0) {
+        const char *path;
+        const uint8_t *data;
+        size_t len;
+        if (fl.tag != TAG_PUT)
+            continue;
+        if (here < 0 && (here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
+            return fail(f, "files");
+        if (!wire_path_bytes(&fl, &path, &data, &len)) {
+            errno = EBADMSG;
+            return fail(f, "files");
+        }
+        if (put_file(here, path, data, len, fl.index & 0777) < 0)
+            return fail_at(f, "write file", path);
+    }
+    return 0;
+}

@@ -162,6 +162,8 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
  * component. A link, `.` or `..` on the way is refused. */
 int open_parent(int root, const char *path, char *leaf, size_t size);
 int put_file(int root, const char *path, const void *data, size_t len, mode_t mode);
+/* All TAG_PUT of a message, into the working directory. */
+int put_files(struct reader r, struct failure *f);
 /* copy.c */
 /* Copies a file or directory of the host into the root; EFBIG: too large, and nothing of it is left. */
 int copy_tree(int host, const char *source, int root, const char *path);

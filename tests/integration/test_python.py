@@ -534,7 +534,8 @@ def pyenv() -> Path:
 async def test_virtual_environments(version: str, tmp_path: Path) -> None:
     """Another version, in a virtual environment below a home that only its owner reads."""
     found = None
-    for folder in (Path("/usr/bin"), Path("/usr/local/bin"), *pyenv().glob(f"{version}.*/bin")):
+    own = pyenv().glob(f"{version}.*/bin") if os.access(pyenv(), os.R_OK | os.X_OK) else ()
+    for folder in (Path("/usr/bin"), Path("/usr/local/bin"), *own):
         if os.access(folder / f"python{version}", os.X_OK):
             found = folder / f"python{version}"
     if found is None:
@@ -589,7 +590,7 @@ async def test_bad_calls(call: dict[str, Any], error: type[Exception], pool: Pyt
 
 async def test_bad_pools(tmp_path: Path) -> None:
     """The same for pools."""
-    for options, error in (
+    cases: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"preload": "json"}, TypeError),
         ({"preload": ["a b"]}, ValueError),
         ({"preload": ["os; x"]}, ValueError),
@@ -597,7 +598,8 @@ async def test_bad_pools(tmp_path: Path) -> None:
         ({"preload_time": -1}, ValueError),
         ({"max_value": "5 apples"}, ValueError),
         ({"max_jobs": 0}, ValueError),
-    ):
+    ]
+    for options, error in cases:
         with pytest.raises(error):
             PythonPool(**options)
     with pytest.raises(CommandNotFoundError):

@@ -19,7 +19,6 @@ PROT_EXEC, NOTIF_RECV, X32 = 4, 0xC0502100, 0x40000000
 
 PROGRAM = r"""
 #include "shed.c"
-int set_capabilities(uint64_t caps) { return caps == 0; }
 int main(void)
 {
     return zygote_shed(IDS_ROOT) || write(1, code, sizeof(code)) != sizeof(code);
