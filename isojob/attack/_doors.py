@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 
 from isojob._group import pair
 from isojob._pool import Pool
+from isojob._python import PythonPool
 from isojob.attack._attack import Door
 from isojob.errors import IsojobError
 from isojob.limits import Limits
 from isojob.result import Result
 
-__all__ = ["DOORS", "Asked"]
+__all__ = ["DOORS", "Asked", "Enter", "warm_door"]
 
 HEAD_START = 1.5
 
@@ -125,7 +126,28 @@ async def _pair(pool: Pool, asked: Asked) -> Result:
     return solution.model_copy(update={"stdout": (solution.stderr or b"") + problem})
 
 
-DOORS: dict[Door, Callable[[Pool, Asked], Awaitable[Result]]] = {
+def warm_door(python: PythonPool) -> Enter:
+    """Jobs that are forks of a warm interpreter."""
+
+    async def enter(_: Pool, asked: Asked) -> Result:
+        rest = dict(asked.rest)
+        programs = rest["files"]
+
+        async def run(command: Sequence[str], **options: Any) -> Result:
+            at = next(n for n, word in enumerate(command) if word in programs)
+            source, args = programs[command[at]], command[at + 1 :]
+            return await python.run_python(
+                source, args=args, limits=asked.limits, **rest, **options
+            )
+
+        return await _in_turn(asked, run, run, run)
+
+    return enter
+
+
+Enter: TypeAlias = Callable[[Pool, Asked], Awaitable[Result]]
+
+DOORS: dict[Door, Enter] = {
     "alone": _alone,
     "session": _session,
     "terminal": _terminal,

@@ -6,6 +6,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -15,8 +16,9 @@ import anyio
 
 from isojob._models import Model
 from isojob._pool import Pool
-from isojob.attack._attack import LIMITS, Attack
-from isojob.attack._doors import DOORS, Asked
+from isojob._python import PythonPool
+from isojob.attack._attack import LIMITS, Attack, Door
+from isojob.attack._doors import DOORS, Asked, Enter, warm_door
 from isojob.attack._images import import_image
 from isojob.attack._scene import Scene
 from isojob.errors import IsojobError
@@ -96,6 +98,7 @@ async def attack(
     sandbox: Sandbox | None = None,
     at_once: int = 4,
     patience: float = 1.0,
+    warm: bool = False,
     found: Callable[[Finding], None] = lambda _: None,
 ) -> list[Finding]:
     """Runs attacks on sandboxes of this host.
@@ -105,6 +108,7 @@ async def attack(
         sandbox: What is attacked.
         at_once: How many at the same time.
         patience: Times are allowed so many times as long, for slow machines.
+        warm: Run those that are jobs by themselves as forks of a warm interpreter.
         found: Told of each finding as it comes.
 
     Returns:
@@ -120,8 +124,16 @@ async def attack(
     todo = list(attacks)
     findings: dict[int, Finding] = {}
     with Scene() as scene:
-        async with Pool(template, LIMITS, max_jobs=2 * at_once) as pool:
-            runner = _Runner(pool, scene, command, patience)
+        async with AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            doors = dict(DOORS)
+            pool = await enter(Pool(template, LIMITS, max_jobs=2 * at_once))
+            if warm:
+                python = PythonPool(
+                    python=command, sandbox=sandbox, limits=LIMITS, max_jobs=2 * at_once
+                )
+                doors["alone"] = warm_door(await enter(python))
+            runner = _Runner(pool, doors, scene, command, patience)
             turn = anyio.Semaphore(at_once)
 
             async def one(index: int) -> None:
@@ -187,8 +199,11 @@ def _filtered(sandbox: Sandbox) -> str:
 class _Runner:
     """Runs one attack after the other in a pool."""
 
-    def __init__(self, pool: Pool, scene: Scene, command: str, patience: float) -> None:
+    def __init__(
+        self, pool: Pool, doors: dict[Door, Enter], scene: Scene, command: str, patience: float
+    ) -> None:
         self._pool = pool
+        self._doors = doors
         self._scene = scene
         self._command = command
         self._patience = patience
@@ -199,7 +214,7 @@ class _Runner:
             return await anyio.to_thread.run_sync(self._import, attack)
         token = secrets.token_hex(8)
         try:
-            result = await DOORS[attack.door](self._pool, self._asked(attack, token))
+            result = await self._doors[attack.door](self._pool, self._asked(attack, token))
         except IsojobError as error:
             return self._finding(attack, Outcome.ERROR, problems=(str(error),))
         return self._judge(attack, result, token)

@@ -54,6 +54,9 @@ def attack(
         list[str] | None,
         typer.Option("--allow-missing", metavar="NAME", help="Do without this protection."),
     ] = None,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Attack from forks of a warm interpreter.")
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Tell the attacks, run none.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")
@@ -90,7 +93,13 @@ def attack(
                 progress.console.print(_line(finding), soft_wrap=True)
 
         run = partial(
-            run_attacks, chosen, sandbox=sandbox, at_once=at_once, patience=patience, found=found
+            run_attacks,
+            chosen,
+            sandbox=sandbox,
+            at_once=at_once,
+            patience=patience,
+            warm=warm,
+            found=found,
         )
         findings = anyio.run(run)
     good = all(finding.outcome is Outcome.CONTAINED for finding in findings)

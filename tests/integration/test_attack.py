@@ -77,6 +77,15 @@ async def test_without_cgroups_they_tell(monkeypatch: pytest.MonkeyPatch) -> Non
     assert outcome["daemon"] == outcome["climb"] == Outcome.CONTAINED
 
 
+@pytest.mark.slow
+async def test_warm_interpreters_contain_them() -> None:
+    """All that a program can try, tried by forks of a warm interpreter."""
+    kinds = ("calls", "identity", "files", "namespaces", "between jobs")
+    attacks = [a for a in ATTACKS if a.door == "alone" and (SLOW == 1 or a.kind in kinds[:2])]
+    findings = await attack(attacks, at_once=AT_ONCE, patience=max(2, PATIENCE), warm=True)
+    assert not_contained(findings) == {}
+
+
 async def test_without_private_views_they_tell() -> None:
     """Run one after the other on one directory, jobs of a session do find each other's files."""
     attacks = [replace(one, keep=True) for one in named("private_view", "session_after")]

@@ -94,7 +94,7 @@ def devices():
             continue
         attempt(f"device {name}", os.open, path, os.O_RDWR)
     allowed = {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout"}
-    allowed |= {"stderr", "shm", ".empty", "pts", "ptmx"}
+    allowed |= {"stderr", "shm", ".empty", ".warm", "pts", "ptmx"}
     if extra := set(os.listdir("/dev")) - allowed:
         escaped(f"surface: in /dev: {sorted(extra)}")
 
