@@ -3,7 +3,8 @@
 HumanEval is 164 programming problems, each with a reference solution and a test. A grader runs
 what a model or a student handed in, so here each solution is treated as hostile: it runs in a cell
 of its own with limits of its own. Then come submissions that really are hostile (the programs in
-hostile/), each with the status it must get.
+hostile/), each with the status it must get. All of that twice: each program started by an interpreter
+of its own, and as a fork of a warm one.
 
 Needs ``pip install 'isojob[demo]'``. Exit status 0: all pass and all attacks were contained.
 """
@@ -18,7 +19,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +39,7 @@ from isojob import (
     Mount,
     Pool,
     Posture,
+    PythonPool,
     Result,
     Sandbox,
     Status,
@@ -53,7 +55,23 @@ BRIEF = LIMITS.model_copy(update={"cpu_time": 1.0})
 
 HOSTILE = Path(__file__).with_name("hostile")
 
+# What the problems import, here once for all.
+PRELOAD = [
+    "collections",
+    "copy",
+    "functools",
+    "hashlib",
+    "heapq",
+    "math",
+    "random",
+    "re",
+    "string",
+    "typing",
+]
+
 Progressed: TypeAlias = Callable[[], None]
+Run: TypeAlias = Callable[[bytes, Sequence[str], Limits], Awaitable[Result]]
+"""Runs a program with arguments."""
 
 
 class Problem(BaseModel):
@@ -144,12 +162,10 @@ ATTACKS = {
 }
 
 
-class Report(BaseModel):
-    """Everything that was run. The public properties are part of its JSON.
+class Series(BaseModel):
+    """Everything that was run in one way. The public properties are part of its JSON.
 
     Attributes:
-        posture: Which protections held.
-        jobs: How many ran at once.
         good: The reference solutions.
         bad: The attacks.
         seconds: How long the reference solutions took together.
@@ -157,8 +173,6 @@ class Report(BaseModel):
             good submission afterwards.
     """
 
-    posture: Posture
-    jobs: int
     good: list[Graded]
     bad: list[Graded]
     seconds: float
@@ -200,6 +214,38 @@ class Report(BaseModel):
         }
 
 
+class Report(BaseModel):
+    """Both ways.
+
+    Attributes:
+        posture: Which protections held.
+        jobs: How many ran at once.
+        executed: Each program in an interpreter of its own, started for it.
+        warm: Each in a fork of an interpreter that has imported what they need.
+    """
+
+    posture: Posture
+    jobs: int
+    executed: Series
+    warm: Series
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def agree(self) -> bool:
+        """Whether both ways came to the same verdicts."""
+        ways = [
+            [(item.name, item.passed) for item in (*way.good, *way.bad)]
+            for way in (self.executed, self.warm)
+        ]
+        return ways[0] == ways[1]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it must be."""
+        return self.executed.ok and self.warm.ok and self.agree
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """The smallest value that so many percent of the values do not exceed."""
     rank = -(-len(values) * percent // 100)
@@ -239,14 +285,12 @@ class Grader:
     """Grades Python functions in the cells of one pool.
 
     Args:
-        pool: Where they run.
-        python: The interpreter, as the jobs see it.
+        run: Runs a program there.
         progress: Called after each submission.
     """
 
-    def __init__(self, pool: Pool, python: str, progress: Progressed = lambda: None) -> None:
-        self.pool = pool
-        self.python = python
+    def __init__(self, run: Run, progress: Progressed = lambda: None) -> None:
+        self.run = run
         self.progress = progress
 
     async def grade(
@@ -262,11 +306,7 @@ class Grader:
         word = secrets.token_hex(8)
         program = f"{code}\n{problem.test}\ncheck({problem.entry_point})\nprint({word!r})\n"
         began = time.perf_counter()
-        result = await self.pool.run(
-            [self.python, "-I", "solution.py", *arguments],
-            files={"solution.py": program.encode()},
-            limits=limits,
-        )
+        result = await self.run(program.encode(), arguments, limits)
         graded = Graded(
             name=name,
             status=result.status,
@@ -317,13 +357,60 @@ class Grader:
         return [done[name] for name in ATTACKS]
 
 
+def executed(pool: Pool, python: str) -> Run:
+    """Each program in an interpreter that is started for it."""
+
+    async def run(source: bytes, arguments: Sequence[str], limits: Limits) -> Result:
+        return await pool.run(
+            [python, "-I", "solution.py", *arguments], files={"solution.py": source}, limits=limits
+        )
+
+    return run
+
+
+def warm(pool: PythonPool) -> Run:
+    """Each program in a fork of a warm interpreter."""
+
+    async def run(source: bytes, arguments: Sequence[str], limits: Limits) -> Result:
+        return await pool.run_python(source, args=arguments, limits=limits)
+
+    return run
+
+
+async def grade(
+    pool: Pool | PythonPool,
+    way: Run,
+    problems: Sequence[Problem],
+    *,
+    jobs: int,
+    patience: float,
+    progress: Progressed,
+) -> Series:
+    """Grades everything in one way."""
+    grader = Grader(way, progress)
+    began = time.perf_counter()
+    good = await grader.grade_references(problems, jobs)
+    seconds = time.perf_counter() - began
+
+    mark = f"mark-{secrets.token_hex(8)}"
+    with tempfile.NamedTemporaryFile() as secret:
+        secret.write(b"a secret of the host")
+        secret.flush()
+        bad = await grader.grade_attacks((str(Path.home()), secret.name, mark), patience)
+
+    again = await Grader(way).grade_references(problems[:1], 1)
+    marked = any(mark in os.listdir(place) for place in ("/", "/usr", "/tmp", "/dev/shm"))
+    unharmed = again[0].passed and pool.statistics().zygotes == 1 and not marked
+    return Series(good=good, bad=bad, seconds=seconds, unharmed=unharmed)
+
+
 async def run(
     problems: Sequence[Problem],
     jobs: int,
     patience: float = 1.0,
     progress: Progressed = lambda: None,
 ) -> Report:
-    """Grades everything.
+    """Grades everything in both ways.
 
     Args:
         problems: The problems whose reference solutions are graded.
@@ -335,28 +422,22 @@ async def run(
     async with Pool(sandbox, LIMITS, max_jobs=jobs) as pool:
         # The first job of a pool also pays for its start.
         first = await pool.run([python, "-I", "-c", ""])
-        grader = Grader(pool, python, progress)
-        began = time.perf_counter()
-        good = await grader.grade_references(problems, jobs)
-        seconds = time.perf_counter() - began
-
-        mark = f"mark-{secrets.token_hex(8)}"
-        with tempfile.NamedTemporaryFile() as secret:
-            secret.write(b"a secret of the host")
-            secret.flush()
-            bad = await grader.grade_attacks((str(Path.home()), secret.name, mark), patience)
-
-        again = await Grader(pool, python).grade_references(problems[:1], 1)
-        marked = any(mark in os.listdir(place) for place in ("/", "/usr", "/tmp", "/dev/shm"))
-        unharmed = again[0].passed and pool.statistics().zygotes == 1 and not marked
-    return Report(
-        posture=first.posture,
-        jobs=jobs,
-        good=good,
-        bad=bad,
-        seconds=seconds,
-        unharmed=unharmed,
-    )
+        one = await grade(
+            pool,
+            executed(pool, python),
+            problems,
+            jobs=jobs,
+            patience=patience,
+            progress=progress,
+        )
+    async with PythonPool(
+        PRELOAD, python=python, sandbox=sandbox, limits=LIMITS, max_jobs=jobs
+    ) as forks:
+        await forks.run_python("")
+        other = await grade(
+            forks, warm(forks), problems, jobs=jobs, patience=patience, progress=progress
+        )
+    return Report(posture=first.posture, jobs=jobs, executed=one, warm=other)
 
 
 def show(report: Report, console: Console) -> None:
@@ -371,43 +452,70 @@ def show(report: Report, console: Console) -> None:
     )
 
     console.print("HumanEval: the reference solutions\n", style="italic")
-    table = Table.grid("", "", padding=(0, 2))
-    statuses = [item.status for item in report.good]
-    for status in sorted(set(statuses)):
-        table.add_row(f"status {status}", f"{statuses.count(status)} of {len(statuses)}")
-    table.add_row("tests passed", f"{report.passed} of {len(report.good)}")
-    of = report.figures
-    latency = f"p50 {of['latency_p50'] * 1e3:.1f} ms, p99 {of['latency_p99'] * 1e3:.1f} ms"
-    setup = f"p50 {of['setup_p50'] * 1e3:.1f} ms, p99 {of['setup_p99'] * 1e3:.1f} ms"
-    table.add_row("latency of a job", latency)
-    table.add_row("of that, setting up", setup)
-    table.add_row("CPU time of all jobs", f"{of['cpu_total']:.2f} s")
-    table.add_row("largest memory peak", f"{of['memory_peak'] / 2**20:.1f} MiB")
-    table.add_row("throughput", f"{of['jobs_per_second']:.0f} jobs/s ({report.seconds:.2f} s)")
-    console.print(table, "")
-    for item in report.good:
-        if not item.passed:
-            console.print(f"{item.name}: {item.explanation}", style="red", highlight=False)
+    console.print(side_by_side(report), "")
+    for way in (report.executed, report.warm):
+        for item in way.good:
+            if not item.passed:
+                console.print(f"{item.name}: {item.explanation}", style="red", highlight=False)
 
     console.print("Hostile submissions, one for each program in examples/hostile", style="italic")
     table = Table("", "submission", "expected", "what happened", box=box.SIMPLE_HEAD)
     table.padding = (0, 1, 0, 0)
     table.columns[1].no_wrap = True
     table.columns[2].width = 17
-    for item in report.bad:
-        mark = "[green]ok[/]" if item.contained else "[red]BAD[/]"
+    for item, other in zip(report.executed.bad, report.warm.bad, strict=True):
+        mark = "[green]ok[/]" if item.contained and other.contained else "[red]BAD[/]"
         expected = ", ".join(filter(None, (item.expected or "any status", ATTACKS[item.name].must)))
-        table.add_row(mark, item.name, expected, item.explanation)
+        told = item if other.contained else other
+        table.add_row(mark, item.name, expected, told.explanation)
     console.print(table)
 
-    if not report.unharmed:
+    if not (report.executed.unharmed and report.warm.unharmed):
         console.print("the attacks harmed the pool or the host", style="bold red")
-    console.print(
-        f"{report.passed} of {len(report.good)} pass; "
-        f"{report.contained} of {len(report.bad)} bad submissions contained",
-        style="bold green" if report.ok else "bold red",
-        highlight=False,
+    if not report.agree:
+        console.print("the two ways do not agree", style="bold red")
+    for name, way in (("executed", report.executed), ("warm", report.warm)):
+        console.print(
+            f"{name}: {way.passed} of {len(way.good)} pass; "
+            f"{way.contained} of {len(way.bad)} bad submissions contained",
+            style="bold green" if way.ok else "bold red",
+            highlight=False,
+        )
+
+
+def side_by_side(report: Report) -> Table:
+    """The figures of both ways."""
+    table = Table.grid("", "", "", padding=(0, 2))
+    table.add_row("", "executed", "warm", style="dim")
+    ways = (report.executed, report.warm)
+
+    def row(name: str, cell: Callable[[Series], str]) -> None:
+        table.add_row(name, *map(cell, ways))
+
+    def times(name: str) -> Callable[[Series], str]:
+        def cell(way: Series) -> str:
+            p50, p99 = (way.figures[f"{name}_{p}"] * 1e3 for p in ("p50", "p99"))
+            return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+
+        return cell
+
+    for status in sorted({item.status for way in ways for item in way.good}):
+        row(
+            f"status {status}",
+            lambda way, status=status: (  # type: ignore[misc]
+                f"{sum(i.status == status for i in way.good)} of {len(way.good)}"
+            ),
+        )
+    row("tests passed", lambda way: f"{way.passed} of {len(way.good)}")
+    row("latency of a job", times("latency"))
+    row("of that, setting up", times("setup"))
+    row("CPU time of all jobs", lambda way: f"{way.figures['cpu_total']:.2f} s")
+    row("largest memory peak", lambda way: f"{way.figures['memory_peak'] / 2**20:.1f} MiB")
+    row(
+        "throughput",
+        lambda way: f"{way.figures['jobs_per_second']:.0f} jobs/s ({way.seconds:.2f} s)",
     )
+    return table
 
 
 @contextlib.contextmanager
@@ -446,7 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=options.json)
     try:
         problems = read_problems(options.limit)
-        with progress_bar(len(problems) + len(ATTACKS), console) as progress:
+        with progress_bar(2 * (len(problems) + len(ATTACKS)), console) as progress:
             report = anyio.run(run, problems, options.jobs, options.patience, progress)
     except ModuleNotFoundError as error:
         print(f"{error}: pip install 'isojob[demo]'", file=sys.stderr)

