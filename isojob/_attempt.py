@@ -34,8 +34,7 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
             if run.was_started:
                 raise _why_gone(stock, lease.zygote, error) from None
             # A parked cell may have failed long ago, for a reason that has passed.
-            if error.failure.stage in ("zygote", "template") or not lease.zygote.listens:
-                lease.zygote.broken = True
+            stock.failed(lease, error.failure.stage)
             if number == _ATTEMPTS - 1 or not stock.open:
                 raise _why_failed(stock, error.failure) from None
         except (CellGoneError, wire.WireError) as error:

@@ -18,10 +18,11 @@ from typing import Any, Final, Self
 
 from typing_extensions import override
 
+from isojob._branches import Branches, PythonStatistics
 from isojob._interpreter import Interpreter
 from isojob._job import Content, Job, StrOrBytesPath
 from isojob._models import Model, parse_bytes, parse_seconds
-from isojob._pool import Pool, PoolStatistics
+from isojob._pool import Pool
 from isojob._shield import in_thread
 from isojob._stock import Stock
 from isojob._template import Template
@@ -115,8 +116,11 @@ class PythonPool:
             the one that runs us. What it is made of is bound in, read-only.
         sandbox: What jobs see, as in `Pool`.
         limits: Used where a call gives none.
-        preload_limits: What the imports may use; by default 2 GiB of memory.
-        preload_time: Seconds they may take.
+        preload_limits: What all templates of the pool may use together; by default 2 GiB of
+            memory.
+        preload_time: Seconds that imports may take.
+        branch_memory: What the templates of further sets of preloads may have of their own
+            together, bytes or a string such as ``"1GiB"``; the longest unused ends for it.
         max_value: The largest `PythonResult.value`, bytes of JSON or a string such as ``"1MiB"``.
         rotate_jobs: Start a new template after so many jobs.
         rotate_seconds: And when it is so old.
@@ -132,19 +136,15 @@ class PythonPool:
         limits: Limits | None = None,
         preload_limits: Limits | None = None,
         preload_time: float = 30.0,
+        branch_memory: int | str = "1GiB",
         max_value: int | str = "1MiB",
         rotate_jobs: int | None = None,
         rotate_seconds: float | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(preload, (str, bytes)):
-            raise TypeError(f"preload must be a sequence of modules, such as [{preload!r}]")
-        for name in preload:
-            if not isinstance(name, str) or not all(p.isidentifier() for p in name.split(".")):
-                raise ValueError(f"preload: {name!r} is no name of a module")
         if rotate_jobs is not None and (isinstance(rotate_jobs, bool) or rotate_jobs < 1):
             raise ValueError("rotate_jobs must be at least 1")
-        self._preload = tuple(preload)
+        self._preload = _modules(preload)
         self._python = python
         self._sandbox = sandbox
         self._preload_limits = PRELOAD_LIMITS if preload_limits is None else preload_limits
@@ -157,15 +157,16 @@ class PythonPool:
         self._renewal: threading.Thread | None = None
         self._jobs = 0
         self._born = 0.0
-        self._pool = self._make_pool(Template(_NO_PYTHON, (), self._preload_limits, 1.0))
+        self._branch_memory = parse_bytes(branch_memory)
+        self._make(_NO_PYTHON)
 
-    def _make_pool(self, template: Template) -> _WarmPool:
-        return _WarmPool(template, self._sandbox, **self._options)
+    def _make(self, interpreter: Interpreter) -> None:
+        template = Template(interpreter, self._preload, self._preload_limits, self._preload_time)
+        self._pool = _WarmPool(template, self._sandbox, **self._options)
+        self._branches = Branches(self._pool, template, self._branch_memory)
 
     async def __aenter__(self) -> Self:
-        interpreter = await in_thread(lambda: Interpreter.find(self._python))
-        template = Template(interpreter, self._preload, self._preload_limits, self._preload_time)
-        self._pool = self._make_pool(template)
+        self._make(await in_thread(lambda: Interpreter.find(self._python)))
         self._jobs, self._born = 0, time.monotonic()
         await self._pool.__aenter__()
         return self
@@ -185,6 +186,7 @@ class PythonPool:
     def close(self) -> None:
         """As `aclose`, blocking."""
         self._pool.close()
+        self._branches.close()
         with self._lock:
             renewal, self._renewal = self._renewal, None
         if renewal is not None:
@@ -196,6 +198,7 @@ class PythonPool:
         *,
         argument: Any = NOT_GIVEN,
         args: Sequence[str] = (),
+        preload: Sequence[str] = (),
         limits: Limits | None = None,
         files: dict[str, Content] | None = None,
         check: bool = False,
@@ -207,6 +210,9 @@ class PythonPool:
             code: Source text, or a file with it.
             argument: Given to the program as the global ``argument``, through JSON.
             args: ``sys.argv[1:]``.
+            preload: Modules to have imported beside the pool's, in this order. The first job that
+                asks for a set pays for its template: a fork of the one that has most of it, whose
+                memory it shares.
             limits: As for `run_isolated`; by default the pool's.
             files: As for `run_isolated`.
             check: Raise `JobFailedError` unless the status is ``ok``.
@@ -227,13 +233,14 @@ class PythonPool:
         job = self._job([name, *args], limits, {name: source, **(files or {})}, options)
         # As the interpreter does since 3.9: absolute, below the directory it is found in.
         path = f"{job.cwd or job.workdir}/{name}"
-        return await self._run(job, [path, "", _json(argument), name, *args], check=check)
+        return await self._run(job, [path, "", _json(argument), name, *args], preload, check=check)
 
     async def call_python(
         self,
         function: str,
         argument: Any = NOT_GIVEN,
         *,
+        preload: Sequence[str] = (),
         limits: Limits | None = None,
         files: dict[str, Content] | None = None,
         check: bool = False,
@@ -244,6 +251,7 @@ class PythonPool:
         Args:
             function: ``"module:function"``.
             argument: Its one argument, through JSON; without, it is called with none.
+            preload: As for `run_python`.
             limits: As for `run_python`.
             files: As for `run_isolated`.
             check: As for `run_python`.
@@ -253,7 +261,7 @@ class PythonPool:
         if not colon or not all(p.isidentifier() for p in (*module.split("."), *name.split("."))):
             raise ValueError(f'function {function!r}: must be "module:function"')
         job = self._job([function], limits, files, options)
-        return await self._run(job, ["", function, _json(argument), ""], check=check)
+        return await self._run(job, ["", function, _json(argument), ""], preload, check=check)
 
     def _job(
         self,
@@ -264,13 +272,17 @@ class PythonPool:
     ) -> Job:
         return self._pool.job(command, limits, files=files, **options)
 
-    async def _run(self, job: Job, argv: Sequence[str], *, check: bool) -> PythonResult:
+    async def _run(
+        self, job: Job, argv: Sequence[str], preload: Sequence[str], *, check: bool
+    ) -> PythonResult:
+        modules = _modules(preload)
         job.argv = [os.fsencode(word) for word in argv]
         if any(b"\0" in word for word in job.argv):
             raise ValueError("args: a NUL byte")
         job.result_fd = _answer_file(_LENGTH.size + self._max_value)
         try:
-            result = await self._pool.perform(job)
+            async with self._branches.stock(modules) as stock:
+                result = await self._pool.perform(job, stock=stock)
             said = os.pread(job.result_fd, _LENGTH.size, 0)
             (length,) = _LENGTH.unpack(said)
             data = os.pread(job.result_fd, min(length, self._max_value), _LENGTH.size)
@@ -301,12 +313,21 @@ class PythonPool:
         with suppress(IsojobError, OSError):  # the old one stays; the next count tries again
             self._pool.stock.renew()
 
-    def statistics(self) -> PoolStatistics:
-        """A snapshot of slots, queue and stock."""
-        return self._pool.statistics()
+    def statistics(self) -> PythonStatistics:
+        """A snapshot of slots, queue, stock and templates."""
+        return self._branches.statistics()
 
 
 _NO_PYTHON = Interpreter("", (), (0, 0))
+
+
+def _modules(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, (str, bytes)):
+        raise TypeError(f"preload must be a sequence of modules, such as [{names!r}]")
+    for name in names:
+        if not isinstance(name, str) or not all(p.isidentifier() for p in name.split(".")):
+            raise ValueError(f"preload: {name!r} is no name of a module")
+    return tuple(names)
 
 
 def _source(code: str | bytes | Path) -> tuple[str, Content]:

@@ -24,16 +24,22 @@ from isojob.host import failures
 from isojob.limits import Limits
 from isojob.wire import MessageType, Tag, Writer
 
-__all__ = ["SessionStock", "SessionZygote"]
+__all__ = ["SessionStock", "SessionZygote", "ask"]
 
 _GONE = "the session's directory went with the pool's zygote"
 
 
-def _ask(parent: Zygote, message: bytes) -> socket.socket:
+def ask(parent: Zygote, message: bytes) -> socket.socket:
+    """`Zygote.ask`, patiently (blocking).
+
+    Raises:
+        PoolBrokenError: It is dead, or does not answer.
+        PoolClosedError: It was closed.
+    """
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            return parent.ask_for_session(message)
+            return parent.ask(message)
         except BlockingIOError:  # so many requests are under way
             if time.monotonic() > deadline:
                 raise PoolBrokenError("the pool's zygote does not answer") from None
@@ -57,7 +63,7 @@ class SessionZygote(Maker):
         message = Writer(MessageType.SESSION)
         message.number(Tag.DISK, disk)
         message.number(Tag.INODES, inodes)
-        self._control = control = _ask(parent, message.message())
+        self._control = control = ask(parent, message.message())
         try:
             control.settimeout(START_SECONDS)
             self._await_ready(control)

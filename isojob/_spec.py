@@ -40,12 +40,19 @@ class CellSpec:
         limits: That it is made with.
         devices: What limits of disk I/O are for.
         private: In a session: what it does to the working directory is for itself.
+        template: Number of the warm interpreter that its launcher is forked from.
     """
 
     __slots__ = ("_driver", "_last", "_message", "key", "limits")
 
     def __init__(
-        self, driver: Driver, limits: Limits, devices: tuple[str, ...], *, private: bool = False
+        self,
+        driver: Driver,
+        limits: Limits,
+        devices: tuple[str, ...],
+        *,
+        private: bool = False,
+        template: int = 0,
     ) -> None:
         self.limits = limits
         self.key = self.key_of(limits)
@@ -64,6 +71,8 @@ class CellSpec:
         out.number(Tag.INODES, limits.inodes or 0)
         if private:
             out.put(Tag.PRIVATE)
+        if template:
+            out.number(Tag.TEMPLATE, template)
         out.number(Tag.CELL, 0)
         self._message = out.message()[:-8]
 

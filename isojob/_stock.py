@@ -237,6 +237,11 @@ class Stock:
         if waited_ns > LATE_NS:
             shelf.level.lacked(time.monotonic_ns())
 
+    def failed(self, lease: Lease, stage: str) -> None:
+        """Draws the conclusions from a cell that could not be made at this stage."""
+        if stage in ("zygote", "template") or not lease.zygote.listens:
+            lease.zygote.broken = True
+
     def give_back(self, lease: Lease) -> None:
         """Ends an active lease; what that means happens when its caller has the result."""
         self.active.discard(lease)

@@ -79,6 +79,7 @@ class Zygote(Maker):
     ) -> None:
         super().__init__(driver)
         self._template = template
+        self.template_pid = 0
         self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege(uid_range)]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -183,6 +184,7 @@ class Zygote(Maker):
                 raise self._died_at_start()
             message = wire.decode(datagram)
             if message.kind is MessageType.READY:
+                self.template_pid = wire.parse_ready(message)
                 return
             if message.kind is MessageType.PRELOAD and imports is not None:
                 imports.hear(message)
@@ -237,8 +239,11 @@ class Zygote(Maker):
         """Whether the process runs; a dead one is to be replaced."""
         return not self.broken and self._process is not None and self._process.poll() is None
 
-    def ask_for_session(self, message: bytes) -> socket.socket:
-        """A zygote of its own for a session, by the control socket of it.
+    def ask(self, message: bytes) -> socket.socket:
+        """Sends one end of a socket: for a session, or for another template.
+
+        Returns:
+            The other end.
 
         Raises:
             BlockingIOError: Too many requests are under way; try again in a moment.

@@ -72,6 +72,7 @@ class MessageType(IntEnum):
     FORK = 12
     HELLO = 13
     CELL = 14
+    BRANCH = 15
 
 
 class Tag(IntEnum):
@@ -119,6 +120,8 @@ class Tag(IntEnum):
     TEMPLATE_FILTER = 42
     TEMPLATE_MASK = 43
     TEMPLATE_WRITE = 44
+    TEMPLATE = 45
+    TEMPLATE_FROM = 46
     ARG = 48
     ENV = 49
     CWD = 50

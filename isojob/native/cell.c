@@ -42,6 +42,11 @@ static int parse_make(struct cell *cell, uint32_t *mask, struct reader *r)
                 return -1;
             cell->id = (uint32_t)v;
             break;
+        case TAG_TEMPLATE:
+            if (!wire_u64(&f, &v) || v >= MAX_TEMPLATES)
+                return -1;
+            cell->template = (uint32_t)v;
+            break;
         case TAG_PRIVATE:
             cell->private = cell->session;
             break;

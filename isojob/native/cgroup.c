@@ -135,6 +135,19 @@ int cgroup_open(struct cell *cell, struct failure *f)
     return c->oom_hier >= 0 ? open_oom(cell, f) : 0;
 }
 
+void cgroup_close(struct cell *cell)
+{
+    for (unsigned i = 0; i < MAX_CG_FILES; i++) {
+        close_fd(&cell->limit_fd[i]);
+        close_fd(&cell->evidence_fd[i]);
+    }
+    for (unsigned i = 0; i < MAX_HIERARCHIES; i++)
+        close_fd(&cell->attach_fd[i]);
+    close_fd(&cell->oom);
+    close_fd(&cell->kill_fd);
+    close_fd(&cell->lift_fd);
+}
+
 /* v1: a single thread writing "0" to `tasks` costs 15 us; `cgroup.procs` waits for an RCU grace
  * period (8 ms after 20 ms of idling, measured). That is the one way into v2 for what was not born in
  * its cgroup, the launcher of a warm cell: nobody waits for it. */

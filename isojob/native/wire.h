@@ -30,6 +30,7 @@ enum message_type {
     MSG_FORK = 12,    /* zygote -> template: a cell, on the attached socket */
     MSG_HELLO = 13,   /* init, executed -> zygote: here I am */
     MSG_CELL = 14,    /* zygote -> init, init -> launcher: what you are made of */
+    MSG_BRANCH = 15, /* host -> zygote -> template: another template, a fork that imports more */
 };
 
 enum { FLAG_MEMFD = 1 }; /* the body is in the first attached descriptor */
@@ -69,6 +70,8 @@ enum tag {
     TAG_TEMPLATE_FILTER = 42, /* as FILTER */
     TAG_TEMPLATE_MASK = 43, /* as CG_MASK */
     TAG_TEMPLATE_WRITE = 44, /* as CG_WRITE */
+    TAG_TEMPLATE = 45, /* of MAKE, BRANCH: its number; 0 is the one that was executed */
+    TAG_TEMPLATE_FROM = 46, /* of BRANCH: whose fork it is */
     TAG_CG_COUNTER = 26, /* index: which TAG_CG_EVIDENCE; line NUL mark NUL (cgroup.c) */
     /* MAKE */
     TAG_CG_MASK = 32, /* bit n: make the cgroup in hierarchy n */

@@ -117,7 +117,7 @@ static int set_up(struct zygote *z, struct failure *f)
         return -1;
     close(fds[1]);
     if (z->config.template_args)
-        z->template.config = fds[0];
+        z->warm.config = fds[0];
     else
         close(fds[0]);
     if (zygote_slots(z) < 0)
@@ -184,8 +184,7 @@ static void reap(struct zygote *z)
     while (read(z->signals, &info, sizeof(info)) > 0)
         ;
     while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
-        if (pid == z->template.pid)
-            template_died(z);
+        template_reaped(z, pid);
         for (uint32_t i = 0; i < z->config.slots; i++)
             if (z->slots[i].pid == pid) {
                 z->live--;
@@ -218,10 +217,11 @@ static void shut_down(struct zygote *z)
     struct pollfd p = {.fd = z->signals, .events = POLLIN};
     int64_t deadline = now_ns() + 8 * (int64_t)1000000000;
     close(z->alive_write); /* sessions see to their own cells */
+    template_end(&z->warm);
     for (uint32_t i = 0; i < z->config.slots; i++)
         if (z->slots[i].pid > 0 && !z->slots[i].session)
             kill(z->slots[i].pid, SIGKILL);
-    while ((z->live || z->removing) && now_ns() < deadline) {
+    while ((z->live || z->removing || z->warm.reaper > 0) && now_ns() < deadline) {
         poll(&p, 1, 5);
         reap(z);
         retry_removals(z);
@@ -229,7 +229,6 @@ static void shut_down(struct zygote *z)
     for (uint32_t i = 0; i < z->config.slots; i++)
         if (z->slots[i].pid > 0) /* somebody has stopped it */
             kill(z->slots[i].pid, SIGKILL);
-    template_end(&z->template);
 }
 
 static bool serve(struct zygote *z)
@@ -239,7 +238,7 @@ static bool serve(struct zygote *z)
     int fds[WIRE_MAX_FDS];
     unsigned nfds;
     /* Then look at the dead again; and a template makes one cell at a time. */
-    for (int i = 0; i < 16 && !z->template.pending; i++) {
+    for (int i = 0; i < 16 && !z->warm.pending; i++) {
         int n = wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, MSG_DONTWAIT);
         if (n == 0)
             return false;
@@ -253,9 +252,12 @@ static bool serve(struct zygote *z)
         }
         if (h.type == MSG_MAKE && (nfds == 1 || nfds == 3) && !(h.flags & FLAG_MEMFD))
             cell_make(z, fds, nfds, &r);
-        else if (h.type == MSG_SESSION && nfds == 1 && !z->session && z->template.sock < 0 &&
+        else if (h.type == MSG_SESSION && nfds == 1 && !z->session && !z->config.template_args &&
                  !(h.flags & FLAG_MEMFD))
             session_make(z, fds[0], &r);
+        else if (h.type == MSG_BRANCH && nfds == 1 && z->config.template_args &&
+                 !(h.flags & FLAG_MEMFD))
+            template_branch(z, fds[0], &r);
         else
             for (unsigned k = 0; k < nfds; k++)
                 close(fds[k]);
@@ -265,32 +267,31 @@ static bool serve(struct zygote *z)
 
 static void serve_all(struct zygote *z)
 {
-    struct template *t = &z->template;
+    enum { CONTROL, SIGNALS, HOST, PARENT, TEMPLATES };
+    const bool warm = z->config.template_args;
+    struct pollfd p[TEMPLATES + TEMPLATE_POLLS];
     for (;;) {
-        /* While the template makes a cell, the control socket holds what else is wanted. */
-        struct pollfd p[] = {
-            {.fd = z->control, .events = t->pending ? 0 : POLLIN},
-            {.fd = z->signals, .events = POLLIN},
-            {.fd = z->config.host, .events = POLLIN},
-            {.fd = z->parent},
-            {.fd = t->sock, .events = POLLIN},
-            {.fd = t->pending ? t->hello : -1, .events = POLLIN},
-        };
+        /* While a template makes a cell, the control socket holds what else is wanted. */
+        p[CONTROL] = (struct pollfd){.fd = z->control, .events = z->warm.pending ? 0 : POLLIN};
+        p[SIGNALS] = (struct pollfd){.fd = z->signals, .events = POLLIN};
+        p[HOST] = (struct pollfd){.fd = z->config.host, .events = POLLIN};
+        p[PARENT] = (struct pollfd){.fd = z->parent};
+        if (warm)
+            template_poll(&z->warm, p + TEMPLATES);
         /* One that takes more than two seconds has a process in uninterruptible sleep. */
-        int n = poll(p, ARRAY_LEN(p), z->removing ? z->stubborn ? 500 : 5 : t->pending ? 500 : -1);
-        if (n < 0 && errno != EINTR)
+        int patience = z->removing ? z->stubborn ? 500 : 5 : z->warm.pending ? 500 : -1;
+        int ready = poll(p, warm ? ARRAY_LEN(p) : TEMPLATES, patience);
+        if (ready < 0 && errno != EINTR)
             return;
-        if (n == 0 || z->removing)
+        if (ready == 0 || z->removing)
             retry_removals(z);
-        if (p[1].revents)
+        if (p[SIGNALS].revents)
             reap(z);
-        if (p[2].revents || p[3].revents)
+        if (p[HOST].revents || p[PARENT].revents)
             return;
-        if (p[4].revents)
-            template_hear(z);
-        if (t->pending && (p[5].revents || now_ns() > t->deadline))
-            template_greet(z);
-        if (p[0].revents && !serve(z))
+        if (warm)
+            template_serve(z, p + TEMPLATES);
+        if (p[CONTROL].revents && !serve(z))
             return;
     }
 }
@@ -298,7 +299,7 @@ static void serve_all(struct zygote *z)
 void zygote_run(struct zygote *z)
 {
     struct writer w;
-    if (z->template.sock < 0) { /* else it is the template that says so */
+    if (!z->config.template_args) { /* else it is the template that says so */
         wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
         wire_put_u64(&w, TAG_PID, (uint64_t)getpid());
         wire_send(z->control, &w, -1, MSG_DONTWAIT);
@@ -312,7 +313,7 @@ int main(int argc, char **argv)
     static struct zygote z = {.proc = -1,
                               .signals = -1,
                               .parent = -1,
-                              .template = {.sock = -1, .program = -1, .config = -1, .hello = -1}};
+                              .warm = {.program = -1, .config = -1, .hello = -1}};
     struct failure f = {0};
     struct rlimit limit;
     sigset_t all;

@@ -2,12 +2,13 @@
  * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
  * inside.c (what init mounts), job.c, rlimit.c and filter.c (the launcher, pid 2),
  * shed.c (what zygote and init give up), session.c (a zygote for the cells of one session),
- * template.c (a warm interpreter), handover.c, execute.c and warm/ (its cells), cgroup.c, collect.c,
- * path.c. */
+ * template.c and branch.c (warm interpreters), handover.c, execute.c and warm/ (their cells), cgroup.c,
+ * collect.c, path.c. */
 #ifndef ISOJOB_ZYGOTE_H
 #define ISOJOB_ZYGOTE_H
 
 #include <linux/filter.h>
+#include <poll.h>
 #include <sys/types.h>
 
 #include "util.h"
@@ -20,6 +21,7 @@
 #define MAX_RLIMITS 16
 #define MAX_CELL_MOUNTS 64
 #define MAX_TEMPLATE_STRINGS 96
+#define MAX_TEMPLATES 16
 
 enum id_mode {
     IDS_ROOT = 0,   /* host root: 0 -> A, 1000 -> B, two host ids of its own for each cell */
@@ -151,6 +153,7 @@ struct cell {
     int shared_fd; /* of a warm cell: the page as a memfd */
     int config_fd; /* of a warm cell: what its init reads the configuration from */
     bool warm;     /* the launcher is forked from a template */
+    uint32_t template; /* from which */
     pid_t job;
 };
 
@@ -178,14 +181,23 @@ struct slot {
     uint32_t mask;
     int tries;
     bool session;
+    uint32_t template; /* that makes it */
 };
-/* A warm interpreter, and the cell that it was asked for: one at a time. */
+/* A warm interpreter. */
 struct template
 {
-    int sock, program, config; /* to it; our own executable; the configuration's memfd */
-    pid_t pid, reaper; /* itself; pid 1 of its pid namespace */
+    int sock; /* to it; -1: there is none */
+    int host; /* to whoever asked for it, and ends it by closing; -1: the control socket */
+    pid_t pid; /* 0: it has not said anything yet */
     bool ready;
-    struct slot *slot, *pending;
+};
+/* All of them, and the cell that one was asked for: one at a time. */
+struct warm {
+    int program, config; /* our own executable; the configuration's memfd */
+    pid_t reaper; /* pid 1 of their pid namespace */
+    struct slot *slot; /* of the first, whose ids and cgroup all have */
+    struct template templates[MAX_TEMPLATES];
+    struct slot *pending;
     int hello; /* our end of the new cell's socket */
     int64_t deadline;
     struct writer message;
@@ -194,7 +206,7 @@ struct template
 };
 struct zygote {
     struct config config;
-    struct template template;
+    struct warm warm;
     int control, signals, proc, alive_read, alive_write;
     struct slot *slots;
     uint32_t next_slot, live, removing;
@@ -214,13 +226,19 @@ int cell_cgroups(struct zygote *z, struct slot *s, struct cell *cell, struct fai
 int write_maps(struct zygote *z, const struct slot *s, struct failure *f);
 /* template.c */
 int template_start(struct zygote *z, struct failure *f);
+/* A socket to a template; ours tells who has sent. */
+int template_pair(int *ours, int *theirs, struct failure *f);
+/* branch.c */
 /* The descriptors of the cell are the callee's. */
 int template_ask(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f);
-/* Words of the template, or of a cell that it has made. */
-void template_hear(struct zygote *z);
-void template_greet(struct zygote *z);
-void template_died(struct zygote *z);
-void template_end(struct template *t);
+/* Another template, on behalf of whoever holds the other end of `host`, which is the callee's. */
+void template_branch(struct zygote *z, int host, struct reader *r);
+/* What to wait for; and what to do when it has happened. */
+enum { TEMPLATE_POLLS = 1 + 2 * MAX_TEMPLATES };
+void template_poll(const struct warm *w, struct pollfd *p);
+void template_serve(struct zygote *z, const struct pollfd *p);
+void template_reaped(struct zygote *z, pid_t pid);
+void template_end(const struct warm *w);
 /* handover.c */
 /* Nothing open, nothing set. */
 void cell_clear(struct cell *cell, const struct config *c);
@@ -280,6 +298,7 @@ void job_started(void); /* what execve says without a word */
 _Noreturn void job_main(struct cell *cell);
 /* cgroup.c */
 int cgroup_open(struct cell *cell, struct failure *f);
+void cgroup_close(struct cell *cell);
 int cgroup_attach(const struct cell *cell, struct failure *f);
 /* Before a kill: a process that has used up its quota would die in the next period only. */
 void cgroup_lift(const struct cell *cell);

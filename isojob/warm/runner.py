@@ -58,19 +58,23 @@ def _serve(library):
 
     # PyDLL: with the interpreter's lock, for what it calls is the interpreter.
     native = ctypes.PyDLL(library)
-    native.isojob_warm_serve.restype = None
     if number := native.isojob_warm_open(4, 5):
         raise OSError(number, "the configuration")
     job = Job()
-    _settle()
-    _tell("R")
-    native.isojob_warm_serve(3, ctypes.byref(job))
 
     def strings(at):
         found = []
         while (value := at[len(found)]) is not None:
             found.append(value)
         return found
+
+    while True:
+        _settle()
+        _tell("R")
+        if native.isojob_warm_serve(3, ctypes.byref(job)):
+            break
+        # Another template, beside the one that we were.
+        _preload([name.decode() for name in strings(job.argv)])
 
     def answer(data):
         if job.result and len(data) + 8 <= job.size:

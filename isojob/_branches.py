@@ -1,0 +1,220 @@
+"""Which sets of modules a pool keeps warm: a tree of templates, as far as memory allows."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+from isojob._admission import PoolStatistics
+from isojob._branch import MAX_BRANCHES, Branch, BranchStock, memory_of
+from isojob._models import Model
+from isojob._pool import Pool
+from isojob._shield import in_thread
+from isojob._stock import Stock
+from isojob._template import Template
+from isojob._zygote import STOP_SECONDS, Zygote
+from isojob.errors import PoolBrokenError, PoolClosedError, QueueFullError, SandboxSetupError
+
+__all__ = ["Branches", "PythonStatistics", "TemplateStatistics"]
+
+Names = tuple[str, ...]
+
+
+class TemplateStatistics(Model, frozen=True):
+    """One warm interpreter.
+
+    Attributes:
+        preload: Modules that it has imported.
+        pid: Of its process, on the host.
+        rss: Its resident memory, bytes; None: it cannot be read.
+        pss: Of that its share: what n processes have in common counts an nth for each.
+        jobs: That run on it now.
+    """
+
+    preload: tuple[str, ...]
+    pid: int
+    rss: int | None
+    pss: int | None
+    jobs: int
+
+
+class PythonStatistics(PoolStatistics, frozen=True):
+    """A snapshot of a Python pool.
+
+    Attributes:
+        templates: The first, and its branches, the longest unused first.
+    """
+
+    templates: tuple[TemplateStatistics, ...] = ()
+
+
+class Branches:
+    """The templates of a pool beside its first.
+
+    Args:
+        pool: Whose.
+        template: Its first.
+        budget: Bytes that the branches may have of their own together (the sum of their PSS).
+    """
+
+    def __init__(self, pool: Pool, template: Template, budget: int) -> None:
+        self._pool = pool
+        self._template = template
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._stocks: OrderedDict[Names, BranchStock] = OrderedDict()
+        self._pins: dict[Names, int] = {}
+        self._last = 0
+
+    @asynccontextmanager
+    async def stock(self, preload: Names) -> AsyncIterator[Stock | None]:
+        """The cells of the template with these modules; None: those of the first.
+
+        It is made if there is none, and stays while the block lasts.
+
+        Raises:
+            PreloadError: An import failed.
+            QueueFullError: All templates that there may be are in use.
+        """
+        key = tuple(dict.fromkeys(n for n in preload if n not in self._template.preload))
+        if not key:
+            yield None
+            return
+        with self._lock:
+            self._pins[key] = self._pins.get(key, 0) + 1
+        try:
+            stock = self._find(key)
+            if stock is None:
+                stock = await in_thread(lambda: self._make(key))
+            yield stock
+        finally:
+            with self._lock:
+                self._pins[key] -= 1
+                if not self._pins[key]:
+                    del self._pins[key]
+
+    def _find(self, key: Names) -> BranchStock | None:
+        with self._lock:
+            stock = self._stocks.get(key)
+            if stock is None or stock.zygote is not self._pool.stock.zygote:
+                return None
+            if not stock.branch.alive:
+                return None
+            self._stocks.move_to_end(key)
+            return stock
+
+    def _make(self, key: Names) -> BranchStock:
+        with self._making:
+            if (stock := self._find(key)) is not None:
+                return stock
+            zygote = self._pool.stock.start()
+            assert isinstance(zygote, Zygote)
+            self._forget_dead(zygote)
+            branch = self._grow(zygote, key)
+            stock = BranchStock(self._pool.stock, branch)
+            with self._lock:
+                self._stocks[key] = stock
+            if not self._pool.stock.open:
+                self.close()
+                raise PoolClosedError
+            self._keep_to_budget()
+            return stock
+
+    def _grow(self, zygote: Zygote, key: Names) -> Branch:
+        template = replace(self._template, preload=(*self._template.preload, *key))
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            self._last = number = self._free_number()
+            parent, known = self._parent(key)
+            try:
+                return Branch(zygote, number, parent, template, key[known:])
+            except SandboxSetupError as error:
+                # Who had the number before is still on the way out.
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+    def _forget_dead(self, zygote: Zygote) -> None:
+        """Those of an earlier zygote, and those that died."""
+        with self._lock:
+            gone = [
+                key
+                for key, stock in self._stocks.items()
+                if stock.zygote is not zygote or not stock.branch.alive
+            ]
+            stocks = [self._stocks.pop(key) for key in gone]
+        for stock in stocks:
+            stock.close()
+
+    def _parent(self, key: Names) -> tuple[int, int]:
+        """The template that has imported most of it, and how many of its modules."""
+        with self._lock:
+            for length in range(len(key) - 1, 0, -1):
+                if (stock := self._stocks.get(key[:length])) is not None:
+                    return stock.branch.number, length
+        return 0, 0
+
+    def _free_number(self) -> int:
+        while True:
+            with self._lock:
+                taken = {stock.branch.number for stock in self._stocks.values()}
+            for step in range(MAX_BRANCHES):
+                number = (self._last + step) % MAX_BRANCHES + 1
+                if number not in taken:
+                    return number
+            if not self._evict():
+                raise QueueFullError(f"{MAX_BRANCHES} sets of preloads are in use")
+
+    def _keep_to_budget(self) -> None:
+        while True:
+            with self._lock:
+                pids = [stock.branch.pid for stock in self._stocks.values()]
+            used = sum((memory_of(pid) or (0, 0))[1] for pid in pids)
+            if used <= self._budget or not self._evict():
+                return
+
+    def _evict(self) -> bool:
+        """Ends the one that was not used for longest; False: all are in use."""
+        with self._lock:
+            idle = next((key for key in self._stocks if key not in self._pins), None)
+            if idle is None:
+                return False
+            stock = self._stocks.pop(idle)
+        stock.close()
+        return True
+
+    def close(self) -> None:
+        """Ends all of them (blocking)."""
+        with self._lock:
+            stocks = list(self._stocks.values())
+            self._stocks.clear()
+        for stock in stocks:
+            with suppress(PoolBrokenError):
+                stock.close()
+
+    def statistics(self) -> PythonStatistics:
+        """A snapshot."""
+        templates = []
+        main = self._pool.stock
+        if isinstance(main.zygote, Zygote):
+            templates.append((self._template.preload, main.zygote.template_pid, len(main.active)))
+        with self._lock:
+            stocks = list(self._stocks.items())
+        for key, stock in stocks:
+            modules = (*self._template.preload, *key)
+            templates.append((modules, stock.branch.pid, len(stock.active)))
+        found = []
+        for modules, pid, jobs in templates:
+            rss, pss = memory_of(pid) or (None, None)
+            found.append(TemplateStatistics(preload=modules, pid=pid, rss=rss, pss=pss, jobs=jobs))
+        plain = self._pool.statistics()
+        return PythonStatistics.trusted(
+            **{name: getattr(plain, name) for name in PoolStatistics.model_fields},
+            templates=tuple(found),
+        )

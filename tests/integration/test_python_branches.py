@@ -1,0 +1,166 @@
+"""Several sets of preloads: a tree of templates, within a budget."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import PYTHON, SLOW
+
+from isojob import Limits, Mount, PoolClosedError, Sandbox
+from isojob._python import PythonPool
+from isojob.errors import IsojobError, PreloadError, QueueFullError
+
+PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
+LOADED = "import sys; result = [n for n in ('decimal', 'fractions', 'bz2') if n in sys.modules]"
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[PythonPool]:
+    async with PythonPool(
+        ["random"], python=PYTHON, limits=PATIENT, preload_time=60, parked=1
+    ) as pool:
+        yield pool
+
+
+async def test_sets(pool: PythonPool) -> None:
+    """Each job has what it asked for, in the order asked for, and nothing else."""
+    assert (await pool.run_python(LOADED)).value == []
+    for _ in range(2):
+        for names in (["decimal"], ["decimal", "fractions"], ["bz2"], ["random", "bz2", "bz2"]):
+            expected = sorted({*names} - {"random"})
+            value = (await pool.run_python(LOADED, preload=names)).value
+            # What fractions imports by itself is there, too.
+            assert set(expected) <= set(value)
+            assert ("bz2" in value) == ("bz2" in names)
+    assert (await pool.call_python("decimal:Decimal", "1", preload=["decimal"])).value_problem
+    templates = pool.statistics().templates
+    assert templates[0].preload == ("random",)
+    assert {t.preload[1:] for t in templates[1:]} == {
+        ("decimal",),
+        ("decimal", "fractions"),
+        ("bz2",),
+    }
+    assert len({t.pid for t in templates}) == 4
+    for template in templates:
+        assert template.jobs == 0
+        assert template.rss is not None and template.pss is not None
+        # A fork of another shares most of what it has.
+        assert 0 < template.pss < template.rss
+
+
+async def test_one_template_for_all(pool: PythonPool) -> None:
+    """Calls that ask for a set at once make its template once."""
+    values = []
+
+    async def one() -> None:
+        values.append((await pool.run_python(LOADED, preload=["bz2"])).value)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(one)
+    assert values == [["bz2"]] * 6
+    assert len(pool.statistics().templates) == 2
+
+
+async def test_budget() -> None:
+    """The longest unused set goes when memory is short, and comes again when it is asked for."""
+    async with PythonPool(
+        python=PYTHON, limits=PATIENT, preload_time=60, branch_memory=1, parked=0
+    ) as pool:
+        for _ in range(2):
+            for names in (["decimal"], ["bz2"]):
+                assert (await pool.run_python("result = 1", preload=names)).value == 1
+                assert len(pool.statistics().templates) <= 2
+
+
+async def test_more_sets_than_templates() -> None:
+    """At most fifteen besides the first; those in use stay, and then it is said."""
+    names = [
+        "bz2", "csv", "decimal", "fractions", "glob", "hashlib", "heapq", "html", "lzma", "pprint",
+        "queue", "shlex", "statistics", "string", "uuid", "zlib",
+    ]  # fmt: skip
+    if SLOW > 1:
+        pytest.skip("takes minutes on an emulated CPU")
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=0, max_jobs=20) as pool:
+        refused = []
+        found = anyio.Event()
+
+        async def hold(name: str) -> None:
+            try:
+                await pool.run_python("import time; time.sleep(600)", preload=[name])
+            except QueueFullError:
+                refused.append(name)
+                found.set()
+
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(hold, name)
+            with anyio.fail_after(60):
+                await found.wait()
+            tasks.cancel_scope.cancel()
+        assert len(refused) == 1
+        assert (await pool.run_python("result = 1", preload=refused)).value == 1
+        assert len(pool.statistics().templates) == 16
+
+
+async def test_dead_branch_and_dead_zygote(pool: PythonPool) -> None:
+    """Either is made anew."""
+    for what in ("branch", "branch", "zygote"):
+        assert (await pool.run_python("result = 1", preload=["bz2"])).value == 1
+        zygote = pool._pool.stock.zygote
+        assert zygote is not None
+        pid = pool.statistics().templates[-1].pid if what == "branch" else zygote.pid
+        os.kill(pid, signal.SIGKILL)
+        await anyio.sleep(0.2)
+        for _ in range(20):  # whoever noticed it first may have been told
+            try:
+                assert (await pool.run_python("result = 2", preload=["bz2"])).value == 2
+                break
+            except IsojobError:
+                await anyio.sleep(0.05)
+        else:
+            pytest.fail("the pool does not mend itself")
+
+
+async def test_bad_branches(tmp_path: Path) -> None:
+    """The error names the module; what there was stays."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "broken.py").write_text("1/0")
+    (folder / "ending.py").write_text("import os; os._exit(0)")
+    (folder / "hanging.py").write_text("import time; time.sleep(600)")
+    sandbox = Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+    async with PythonPool(
+        python=PYTHON, sandbox=sandbox, limits=PATIENT, preload_time=3 * max(1, SLOW / 2), parked=0
+    ) as pool:
+        for module, words in (
+            ("broken", "ZeroDivisionError"),
+            ("ending", "died while it imported"),
+            ("hanging", "were not done after"),
+            ("nowhere", "ModuleNotFoundError"),
+        ):
+            with pytest.raises(PreloadError, match=words) as caught:
+                await pool.run_python("1", preload=["bz2", module])
+            assert caught.value.module == module
+        assert (await pool.run_python("result = 3")).value == 3
+        assert (await pool.run_python(LOADED, preload=["bz2"])).value == ["bz2"]
+        assert pool.statistics().zygotes == 1
+        for bad in ("bz2", ["a b"], [5]):
+            with pytest.raises((TypeError, ValueError)):
+                await pool.run_python("1", preload=bad)  # type: ignore[arg-type]
+    with pytest.raises(PoolClosedError):
+        await pool.run_python("1", preload=["bz2"])
+
+
+async def test_cancelled_while_a_template_is_made(pool: PythonPool) -> None:
+    """The next call finds it, or makes it."""
+    with anyio.move_on_after(0.01):
+        await pool.run_python("1", preload=["decimal", "fractions"])
+    value = (await pool.run_python(LOADED, preload=["decimal", "fractions"])).value
+    assert value[:2] == ["decimal", "fractions"]
