@@ -51,6 +51,9 @@ def verdict(result: PairResult) -> str:
     """What a judge would say: the interactor's exit status decides, if both behaved."""
     if result.idle:
         return "idle"
+    # Whoever is left alone dies of it: of a pipe that nobody reads, or an empty line.
+    if result.first_to_end == "interactor" and not result.interactor.ok:
+        return "wrong answer"
     if not result.solution.ok:
         return str(result.solution.status)
     return "accepted" if result.interactor.ok else "wrong answer"

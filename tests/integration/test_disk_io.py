@@ -41,6 +41,8 @@ async def at_the_rate(disk: Sandbox, command: list[str], limits: Limits) -> Resu
     """
     achieved = 0.0
     for _ in range(3):
+        if "of=/disk/x" in command:  # what the last job made belongs to its own uid
+            Path(str(disk.mounts[0].source), "x").unlink(missing_ok=True)
         result = await run_isolated(command, sandbox=disk, limits=limits)
         assert result.ok, result.stderr
         achieved = SIZE / result.usage.wall_time / RATE
