@@ -98,7 +98,7 @@ class Run:
             fds, stdio = self._open_streams()
             out = (
                 await in_thread(partial(job.message, spec, stdio))
-                if job.files
+                if job.reads_files
                 else job.message(spec, stdio)
             )
             feed = self._feed

@@ -185,6 +185,11 @@ class Job:
                 "or a regular file opened read-only"
             )
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether making its message reads files of the host, and so blocks."""
+        return any(isinstance(content, Path) for content in self.files.values())
+
     def message(self, spec: CellSpec, stdio: int) -> Writer:
         """The JOB message; contents of `files` that are paths are read here (blocking)."""
         out = Writer(MessageType.JOB)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import json
 import os
-import struct
 import sys
 import threading
 import time
@@ -21,25 +19,30 @@ from typing_extensions import override
 from isojob._branches import Branches, PythonStatistics
 from isojob._interpreter import Interpreter
 from isojob._job import Content, Job, StrOrBytesPath
-from isojob._models import Model, parse_bytes, parse_seconds
+from isojob._models import parse_bytes, parse_seconds
 from isojob._pool import Pool
+from isojob._python_result import (
+    PythonException,
+    PythonResult,
+    answer_file,
+    read_answer,
+    understand,
+)
 from isojob._shield import in_thread
 from isojob._stock import Stock
 from isojob._template import Template
 from isojob.errors import IsojobError
 from isojob.limits import Limits
-from isojob.result import Result
 from isojob.sandbox import Sandbox
 
 if sys.platform == "linux":
-    import fcntl
+    pass
 
 __all__ = ["PythonException", "PythonPool", "PythonResult", "run_python"]
 
 PRELOAD_LIMITS = Limits(
     memory="2GiB", processes=None, cpu_time=None, wall_time=None, address_space=None
 )
-_LENGTH = struct.Struct("<Q")
 
 
 class _NotGiven:
@@ -49,37 +52,6 @@ class _NotGiven:
 
 
 NOT_GIVEN: Final = _NotGiven()
-
-
-class PythonException(Model, frozen=True):
-    """How a Python job's main program ended, if not well. Its own words: they may be anything.
-
-    Attributes:
-        type: Name of the exception's class, with its module unless that is ``builtins``.
-        message: ``str()`` of it.
-        traceback: As the interpreter prints it.
-    """
-
-    type: str
-    message: str
-    traceback: str
-
-
-class PythonResult(Result, frozen=True):
-    """The result of a Python job: all of `Result`, and what the interpreter says of itself.
-
-    The status and the accounts come from the kernel, by isojob's init. `value` and `exception` are
-    the job's own words, and a hostile job may say what it likes.
-
-    Attributes:
-        value: The global ``result``, or what the function returned, through JSON.
-        exception: What ended the program.
-        value_problem: Why `value` is None though there was one: no JSON, or too large.
-    """
-
-    value: Any = None
-    exception: PythonException | None = None
-    value_problem: str | None = None
 
 
 class _WarmPool(Pool):
@@ -279,17 +251,15 @@ class PythonPool:
         job.argv = [os.fsencode(word) for word in argv]
         if any(b"\0" in word for word in job.argv):
             raise ValueError("args: a NUL byte")
-        job.result_fd = _answer_file(_LENGTH.size + self._max_value)
+        job.result_fd = answer_file(self._max_value)
         try:
             async with self._branches.stock(modules) as stock:
                 result = await self._pool.perform(job, stock=stock)
-            said = os.pread(job.result_fd, _LENGTH.size, 0)
-            (length,) = _LENGTH.unpack(said)
-            data = os.pread(job.result_fd, min(length, self._max_value), _LENGTH.size)
+            data = read_answer(job.result_fd, self._max_value)
         finally:
             os.close(job.result_fd)
         self._count()
-        python = _understand(result, data)
+        python = understand(result, data)
         if check:
             python.check_returncode()
         return python
@@ -347,47 +317,6 @@ def _json(argument: Any) -> str:
         return json.dumps([argument])
     except ValueError as error:  # a circle
         raise TypeError(f"argument: {error}") from None
-
-
-def _answer_file(size: int) -> int:
-    """Room for the job's words, which it writes and we read when it is dead; charged to the job."""
-    fd = os.memfd_create("isojob-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(
-            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        )
-    except OSError as error:
-        os.close(fd)
-        if error.errno == errno.EINVAL:
-            raise ValueError(f"max_value: {size} bytes are too much") from None
-        raise
-    return fd
-
-
-def _understand(result: Result, data: bytes) -> PythonResult:
-    """Reads what the job has said; it may be anything."""
-    said: Any = None
-    try:
-        said = json.loads(data) if data else None
-    except (ValueError, RecursionError):
-        said = None
-    value, exception, problem = None, None, None
-    if isinstance(said, dict):
-        value = said.get("value")
-        if isinstance(found := said.get("unserializable"), str):
-            problem = found
-        if isinstance(size := said.get("too_large"), int):
-            problem = f"{size} bytes of JSON, more than max_value"
-        words = said.get("exception")
-        if isinstance(words, dict):
-            parts = {key: words.get(key) for key in ("type", "message", "traceback")}
-            if all(isinstance(part, str) for part in parts.values()):
-                exception = PythonException.trusted(**parts)
-    elif data:
-        problem = "the job's answer is no JSON"
-    values = {name: getattr(result, name) for name in Result.model_fields}
-    return PythonResult.trusted(**values, value=value, exception=exception, value_problem=problem)
 
 
 _default_lock = threading.Lock()

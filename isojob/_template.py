@@ -22,13 +22,6 @@ __all__ = ["Imports", "Template"]
 
 _PLACE = "/dev/.warm"
 """Where cells see our runner; /dev is ours in every root."""
-_QUIET = {
-    # Threads of a preload end with the fork; these start theirs when they are imported.
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMEXPR_NUM_THREADS": "1",
-}
 
 
 @cache
@@ -88,7 +81,7 @@ class Template:
         command = (self.interpreter.executable, f"{_PLACE}/runner.py", f"{_PLACE}/warm.so")
         for argument in (*command, *self.preload):
             config.text(Tag.TEMPLATE_ARG, argument)
-        for name, value in {**_QUIET, **environment}.items():
+        for name, value in environment.items():
             config.text(Tag.TEMPLATE_ENV, f"{name}={value}")
         config.put(Tag.TEMPLATE_FILTER, _filter())
         mask, writes = driver.cell(self.limits, ())

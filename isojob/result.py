@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal as _signal
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import Field
 from typing_extensions import override
@@ -170,6 +170,9 @@ _PROMPT = frozenset(
     | {"ok", "exit_code", "signal", "stdout_text", "stderr_text"}
 )
 
+_PYTHONS = frozenset({"value", "exception", "value_problem"})
+"""The same of a `PythonResult`."""
+
 
 class _Pending(Result, frozen=True):
     """A result whose account is still to be written: it is, when anybody asks for more than this.
@@ -183,7 +186,9 @@ class _Pending(Result, frozen=True):
 
     @override
     def __getattribute__(self, name: str) -> Any:
-        if name not in _PROMPT:
+        if name not in _PROMPT and not (
+            name in _PYTHONS and name in object.__getattribute__(self, "__dict__")
+        ):
             _complete(self)
         return object.__getattribute__(self, name)
 
@@ -194,12 +199,25 @@ def _complete(result: Result) -> None:
     if account is not None:  # else another thread was faster
         evidence = account()
         known = {**values, "evidence": evidence, "usage": usage(evidence)}
-        whole = {name: known[name] for name in _FIELDS}
+        kind = values["kind"]
+        whole = {name: known[name] for name in kind.model_fields}
         object.__setattr__(result, "__dict__", whole)
-    object.__setattr__(result, "__class__", Result)
+        object.__setattr__(result, "__class__", kind)
 
 
-_FIELDS = tuple(Result.model_fields)
+_R = TypeVar("_R", bound=Result)
+
+
+def extended(result: Result, kind: type[_R], **more: Any) -> _R:
+    """The same result as a subclass of `Result`, with its further fields.
+
+    What is still to be written of it stays so.
+    """
+    values = object.__getattribute__(result, "__dict__")
+    if "account" not in values:
+        return kind.trusted(**values, **more)
+    found: Any = _Pending.trusted(**{**values, "kind": kind}, **more)
+    return cast("_R", found)
 
 
 def pending(account: Callable[[], Evidence], **values: Any) -> Result:
@@ -209,4 +227,4 @@ def pending(account: Callable[[], Evidence], **values: Any) -> Result:
         account: Makes the evidence, the same each time, and never raises.
         **values: The other fields.
     """
-    return _Pending.trusted(account=account, **values)
+    return _Pending.trusted(account=account, kind=Result, **values)

@@ -8,6 +8,7 @@ Descriptors 3, 4 and 5 are the socket to the zygote, init's executable and the c
 """
 
 # Also in every job's sys.modules, loaded. What jobs use of it they would import in a millisecond.
+import array
 import atexit
 import builtins
 import ctypes
@@ -17,6 +18,7 @@ import io
 import json
 import os
 import signal
+import stat
 import sys
 import traceback
 
@@ -26,8 +28,15 @@ def _tell(text):
     os.write(3, data if len(data) <= 8000 else data[:2000] + b"\n...\n" + data[-5000:])
 
 
+_QUIET = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Threads of a preload end with the fork; these start theirs when they are imported."""
+
+
 def _preload(names):
     """Imports them, one after the other, and says which fails."""
+    kept = dict(os.environ)
+    os.environ.update(dict.fromkeys(_QUIET, "1"))
+    _no_streams()
     for name in names:
         _tell("I" + name)
         try:
@@ -39,42 +48,135 @@ def _preload(names):
         if len(os.listdir("/proc/self/task")) > 1:
             _tell("E" + name + "\0it starts threads, which no fork inherits\0")
             os._exit(1)
+    os.environ.clear()
+    os.environ.update(kept)
 
 
 def _settle():
     """What forks would otherwise do each for itself, or copy for nothing."""
+    # compile() makes the types of syntax trees first, a millisecond long.
+    exec(compile(_SAMPLE, "sample", "exec"), {"print": dict})
+    try:
+        json.loads("{")
+    except ValueError as error:
+        json.dumps({"x": [_describe(error), 1.5, True]})
+    _usual_streams()
     gc.collect()
     gc.freeze()
 
 
-def _serve(library):
-    class Job(ctypes.Structure):
-        _fields_ = [
-            ("argv", ctypes.POINTER(ctypes.c_char_p)),
-            ("envp", ctypes.POINTER(ctypes.c_char_p)),
-            ("result", ctypes.c_void_p),
-            ("size", ctypes.c_uint64),
-        ]
+_SAMPLE = b"""
+import sys
+def f(n):
+    return [str(i) for i in range(n)]
+try:
+    print(file=sys.stdout, end=str(len(f(100))))
+    f("x")
+except TypeError as error:
+    text = repr(error)
+result = {"text": text, "list": f(9), "number": 1.5}
+"""
 
+
+def _rehearse(native, job):
+    """Runs a job in a fork of ours, to see which pages it gets copies of: others will, too."""
+    path = "/tmp/rehearsal.py"
+    with open(path, "wb") as file:
+        file.write(_SAMPLE)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+
+            def end(code):
+                os.write(write, array.array("Q", _own_pages()).tobytes()[:65536])
+                os._exit(code)
+
+            words = [path.encode(), b"", b"[1]", b"rehearsal.py"]
+            job.argv = (ctypes.c_char_p * 5)(*words, None)
+            job.envp = (ctypes.c_char_p * 2)(b"HOME=/box", None)
+            room = ctypes.create_string_buffer(4096)
+            job.result, job.size = ctypes.addressof(room), 4096
+            _run_job(job, end)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    os.remove(path)
+    ranges = array.array("Q", data[: len(data) // 16 * 16])
+    address, _ = ranges.buffer_info()
+    native.isojob_warm_hot(ctypes.c_void_p(address), len(ranges) // 2)
+
+
+def _own_pages():
+    """Ranges of pages of which we are the only owner, for we have written to them since the fork.
+
+    Addresses and lengths, by pagemap(5): bit 63 a page that is there, bit 56 nobody else's. Pages
+    of files are left alone: the kernel maps sixteen of them at a fault, and each that is mapped
+    has to be unmapped at the end.
+    """
+    size = os.sysconf("SC_PAGESIZE")
+    mine = 1 << 63 | 1 << 56
+    found = []
+    with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", 0) as pagemap:
+        for line in maps.read().splitlines():
+            where, mode = line.split()[:2]
+            if not mode.startswith("rw") or mode[3] != "p":
+                continue
+            low, high = (int(word, 16) // size for word in where.split("-"))
+            pagemap.seek(8 * low)
+            entries = array.array("Q", pagemap.read(8 * (high - low)))
+            for page, entry in enumerate(entries, low):
+                if entry & mine != mine:
+                    continue
+                # A page in between costs less than another call.
+                if found and page * size <= found[-2] + found[-1] + size:
+                    found[-1] = (page + 1) * size - found[-2]
+                else:
+                    found += [page * size, size]
+    return found
+
+
+class _Job(ctypes.Structure):
+    """``struct warm_job`` of native/warm/warm.c."""
+
+    _fields_ = [
+        ("argv", ctypes.POINTER(ctypes.c_char_p)),
+        ("envp", ctypes.POINTER(ctypes.c_char_p)),
+        ("result", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+    ]
+
+
+def _strings(at):
+    found = []
+    while (value := at[len(found)]) is not None:
+        found.append(value)
+    return found
+
+
+def _serve(library, names):
+    """Returns in forks alone, each with its job."""
     # PyDLL: with the interpreter's lock, for what it calls is the interpreter.
     native = ctypes.PyDLL(library)
     if number := native.isojob_warm_open(4, 5):
         raise OSError(number, "the configuration")
-    job = Job()
-
-    def strings(at):
-        found = []
-        while (value := at[len(found)]) is not None:
-            found.append(value)
-        return found
-
+    job = _Job()
     while True:
+        _preload(names)
         _settle()
+        _rehearse(native, job)
         _tell("R")
         if native.isojob_warm_serve(3, ctypes.byref(job)):
-            break
+            return job
         # Another template, beside the one that we were.
-        _preload([name.decode() for name in strings(job.argv)])
+        names = [name.decode() for name in _strings(job.argv)]
+
+
+def _run_job(job, end=os._exit):
+    """Becomes the job."""
 
     def answer(data):
         if job.result and len(data) + 8 <= job.size:
@@ -84,21 +186,57 @@ def _serve(library):
             return True
         return not job.result
 
-    return strings(job.argv), strings(job.envp), answer
+    _environment(_strings(job.envp))
+    _streams(_is_unusual)
+    _reseed()
+    _job(_strings(job.argv), answer, end)
 
 
 def _environment(variables):
-    os.environ.clear()
-    for variable in variables:
-        name, _, value = variable.partition(b"=")
-        os.environb[name] = value
+    # What is there already stays: each change takes longer than all comparisons.
+    wanted = dict(variable.split(b"=", 1) for variable in variables)
+    there = os.environ._data
+    for name in [name for name in there if name not in wanted]:
+        del os.environb[name]
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            os.environb[name] = value
 
 
-def _streams():
-    """sys.stdin, stdout and stderr as the interpreter makes them: ours were /dev/null."""
+_KINDS = (stat.S_IFCHR, stat.S_IFIFO, stat.S_IFIFO)  # no input, captured output
+
+
+def _lead_streams(*sources):
+    for fd, source in enumerate(sources):
+        os.dup2(source, fd)
+    for source in set(sources):
+        os.close(source)
+    _streams(lambda fd: True)
+
+
+def _usual_streams():
+    """Makes what most jobs will find good: it depends on what a stream leads to."""
+    read, write = os.pipe()
+    os.close(read)
+    _lead_streams(os.open(os.devnull, os.O_RDONLY), write, write)
+
+
+def _no_streams():
+    """While modules are imported: what they print is for nobody."""
+    _lead_streams(*[os.open(os.devnull, os.O_RDWR)] * 3)
+
+
+def _is_unusual(fd):
+    return stat.S_IFMT(os.fstat(fd).st_mode) != _KINDS[fd]
+
+
+def _streams(wanted):
+    """sys.stdin, stdout and stderr as the interpreter makes them, those that are wanted."""
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if not (unbuffered or encoding or errors or wanted(fd)):
+            continue
         old = getattr(sys, name)
         raw = io.FileIO(fd, mode + "b", closefd=False)
         tty = raw.isatty()
@@ -122,8 +260,7 @@ def _streams():
 
 def _reseed():
     """What this fork has in common with others. `random` sees to itself (os.register_at_fork)."""
-    numpy = sys.modules.get("numpy.random")
-    if numpy is not None:
+    if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
 
 
@@ -154,8 +291,7 @@ def _describe(error):
     while at is not None and at.tb_frame.f_code.co_filename == __file__:
         at = at.tb_next
     error.__traceback__ = at
-    kind = type(error)
-    name = kind.__qualname__
+    kind, name = type(error), type(error).__qualname__
     if kind.__module__ not in ("builtins", "__main__"):
         name = f"{kind.__module__}.{name}"
     try:
@@ -167,10 +303,8 @@ def _describe(error):
 
 
 def _exit_code(code):
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code & 0xFF if -(2**63) <= code < 2**63 else 255
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF if -(2**63) <= (code or 0) < 2**63 else 255
     try:
         print(code, file=sys.stderr)
     except Exception:
@@ -178,10 +312,9 @@ def _exit_code(code):
     return 1
 
 
-def _finish(code):
+def _finish(code, end):
     """What Py_FinalizeEx does that anybody sees; taking a large heap apart is not among it."""
-    threading = sys.modules.get("threading")
-    if threading is not None:
+    if (threading := sys.modules.get("threading")) is not None:
         try:
             threading._shutdown()
         except BaseException as error:
@@ -202,10 +335,10 @@ def _finish(code):
                     sys.__excepthook__(type(error), error, None)
                 except BaseException:
                     pass
-    os._exit(code)
+    end(code)
 
 
-def _job(argv, answer):
+def _job(argv, answer, end):
     """argv: path, call, argument (JSON in a list, or an empty one), then sys.argv."""
     path, call, argument = (word.decode("utf-8", "surrogateescape") for word in argv[:3])
     sys.argv = [word.decode("utf-8", "surrogateescape") for word in argv[3:]]
@@ -248,7 +381,7 @@ def _job(argv, answer):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.stdout.flush()
         signal.raise_signal(signal.SIGINT)
-    _finish(code)
+    _finish(code, end)
 
 
 def _main():
@@ -256,15 +389,11 @@ def _main():
     sys.path.pop(0)  # this directory
     sys.dont_write_bytecode = True  # while we preload: the root is read-only
     try:
-        _preload(names)
-        argv, envp, answer = _serve(library)
+        job = _serve(library, names)
     except BaseException as error:
         _tell("E" + "\0" + f"{type(error).__name__}: {error}" + "\0" + traceback.format_exc())
         os._exit(1)
-    _environment(envp)
-    _streams()
-    _reseed()
-    _job(argv, answer)
+    _run_job(job)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
-from environment import PYTHON, SLOW, children_of
+from environment import PYTHON, SLOW
 
 from isojob import Limits, Pool, PoolClosedError, Status
 from isojob._job import Content
@@ -456,13 +456,7 @@ async def test_dead_template() -> None:
         zygote = pool._pool.stock.zygote
         assert zygote is not None
         for _ in range(2):
-            templates = [
-                pid
-                for pid in children_of(zygote.pid)
-                if b"runner.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            ]
-            for pid in templates:
-                os.kill(pid, signal.SIGKILL)
+            os.kill(pool.statistics().templates[0].pid, signal.SIGKILL)
             for _ in range(4):
                 assert (await pool.run_python("result = 1")).value == 1
             zygote = pool._pool.stock.zygote

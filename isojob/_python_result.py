@@ -1,0 +1,98 @@
+"""What a Python job says of itself, on its way to the caller."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import sys
+from typing import Any
+
+from isojob._models import Model
+from isojob.result import Result, extended
+
+if sys.platform == "linux":
+    import fcntl
+
+__all__ = ["PythonException", "PythonResult", "answer_file", "read_answer", "understand"]
+
+_LENGTH = struct.Struct("<Q")
+
+
+class PythonException(Model, frozen=True):
+    """How a Python job's main program ended, if not well. Its own words: they may be anything.
+
+    Attributes:
+        type: Name of the exception's class, with its module unless that is ``builtins``.
+        message: ``str()`` of it.
+        traceback: As the interpreter prints it.
+    """
+
+    type: str
+    message: str
+    traceback: str
+
+
+class PythonResult(Result, frozen=True):
+    """The result of a Python job: all of `Result`, and what the interpreter says of itself.
+
+    The status and the accounts come from the kernel, by isojob's init. `value` and `exception` are
+    the job's own words, and a hostile job may say what it likes.
+
+    Attributes:
+        value: The global ``result``, or what the function returned, through JSON.
+        exception: What ended the program.
+        value_problem: Why `value` is None though there was one: no JSON, or too large.
+    """
+
+    value: Any = None
+    exception: PythonException | None = None
+    value_problem: str | None = None
+
+
+def answer_file(most: int) -> int:
+    """Room for the job's words, which it writes and we read when it is dead; charged to the job."""
+    size = _LENGTH.size + most
+    fd = os.memfd_create("isojob-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EINVAL:
+            raise ValueError(f"max_value: {size} bytes are too much") from None
+        raise
+    return fd
+
+
+def read_answer(fd: int, most: int) -> bytes:
+    """What it has written, at most so many bytes; nothing, if it has not come to that."""
+    (length,) = _LENGTH.unpack(os.pread(fd, _LENGTH.size, 0))
+    return os.pread(fd, min(length, most), _LENGTH.size)
+
+
+def understand(result: Result, data: bytes) -> PythonResult:
+    """Reads what the job has said; it may be anything."""
+    said: Any = None
+    try:
+        said = json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        said = None
+    value, exception, problem = None, None, None
+    if isinstance(said, dict):
+        value = said.get("value")
+        if isinstance(found := said.get("unserializable"), str):
+            problem = found
+        if isinstance(size := said.get("too_large"), int):
+            problem = f"{size} bytes of JSON, more than max_value"
+        words = said.get("exception")
+        if isinstance(words, dict):
+            parts = {key: words.get(key) for key in ("type", "message", "traceback")}
+            if all(isinstance(part, str) for part in parts.values()):
+                exception = PythonException.trusted(**parts)
+    elif data:
+        problem = "the job's answer is no JSON"
+    return extended(result, PythonResult, value=value, exception=exception, value_problem=problem)
