@@ -106,6 +106,8 @@ class BranchStock(Stock):
 
     def __init__(self, of: Stock, branch: Branch) -> None:
         super().__init__(of.sandbox, of.limits, of.wanted_range, of.uid_range)
+        self.pins = 0
+        """Calls that hold it."""
         self.branch = branch
         self.devices = of.devices
         self._posture = of.posture
@@ -135,6 +137,12 @@ class BranchStock(Stock):
     def close(self) -> None:
         self.zygote = None  # it is the pool's
         super().close()
+        self.branch.close()
+
+    @override
+    def let_go(self) -> None:
+        self.zygote = None
+        super().let_go()
         self.branch.close()
 
 

@@ -18,7 +18,7 @@ from isojob._shield import in_thread
 from isojob._stock import Stock
 from isojob._template import Template
 from isojob._zygote import STOP_SECONDS, Zygote
-from isojob.errors import PoolBrokenError, PoolClosedError, QueueFullError, SandboxSetupError
+from isojob.errors import PoolClosedError, QueueFullError, SandboxSetupError
 
 __all__ = ["Branches", "PythonStatistics", "TemplateStatistics"]
 
@@ -69,7 +69,8 @@ class Branches:
         self._lock = threading.Lock()
         self._making = threading.Lock()
         self._stocks: OrderedDict[Names, BranchStock] = OrderedDict()
-        self._pins: dict[Names, int] = {}
+        self._old: list[BranchStock] = []
+        """Of an earlier zygote or a dead template, with jobs that may end."""
         self._last = 0
 
     @asynccontextmanager
@@ -86,38 +87,43 @@ class Branches:
         if not key:
             yield None
             return
-        with self._lock:
-            self._pins[key] = self._pins.get(key, 0) + 1
+        found = self._pinned(key)
+        stock = await in_thread(lambda: self._make(key)) if found is None else found
         try:
-            stock = self._find(key)
-            if stock is None:
-                stock = await in_thread(lambda: self._make(key))
             yield stock
         finally:
             with self._lock:
-                self._pins[key] -= 1
-                if not self._pins[key]:
-                    del self._pins[key]
+                stock.pins -= 1
+                over = stock.pins == 0 and stock in self._old
+                if over:
+                    self._old.remove(stock)
+            if over:
+                await in_thread(lambda: self._end(stock))
+                await self._pool.stock.bury()
 
-    def _find(self, key: Names) -> BranchStock | None:
+    def _pinned(self, key: Names) -> BranchStock | None:
         with self._lock:
             stock = self._stocks.get(key)
-            if stock is None or stock.zygote is not self._pool.stock.zygote:
-                return None
-            if not stock.branch.alive:
+            if stock is None or self._is_over(stock):
                 return None
             self._stocks.move_to_end(key)
+            stock.pins += 1
             return stock
+
+    def _is_over(self, stock: BranchStock) -> bool:
+        return stock.zygote is not self._pool.stock.zygote or not stock.branch.alive
 
     def _make(self, key: Names) -> BranchStock:
         with self._making:
-            if (stock := self._find(key)) is not None:
+            if (stock := self._pinned(key)) is not None:
                 return stock
             zygote = self._pool.stock.start()
             assert isinstance(zygote, Zygote)
-            self._forget_dead(zygote)
+            self.forget_old()
             branch = self._grow(zygote, key)
             stock = BranchStock(self._pool.stock, branch)
+            stock.pins = 1
+            self._pool.stock.guests.append(zygote)  # not to be closed while jobs of ours run
             with self._lock:
                 self._stocks[key] = stock
             if not self._pool.stock.open:
@@ -125,6 +131,11 @@ class Branches:
                 raise PoolClosedError
             self._keep_to_budget()
             return stock
+
+    def _end(self, stock: BranchStock) -> None:
+        stock.close()
+        with suppress(ValueError):
+            self._pool.stock.guests.remove(stock.branch.zygote)
 
     def _grow(self, zygote: Zygote, key: Names) -> Branch:
         template = replace(self._template, preload=(*self._template.preload, *key))
@@ -140,17 +151,15 @@ class Branches:
                     raise
                 time.sleep(0.005)
 
-    def _forget_dead(self, zygote: Zygote) -> None:
-        """Those of an earlier zygote, and those that died."""
+    def forget_old(self) -> None:
+        """Ends those of an earlier zygote and those that died, or has them end with their jobs."""
         with self._lock:
-            gone = [
-                key
-                for key, stock in self._stocks.items()
-                if stock.zygote is not zygote or not stock.branch.alive
-            ]
+            gone = [key for key, stock in self._stocks.items() if self._is_over(stock)]
             stocks = [self._stocks.pop(key) for key in gone]
+            self._old += [stock for stock in stocks if stock.pins]
         for stock in stocks:
-            stock.close()
+            if not stock.pins:
+                self._end(stock)
 
     def _parent(self, key: Names) -> tuple[int, int]:
         """The template that has imported most of it, and how many of its modules."""
@@ -182,21 +191,29 @@ class Branches:
     def _evict(self) -> bool:
         """Ends the one that was not used for longest; False: all are in use."""
         with self._lock:
-            idle = next((key for key in self._stocks if key not in self._pins), None)
+            idle = next((key for key, stock in self._stocks.items() if not stock.pins), None)
             if idle is None:
                 return False
             stock = self._stocks.pop(idle)
-        stock.close()
+        self._end(stock)
         return True
 
     def close(self) -> None:
         """Ends all of them (blocking)."""
+        for stock in self._all():
+            self._end(stock)
+
+    def let_go(self) -> None:
+        """In a forked child: closes the descriptors; cells and templates are the parent's."""
+        for stock in self._all():
+            stock.let_go()
+
+    def _all(self) -> list[BranchStock]:
         with self._lock:
-            stocks = list(self._stocks.values())
+            stocks = [*self._stocks.values(), *self._old]
             self._stocks.clear()
-        for stock in stocks:
-            with suppress(PoolBrokenError):
-                stock.close()
+            self._old.clear()
+            return stocks
 
     def statistics(self) -> PythonStatistics:
         """A snapshot."""

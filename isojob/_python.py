@@ -59,7 +59,14 @@ class _WarmPool(Pool):
 
     def __init__(self, template: Template, sandbox: Sandbox | None, **options: Any) -> None:
         self._template = template
+        self.branches: Branches | None = None
         super().__init__(sandbox, **options)
+
+    @override
+    def forget(self) -> None:
+        if self.branches is not None:
+            self.branches.let_go()
+        super().forget()
 
     @override
     def _new_stock(self) -> Stock:
@@ -136,6 +143,7 @@ class PythonPool:
         template = Template(interpreter, self._preload, self._preload_limits, self._preload_time)
         self._pool = _WarmPool(template, self._sandbox, **self._options)
         self._branches = Branches(self._pool, template, self._branch_memory)
+        self._pool.branches = self._branches
 
     async def __aenter__(self) -> Self:
         self._make(await in_thread(lambda: Interpreter.find(self._python)))
@@ -282,6 +290,7 @@ class PythonPool:
     def _renew(self) -> None:
         with suppress(IsojobError, OSError):  # the old one stays; the next count tries again
             self._pool.stock.renew()
+            self._branches.forget_old()
 
     def statistics(self) -> PythonStatistics:
         """A snapshot of slots, queue, stock and templates."""

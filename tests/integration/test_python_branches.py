@@ -9,9 +9,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import PYTHON, SLOW
+from environment import PYTHON, SLOW, run_python
 
-from isojob import Limits, Mount, PoolClosedError, Sandbox
+from isojob import Limits, Mount, PoolClosedError, PythonResult, Sandbox
 from isojob._python import PythonPool
 from isojob.errors import IsojobError, PreloadError, QueueFullError
 
@@ -156,6 +156,60 @@ async def test_bad_branches(tmp_path: Path) -> None:
                 await pool.run_python("1", preload=bad)  # type: ignore[arg-type]
     with pytest.raises(PoolClosedError):
         await pool.run_python("1", preload=["bz2"])
+
+
+async def test_rotation_lets_jobs_end() -> None:
+    """A new template takes over; a job on a branch of the old one runs to its end."""
+    async with PythonPool(
+        python=PYTHON, limits=PATIENT, preload_time=60, parked=0, rotate_jobs=1
+    ) as pool:
+        results: list[PythonResult] = []
+
+        async def slow() -> None:
+            code = f"import time; time.sleep({3 * SLOW}); result = 5"
+            results.append(await pool.run_python(code, preload=["bz2"]))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow)
+            await anyio.sleep(0.5 * max(1, SLOW / 4))
+            first = pool._pool.stock.zygote
+            while pool._pool.stock.zygote is first:
+                assert (await pool.run_python("result = 1")).value == 1
+            assert (await pool.run_python(LOADED, preload=["bz2"])).value == ["bz2"]
+        assert results[0].value == 5
+        assert first is not None
+        with anyio.fail_after(30 * SLOW):
+            while first.alive:
+                await pool.run_python("1")
+
+
+def test_forked_host() -> None:
+    """A child of the host has templates of its own; the parent's jobs do not notice."""
+    done = run_python(
+        "import asyncio, os, time, isojob",
+        "async def main():",
+        f"    async with isojob.PythonPool(python={PYTHON!r}, preload_time=60, parked=1) as pool:",
+        "        async def slow():",
+        f"            code = 'import time; time.sleep({2 * SLOW}); result = 7'",
+        f"            limits = isojob.Limits(wall_time={60 * SLOW}, cpu_time={10 * SLOW})",
+        "            return await pool.run_python(code, preload=['bz2'], limits=limits)",
+        "        task = asyncio.create_task(slow())",
+        f"        await asyncio.sleep({SLOW})",
+        "        pid = os.fork()",
+        "        if pid == 0:",
+        "            try:",
+        "                asyncio.events._set_running_loop(None)",
+        "                async def child():",
+        "                    return (await pool.run_python('result = 8', preload=['bz2'])).value",
+        "                assert asyncio.run(child()) == 8",
+        "                pool.close()",
+        "                os._exit(0)",
+        "            finally:",
+        "                os._exit(1)",
+        "        print((await task).value, os.waitpid(pid, 0)[1])",
+        "asyncio.run(main())",
+    )
+    assert (done.stdout, done.stderr) == ("7 0\n", "")
 
 
 async def test_cancelled_while_a_template_is_made(pool: PythonPool) -> None:
