@@ -17,6 +17,7 @@ Needs ``pip install 'isojob[demo]'``, and matplotlib for --plots.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gzip
 import json
 import os
@@ -36,7 +37,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from isojob import HostNotSupportedError, Limits, PythonPool, PythonResult, Status
+from isojob import (
+    HostNotSupportedError,
+    Limits,
+    PythonPool,
+    PythonResult,
+    SandboxSetupError,
+    Status,
+)
 
 LIMITS = Limits(
     cpu_time=10, wall_time=30, memory="128MiB", processes=16, output="64KiB", disk="16MiB"
@@ -121,6 +129,7 @@ class Results:
         self.tally = Tally()
         self.done: set[int] = set()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: another one runs
         whole = 0
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
@@ -169,7 +178,10 @@ def read_problems() -> dict[str, Sample]:
 
 
 def program(sample: Sample, word: str) -> str:
-    """Solution and tests, and at their end a word that no solution can know."""
+    """Solution and tests, and at their end a word that stops early exits.
+
+    Not a solution that reads its own file: see grade_humaneval.py.
+    """
     return (
         f"{sample.prompt}{sample.completion}\n{sample.test}\n"
         f"check({sample.entry_point})\nprint({word!r})\n"
@@ -216,7 +228,16 @@ class Grader:
                 sample=number, task_id="", passed=False, status="bad_sample", detail=detail
             )
         word = secrets.token_hex(8)
-        result = await self.pool.run_python(program(sample, word), limits=LIMITS)
+        try:
+            result = await self.pool.run_python(program(sample, word), limits=LIMITS)
+        except (ValueError, SandboxSetupError) as error:  # too large for its own disk, for one
+            return Verdict(
+                sample=number,
+                task_id=sample.task_id,
+                passed=False,
+                status="bad_sample",
+                detail=str(error)[:200],
+            )
         return Verdict(
             sample=number,
             task_id=sample.task_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from typing_extensions import override
@@ -49,6 +50,8 @@ class Branch:
         self.zygote = zygote
         self.number = number
         self.pid = 0
+        self.own = 0
+        """Its PSS when it was ready, bytes."""
         message = Writer(MessageType.BRANCH)
         message.number(Tag.TEMPLATE, number)
         message.number(Tag.TEMPLATE_FROM, parent)
@@ -77,6 +80,8 @@ class Branch:
             if message.kind is MessageType.READY:
                 self.pid = wire.parse_ready(message)
                 self._socket.setblocking(False)
+                # Before it has forks, which would share what is its own.
+                self.own = (memory_of(self.pid) or (0, 0))[1]
                 return
             if message.kind is MessageType.PRELOAD:
                 imports.hear(message)
@@ -98,6 +103,12 @@ class Branch:
 
     def close(self) -> None:
         """Ends it; cells that came of it go on. Idempotent."""
+        with suppress(OSError):  # a forked child of ours may hold it, too
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def let_go(self) -> None:
+        """In a forked child: closes the descriptor."""
         self._socket.close()
 
 
@@ -143,7 +154,7 @@ class BranchStock(Stock):
     def let_go(self) -> None:
         self.zygote = None
         super().let_go()
-        self.branch.close()
+        self.branch.let_go()
 
 
 def memory_of(pid: int) -> tuple[int, int] | None:

@@ -87,19 +87,26 @@ class Branches:
         if not key:
             yield None
             return
-        found = self._pinned(key)
-        stock = await in_thread(lambda: self._make(key)) if found is None else found
+        held: list[BranchStock] = []  # a cancelled call, too, knows what was made for it
         try:
-            yield stock
+            if (found := self._pinned(key)) is not None:
+                held.append(found)
+            else:
+                await in_thread(lambda: held.append(self._make(key)))
+            yield held[0]
         finally:
-            with self._lock:
-                stock.pins -= 1
-                over = stock.pins == 0 and stock in self._old
-                if over:
-                    self._old.remove(stock)
+            for stock in held:
+                await self._unpin(stock)
+
+    async def _unpin(self, stock: BranchStock) -> None:
+        with self._lock:
+            stock.pins -= 1
+            over = stock.pins == 0 and stock in self._old
             if over:
-                await in_thread(lambda: self._end(stock))
-                await self._pool.stock.bury()
+                self._old.remove(stock)
+        if over:
+            await in_thread(lambda: self._end(stock))
+            await self._pool.stock.bury()
 
     def _pinned(self, key: Names) -> BranchStock | None:
         with self._lock:
@@ -172,7 +179,8 @@ class Branches:
     def _free_number(self) -> int:
         while True:
             with self._lock:
-                taken = {stock.branch.number for stock in self._stocks.values()}
+                stocks = (*self._stocks.values(), *self._old)
+                taken = {stock.branch.number for stock in stocks}
             for step in range(MAX_BRANCHES):
                 number = (self._last + step) % MAX_BRANCHES + 1
                 if number not in taken:
@@ -183,8 +191,7 @@ class Branches:
     def _keep_to_budget(self) -> None:
         while True:
             with self._lock:
-                pids = [stock.branch.pid for stock in self._stocks.values()]
-            used = sum((memory_of(pid) or (0, 0))[1] for pid in pids)
+                used = sum(stock.branch.own for stock in self._stocks.values())
             if used <= self._budget or not self._evict():
                 return
 
@@ -205,6 +212,8 @@ class Branches:
 
     def let_go(self) -> None:
         """In a forked child: closes the descriptors; cells and templates are the parent's."""
+        # Another thread of the parent may have held them.
+        self._lock, self._making = threading.Lock(), threading.Lock()
         for stock in self._all():
             stock.let_go()
 

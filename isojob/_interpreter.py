@@ -65,8 +65,12 @@ class Interpreter:
         found = int(version[0]), int(version[1])
         if name != "cpython" or found < _OLDEST:
             raise CommandNotExecutableError(executable)
-        folders = [*_homes(executable), *map(str, prefixes)]
-        return cls(executable, tuple(dict.fromkeys(folders)), found)
+        executable, homes = _follow(executable)
+        folders = dict.fromkeys([*homes, *map(str, prefixes)])
+        for folder in folders:
+            if os.path.realpath(folder) in ("/", os.path.realpath(Path.home())):
+                raise CommandNotExecutableError(executable)  # jobs would see everything in there
+        return cls(executable, tuple(folders), found)
 
     def mounts(self, root: Root) -> tuple[Mount, ...]:
         """What has to be bound for it, read-only, at its own place."""
@@ -81,18 +85,21 @@ class Interpreter:
         return tuple(Mount.bind(folder, folder) for folder in wanted)
 
 
-def _homes(executable: str) -> list[str]:
-    """The directories above ``bin`` of each link on the way to the program itself."""
-    found = []
+def _follow(executable: str) -> tuple[str, list[str]]:
+    """The path to execute, and the directories above ``bin`` that belong to an interpreter.
+
+    A link from elsewhere (``~/.local/bin``) is followed, not shown to jobs: what else is there is
+    none of their business.
+    """
+    homes = []
     at = Path(executable)
+    chosen = None
     for _ in range(40):
         home = at.parent.parent
-        if at.parent.name in ("bin", "Scripts"):
-            found.append(str(home))
-            real = os.path.realpath(home)
-            if real != str(home):
-                found.append(real)
+        if (home / "pyvenv.cfg").is_file() or next(home.glob("lib/python3*/os.py"), None):
+            chosen = chosen or str(at)
+            homes += [str(home), os.path.realpath(home)]
         if not at.is_symlink():
             break
         at = Path(os.path.normpath(at.parent / os.readlink(at)))
-    return found
+    return chosen or str(at), homes

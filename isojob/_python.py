@@ -41,8 +41,11 @@ if sys.platform == "linux":
 __all__ = ["PythonException", "PythonPool", "PythonResult", "run_python"]
 
 PRELOAD_LIMITS = Limits(
-    memory="2GiB", processes=None, cpu_time=None, wall_time=None, address_space=None
+    memory="2GiB", processes=1024, cpu_time=None, wall_time=None, address_space=None
 )
+
+
+MAX_MODULES = 64
 
 
 class _NotGiven:
@@ -95,8 +98,9 @@ class PythonPool:
             the one that runs us. What it is made of is bound in, read-only.
         sandbox: What jobs see, as in `Pool`.
         limits: Used where a call gives none.
-        preload_limits: What all templates of the pool may use together; by default 2 GiB of
-            memory.
+        preload_limits: What all templates of the pool may use together, with the inits of their
+            cells: ``memory``, ``processes`` (inits are one each), ``cpus`` and ``cpuset`` count. By
+            default 2 GiB and 1,024 processes.
         preload_time: Seconds that imports may take.
         branch_memory: What the templates of further sets of preloads may have of their own
             together, bytes or a string such as ``"1GiB"``; the longest unused ends for it.
@@ -146,6 +150,8 @@ class PythonPool:
         self._pool.branches = self._branches
 
     async def __aenter__(self) -> Self:
+        if self._pool.stock.open:
+            raise RuntimeError("the pool is open already")
         self._make(await in_thread(lambda: Interpreter.find(self._python)))
         self._jobs, self._born = 0, time.monotonic()
         await self._pool.__aenter__()
@@ -306,6 +312,8 @@ def _modules(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not all(p.isidentifier() for p in name.split(".")):
             raise ValueError(f"preload: {name!r} is no name of a module")
+    if len(names) > MAX_MODULES:
+        raise ValueError(f"preload: more than {MAX_MODULES} modules; make one that imports them")
     return tuple(names)
 
 

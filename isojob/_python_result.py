@@ -9,8 +9,10 @@ import struct
 import sys
 from typing import Any
 
+from pydantic_core import to_json
+
 from isojob._models import Model
-from isojob.result import Result, extended
+from isojob.result import Result, extended, pending_kind
 
 if sys.platform == "linux":
     import fcntl
@@ -76,23 +78,34 @@ def read_answer(fd: int, most: int) -> bytes:
 
 def understand(result: Result, data: bytes) -> PythonResult:
     """Reads what the job has said; it may be anything."""
+    value, exception, problem = None, None, None
     said: Any = None
     try:
         said = json.loads(data) if data else None
-    except (ValueError, RecursionError):
-        said = None
-    value, exception, problem = None, None, None
+        value = said.get("value") if isinstance(said, dict) else None
+        to_json(value)  # the result has to survive JSON: no lone surrogates, no endless depth
+    except (ValueError, RecursionError) as error:
+        value, problem = None, f"the job's answer is no JSON: {error}"[:200]
     if isinstance(said, dict):
-        value = said.get("value")
         if isinstance(found := said.get("unserializable"), str):
-            problem = found
+            problem = _clean(found)[:200]
         if isinstance(size := said.get("too_large"), int):
             problem = f"{size} bytes of JSON, more than max_value"
         words = said.get("exception")
         if isinstance(words, dict):
             parts = {key: words.get(key) for key in ("type", "message", "traceback")}
             if all(isinstance(part, str) for part in parts.values()):
-                exception = PythonException.trusted(**parts)
-    elif data:
-        problem = "the job's answer is no JSON"
-    return extended(result, PythonResult, value=value, exception=exception, value_problem=problem)
+                exception = PythonException.trusted(**{k: _clean(p) for k, p in parts.items()})
+    elif data and problem is None:
+        problem = "the job's answer is no object"
+    return extended(
+        result, PythonResult, _Pending, value=value, exception=exception, value_problem=problem
+    )
+
+
+def _clean(text: Any) -> str:
+    """Without lone surrogates, which JSON cannot carry."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
+_Pending = pending_kind(PythonResult, frozenset({"value", "exception", "value_problem"}))

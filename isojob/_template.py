@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
@@ -12,7 +11,7 @@ from pathlib import Path
 from isojob import wire
 from isojob._interpreter import Interpreter
 from isojob.cgroups import Driver
-from isojob.errors import HostNotSupportedError, IsojobError, PreloadError
+from isojob.errors import HostNotSupportedError, IsojobError, PreloadError, ProfileError
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
 from isojob.seccomp._profile import shipped
@@ -74,19 +73,25 @@ class Template:
         ]
         return sandbox.model_copy(update={"mounts": (*sandbox.mounts, *more)}) if more else sandbox
 
-    def write(
-        self, config: Writer, plan: Writer, driver: Driver, environment: Mapping[str, str]
-    ) -> None:
+    def write(self, config: Writer, plan: Writer, driver: Driver, sandbox: Sandbox) -> None:
         """Writes the fields of the zygote's configuration that are for it."""
         command = (self.interpreter.executable, f"{_PLACE}/runner.py", f"{_PLACE}/warm.so")
+        compiled = sandbox.seccomp.compile()
+        if compiled.notify and not compiled.preload:
+            raise ProfileError(
+                f"seccomp profile {sandbox.seccomp.name!r} ends jobs for calls that a launcher "
+                "needs; a warm interpreter has its filter before it has its job"
+            )
         for argument in (*command, *self.preload):
             config.text(Tag.TEMPLATE_ARG, argument)
-        for name, value in environment.items():
+        for name, value in sandbox.environment().items():
             config.text(Tag.TEMPLATE_ENV, f"{name}={value}")
         config.put(Tag.TEMPLATE_FILTER, _filter())
         mask, writes = driver.cell(self.limits, ())
         config.number(Tag.TEMPLATE_MASK, mask)
         for write in writes:
+            if write.file == "memory.oom.group":
+                continue  # the inits of its cells are in there, too
             index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)
             config.blob(Tag.TEMPLATE_WRITE, write.file, write.value, index)
         plan.blob(Tag.ROOT_FILE, f"{_PLACE}/runner.py", _runner(), 0o444)

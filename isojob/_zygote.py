@@ -123,7 +123,7 @@ class Zygote(Maker):
         plan = Writer(MessageType.CONFIG)
         if self._template is not None:
             sandbox = self._template.sandbox(sandbox)
-            self._template.write(config, plan, self.driver, sandbox.environment())
+            self._template.write(config, plan, self.driver, sandbox)
         write_plan(config, plan, sandbox, own_ids=self.mode != _SINGLE)
         pidfd = os.pidfd_open(os.getpid())
         try:

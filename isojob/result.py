@@ -15,6 +15,7 @@ from isojob.verdict import explain, signal_name, usage
 
 __all__ = ["Evidence", "Posture", "Result", "Status", "Usage", "pending"]
 
+_R = TypeVar("_R", bound="Result")
 _MIB = 2**20
 _SHOWN = 64
 
@@ -170,54 +171,60 @@ _PROMPT = frozenset(
     | {"ok", "exit_code", "signal", "stdout_text", "stderr_text"}
 )
 
-_PYTHONS = frozenset({"value", "exception", "value_problem"})
-"""The same of a `PythonResult`."""
 
-
-class _Pending(Result, frozen=True):
-    """A result whose account is still to be written: it is, when anybody asks for more than this.
+def pending_kind(kind: type[Result], prompt: frozenset[str] = frozenset()) -> Any:
+    """A subclass whose account is still to be written: it is, when anybody asks for more.
 
     That takes a fifth of the time that a short job costs its caller, and few callers look at every
-    account. Then the object is a `Result` and nothing else, so no method of pydantic meets half of
+    account. Then the object is of `kind` and nothing else, so no method of pydantic meets half of
     one: all of them begin by asking for ``__class__`` or ``__dict__``.
+
+    Args:
+        kind: What it will be: `Result` or a subclass.
+        prompt: Names beside those of `Result` that can be told without the account.
     """
+    known = _PROMPT | prompt
 
-    __slots__ = ()
+    class Pending(kind, frozen=True):  # type: ignore[valid-type,misc,call-arg]
+        __slots__ = ()
 
-    @override
-    def __getattribute__(self, name: str) -> Any:
-        if name not in _PROMPT and not (
-            name in _PYTHONS and name in object.__getattribute__(self, "__dict__")
-        ):
-            _complete(self)
-        return object.__getattribute__(self, name)
+        @override
+        def __getattribute__(self, name: str) -> Any:
+            if name not in known:
+                _complete(self, kind)
+            return object.__getattribute__(self, name)
+
+    return Pending
 
 
-def _complete(result: Result) -> None:
+def _complete(result: Result, kind: type[Result]) -> None:
     values = object.__getattribute__(result, "__dict__")
     account: Callable[[], Evidence] | None = values.get("account")
     if account is not None:  # else another thread was faster
         evidence = account()
         known = {**values, "evidence": evidence, "usage": usage(evidence)}
-        kind = values["kind"]
         whole = {name: known[name] for name in kind.model_fields}
         object.__setattr__(result, "__dict__", whole)
-        object.__setattr__(result, "__class__", kind)
+    object.__setattr__(result, "__class__", kind)
 
 
-_R = TypeVar("_R", bound=Result)
+_Pending = pending_kind(Result)
 
 
-def extended(result: Result, kind: type[_R], **more: Any) -> _R:
+def extended(result: Result, kind: type[_R], later: Any, **more: Any) -> _R:
     """The same result as a subclass of `Result`, with its further fields.
 
     What is still to be written of it stays so.
+
+    Args:
+        result: The result.
+        kind: Of what it becomes.
+        later: ``pending_kind(kind)``.
+        **more: The further fields.
     """
     values = object.__getattribute__(result, "__dict__")
-    if "account" not in values:
-        return kind.trusted(**values, **more)
-    found: Any = _Pending.trusted(**{**values, "kind": kind}, **more)
-    return cast("_R", found)
+    chosen: Any = later if "account" in values else kind
+    return cast("_R", chosen.trusted(**values, **more))
 
 
 def pending(account: Callable[[], Evidence], **values: Any) -> Result:
@@ -227,4 +234,4 @@ def pending(account: Callable[[], Evidence], **values: Any) -> Result:
         account: Makes the evidence, the same each time, and never raises.
         **values: The other fields.
     """
-    return _Pending.trusted(account=account, kind=Result, **values)
+    return cast("Result", _Pending.trusted(account=account, **values))

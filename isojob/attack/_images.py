@@ -62,6 +62,7 @@ _LAYERS: dict[str, tuple[str, Callable[[Path], list[list[Entry]]]]] = {
     ),
     "digest": ("an image whose layer is not what its digest says", lambda _: [[("f", b"")]]),
 }
+_REFUSED = ("device", "fifo", "bomb", "digest")
 IMAGES = {name: title for name, (title, _) in _LAYERS.items()}
 """Their names, and what each tries."""
 
@@ -91,6 +92,8 @@ def import_image(name: str, secret: Path, directory: Path) -> Iterator[tuple[str
         inside = (path for path in Path(image.path).rglob("*") if not path.is_symlink())
         if any(path.samefile(secret) for path in inside):
             yield "escaped", "the image has a file of the host"
+        if name in _REFUSED:
+            yield "escaped", "it was imported"
         yield "stopped", "import: names are looked up beneath the image's root"
     for path in directory.iterdir():
         if path.name not in names:

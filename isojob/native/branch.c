@@ -143,6 +143,18 @@ static ssize_t hear(int sock, void *buffer, size_t size, pid_t *from)
     return n;
 }
 
+/* A pid that another cell or a template has is none: what says so is no init of ours. */
+static bool is_taken(const struct zygote *z, pid_t pid)
+{
+    for (unsigned i = 0; i < MAX_TEMPLATES; i++)
+        if (z->warm.templates[i].pid == pid)
+            return true;
+    for (uint32_t i = 0; i < z->config.slots; i++)
+        if (z->slots[i].pid == pid)
+            return true;
+    return false;
+}
+
 static bool is_our_child(pid_t pid)
 {
     siginfo_t si = {0};
@@ -156,7 +168,8 @@ static void greet(struct zygote *z)
     struct warm *w = &z->warm;
     struct slot *s = w->pending;
     pid_t pid;
-    if (hear(w->hello, text, sizeof(text), &pid) > 0 && is_our_child(pid)) {
+    ssize_t heard = hear(w->hello, text, sizeof(text), &pid);
+    if (heard > 0 && is_our_child(pid) && !is_taken(z, pid)) {
         s->pid = pid;
         z->live++;
         if (write_maps(z, s, &f) == 0) {
@@ -170,8 +183,23 @@ static void greet(struct zygote *z)
             fail(&f, "send cell");
         }
         give_up(z, &f);
+    } else if (heard == 0 && now_ns() <= w->deadline) {
+        /* It could not fork, or what it forked did not come far: this cell's misfortune. */
+        errno = ECHILD;
+        fail(&f, "fork of the template");
+        give_up(z, &f);
     } else
         forget(z, &w->templates[s->template]); /* it does not do what it is for */
+}
+
+static bool is_error(const char *message, size_t size)
+{
+    struct header h;
+    if (size < sizeof(h))
+        return false;
+    memcpy(&h, message, sizeof(h));
+    return h.magic == WIRE_MAGIC && h.version == WIRE_VERSION && h.type == MSG_ERROR &&
+           h.flags == 0 && h.length == size - sizeof(h);
 }
 
 /* Reads one message; false: there is none. */
@@ -195,7 +223,7 @@ static bool listen_to(struct zygote *z, struct template *t)
         t->ready = true;
         wire_begin(&w, out, sizeof(out), MSG_READY);
         wire_put_u64(&w, TAG_PID, (uint64_t)t->pid);
-    } else if ((size_t)n > sizeof(struct header) && !memcmp(buffer, "ISOJ", 4)) {
+    } else if (is_error(buffer, (size_t)n)) {
         /* It failed before it was an interpreter. */
         (void)!send(host_of(z, t), buffer, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
         return true;

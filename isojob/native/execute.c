@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
 #include "zygote.h"
 
@@ -45,6 +46,10 @@ static int become_init(struct cell *cell, struct config *c, int sock, struct fai
     close_fd(&cell->shared_fd);
     masks_refresh(c);
     init_shed_prepare();
+    /* Hooks of what was preloaded run before the launcher speaks. */
+    const struct timeval patience = {.tv_sec = 30};
+    if (setsockopt(cell->channel, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) < 0)
+        return fail(f, "launcher's socket");
     return init_settle(cell, f);
 }
 

@@ -29,6 +29,9 @@ _Noreturn static void reaper_main(void)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, "isojob-reaper");
+    /* First this: without its capabilities, a template of the same uid could trace it. */
+    if (prctl(PR_SET_DUMPABLE, 0) < 0 || set_capabilities(0) < 0)
+        _exit(1);
     close_all_but(NULL, 0);
     struct sigaction ignore = {.sa_handler = SIG_IGN}; /* no zombies */
     sigaction(SIGCHLD, &ignore, NULL);
@@ -57,6 +60,10 @@ static int own_ids(const struct config *c, uint32_t slot, struct failure *f)
         return fail(f, "bounding set");
     if (c->mode != IDS_SINGLE && (setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0))
         return fail(f, "template's ids");
+    /* Not 0, which a core_pattern that pipes ignores (core(5)). */
+    const struct rlimit core = {.rlim_cur = 1, .rlim_max = 1};
+    if (setrlimit(RLIMIT_CORE, &core) < 0)
+        return fail(f, "rlimit");
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 || set_capabilities(0) < 0)
         return fail(f, "drop capabilities");
     for (unsigned i = 0; i < c->nrlimits; i++)
@@ -124,7 +131,14 @@ static int make_namespace(struct warm *w, struct failure *f)
     w->reaper = sys_clone3(&args);
     if (w->reaper == 0)
         reaper_main();
-    return w->reaper < 0 ? fail(f, "clone reaper") : 0;
+    if (w->reaper < 0)
+        return fail(f, "clone reaper");
+    /* Launchers are pid 2 of their namespaces. A template must be another: libraries tell a fork by
+     * getpid(). */
+    pid_t second = sys_clone3(&args);
+    if (second == 0)
+        _exit(0);
+    return second < 0 || waitpid(second, NULL, __WALL) < 0 ? fail(f, "clone") : 0;
 }
 
 int template_pair(int *ours, int *theirs, struct failure *f)

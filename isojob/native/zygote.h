@@ -20,7 +20,7 @@
 #define MAX_MASKS 32
 #define MAX_RLIMITS 16
 #define MAX_CELL_MOUNTS 64
-#define MAX_TEMPLATE_STRINGS 96
+#define MAX_TEMPLATE_STRINGS 512
 #define MAX_TEMPLATES 16
 
 enum id_mode {

@@ -41,12 +41,15 @@ def _preload(names):
         _tell("I" + name)
         try:
             importlib.import_module(name)
+            if len(os.listdir("/proc/self/task")) > 1:
+                raise RuntimeError("it starts threads, which no fork inherits")
+            with open("/proc/self/maps") as maps:
+                if any(line.split()[1][1::2] == "ws" for line in maps):
+                    raise RuntimeError("it makes shared memory, which all jobs would have")
         except BaseException as error:
+            why = f"{type(error).__name__}: {error}"
             lines = traceback.format_exception(type(error), error, error.__traceback__)
-            _tell("E" + name + "\0" + f"{type(error).__name__}: {error}" + "\0" + "".join(lines))
-            os._exit(1)
-        if len(os.listdir("/proc/self/task")) > 1:
-            _tell("E" + name + "\0it starts threads, which no fork inherits\0")
+            _tell("E" + name + "\0" + why + "\0" + "".join(lines))
             os._exit(1)
     os.environ.clear()
     os.environ.update(kept)
@@ -188,7 +191,9 @@ def _run_job(job, end=os._exit):
 
     _environment(_strings(job.envp))
     _streams(_is_unusual)
-    _reseed()
+    # `random` sees to itself (os.register_at_fork).
+    if (numpy := sys.modules.get("numpy.random")) is not None:
+        numpy.seed()
     _job(_strings(job.argv), answer, end)
 
 
@@ -256,12 +261,6 @@ def _streams(wanted):
         text.mode = mode
         setattr(sys, name, text)
         setattr(sys, f"__{name}__", text)
-
-
-def _reseed():
-    """What this fork has in common with others. `random` sees to itself (os.register_at_fork)."""
-    if (numpy := sys.modules.get("numpy.random")) is not None:
-        numpy.seed()
 
 
 def _run(path, argument, call):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +14,8 @@ from isojob import Pool, Result
 
 JOB: dict[str, Any] = {
     "input": b"x" * 300_000,
-    "files": {"a": b"b" * 1000, "large": b"c" * 300_000},
+    # A path is read in a thread, which is one more wait.
+    "files": {"a": Path(__file__), "large": b"c" * 300_000},
     "collect": ["*"],
 }
 SCRIPT = "cat large; cat | wc -c; sleep 0.01; echo >d"

@@ -138,6 +138,7 @@ def samples(path: Path, count: int) -> Path:
         json.dumps({**right, "completion": "    import os; os._exit(0)\n"}),
         json.dumps({"task_id": "nobody knows", "completion": ""}),
         json.dumps({**right, "entry_point": "add) or print('x'"}),
+        json.dumps({**right, "completion": "    raise ValueError('\\ud800')\n"}),
     ]
     path.write_text("".join(kinds[n % len(kinds)] + "\n" for n in range(count)))
     return path
@@ -172,9 +173,10 @@ def test_llm_grader_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted(row["sample"] for row in rows) == list(range(240))
     expected = ["ok", "nonzero_exit", "bad_sample", "ok", "bad_sample", "bad_sample"]
+    expected.append("nonzero_exit")
     for row in rows:
-        assert row["status"] == expected[row["sample"] % 6], row
-        assert row["passed"] == (row["sample"] % 6 == 0)
+        assert row["status"] == expected[row["sample"] % 7], row
+        assert row["passed"] == (row["sample"] % 7 == 0)
     assert "AssertionError" in next(r["detail"] for r in rows if r["task_id"] == "wrong")
     again = llm_grader(source)
     assert again.returncode == 0 and "now" not in again.stdout

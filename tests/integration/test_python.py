@@ -219,6 +219,21 @@ async def test_values_that_do_not_come(pool: PythonPool) -> None:
     assert result.ok and result.value is None and result.value_problem
 
 
+async def test_words_that_no_json_can_carry(pool: PythonPool) -> None:
+    """Whatever a job says, its result can be written."""
+    for code in (
+        "result = '\\ud800'",
+        "result = ['\\udfff'] * 3",
+        "raise ValueError('\\ud800')",
+        "result = x = []\nfor _ in range(900): x = [x]\nresult = x",
+        "result = float('nan')",
+        "class E(Exception): pass\nE.__name__ = E.__qualname__ = 'a\\0b'\nraise E",
+    ):
+        result = await pool.run_python(code)
+        again = PythonResult.model_validate_json(result.model_dump_json())
+        assert again.status == result.status
+
+
 async def test_call(pool: PythonPool) -> None:
     """A function of a module, with an argument and without."""
     assert (await pool.call_python("math:sqrt", 16.0)).value == 4.0
@@ -371,6 +386,7 @@ async def test_preloads(tmp_path: Path) -> None:
         ("hanging", "import time; time.sleep(600)", "were not done after"),
         ("hungry", "x = bytearray(300 << 20)", "died while it imported"),
         ("threaded", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", "threads"),
+        ("sharing", "import mmap; kept = mmap.mmap(-1, 4096)", "shared memory"),
         ("ending", "import os; os._exit(3)", "died while it imported"),
         ("exiting", "raise SystemExit(0)", "SystemExit"),
         ("deadly", "import os; os.kill(os.getpid(), 11)", "died while it imported"),
@@ -398,11 +414,36 @@ async def test_bad_preloads(module: str, code: str, words: str, tmp_path: Path) 
         async with pool:
             pass
     assert caught.value.module == module
-    assert caught.value.traceback.startswith("Traceback") == (
-        module in ("broken", "absent", "exiting")
-    )
+    raised = ("broken", "absent", "exiting", "threaded", "sharing")
+    assert caught.value.traceback.startswith("Traceback") == (module in raised)
     with pytest.raises(PoolClosedError):
         await pool.run_python("1")
+
+
+async def test_profiles_that_end_jobs() -> None:
+    """One that kills for what a launcher calls cannot hold before the job comes: refused."""
+    from isojob import ProfileError, Sandbox, SeccompProfile
+
+    deadly = SeccompProfile.model_validate(
+        {
+            "name": "deadly",
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["chdir"], "action": "SCMP_ACT_KILL_PROCESS"}],
+        }
+    )
+    with pytest.raises(ProfileError, match="deadly"):
+        async with PythonPool(python=PYTHON, sandbox=Sandbox(seccomp=deadly)):
+            pass
+    compute = Sandbox(seccomp=SeccompProfile.compute())
+    async with PythonPool(python=PYTHON, sandbox=compute, limits=PATIENT, parked=0) as pool:
+        assert (await pool.run_python("result = 1 + 1")).value == 2
+        result = await pool.run_python(
+            "import ctypes; ctypes.CDLL(None).syscall(165, 0, 0, 0, 0, 0)"
+        )
+        assert result.status is Status.SECCOMP_VIOLATION
+    free = Sandbox(seccomp=SeccompProfile.unconfined())
+    async with PythonPool(python=PYTHON, sandbox=free, limits=PATIENT, parked=0) as pool:
+        assert (await pool.run_python("result = 1 + 1")).value == 2
 
 
 async def test_template_is_isolated(tmp_path: Path) -> None:
@@ -524,7 +565,7 @@ def pyenv() -> Path:
     return (Path(root) if root else Path.home() / ".pyenv") / "versions"
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("version", ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"])
 async def test_virtual_environments(version: str, tmp_path: Path) -> None:
     """Another version, in a virtual environment below a home that only its owner reads."""
     found = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -164,6 +165,7 @@ async def test_rotation_lets_jobs_end() -> None:
         python=PYTHON, limits=PATIENT, preload_time=60, parked=0, rotate_jobs=1
     ) as pool:
         results: list[PythonResult] = []
+        first = None
 
         async def slow() -> None:
             code = f"import time; time.sleep({3 * SLOW}); result = 5"
@@ -210,6 +212,51 @@ def test_forked_host() -> None:
         "asyncio.run(main())",
     )
     assert (done.stdout, done.stderr) == ("7 0\n", "")
+
+
+async def test_hungry_branch(tmp_path: Path) -> None:
+    """One that meets the memory limit of the templates ends alone; running jobs do not notice."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "hungry.py").write_text("x = bytearray(400 << 20)")
+    sandbox = Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+    async with PythonPool(
+        python=PYTHON,
+        sandbox=sandbox,
+        limits=PATIENT,
+        preload_time=60,
+        preload_limits=Limits(memory="192MiB", processes=200, cpu_time=None, wall_time=None),
+        parked=1,
+    ) as pool:
+        values = []
+
+        async def slow() -> None:
+            code = f"import time; time.sleep({2 * SLOW}); result = 6"
+            values.append((await pool.run_python(code)).value)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow)
+            await anyio.sleep(0.5 * SLOW)
+            with pytest.raises(PreloadError, match="died while it imported") as caught:
+                await pool.run_python("1", preload=["hungry"])
+            assert caught.value.module == "hungry"
+        assert values == [6]
+        assert (await pool.run_python("result = 4")).value == 4
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_cancelled_by_the_task(anyio_backend: str) -> None:
+    """A cancel of asyncio's own while a template is made leaves nobody behind who holds it."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, preload_time=60, parked=0) as pool:
+        for name in ("bz2", "decimal"):
+            task = asyncio.ensure_future(pool.run_python("1", preload=[name]))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert all(stock.pins == 0 for stock in pool._branches._stocks.values())
+        assert (await pool.run_python("result = 1", preload=["bz2"])).value == 1
 
 
 async def test_cancelled_while_a_template_is_made(pool: PythonPool) -> None:

@@ -32,6 +32,7 @@ struct warm_job {
 };
 
 static struct config config;
+static struct reader config_text; /* what it points into */
 static int program = -1;
 static char stack[65536] __attribute__((aligned(16)));
 static void *launcher_begins[5];
@@ -118,6 +119,7 @@ static void launcher_main(struct warm_job *out)
     }
     job_harmless(&cell);
     touch();
+    umask(022); /* a preload may have another */
     /* A change of ids takes it away; execve would give it back. */
     prctl(PR_SET_DUMPABLE, 1);
     /* The first that is not our code: hooks of what was preloaded. */
@@ -136,6 +138,8 @@ static void launcher_main(struct warm_job *out)
         close(job.result);
     }
     munmap(cell.shared, 4096); /* init would believe what it says */
+    munmap((void *)config_text.at,
+           (size_t)(config_text.end - config_text.at)); /* names of the host */
     close_fd(&cell.channel);
     prctl(PR_SET_NAME, "python3");
     job_started();
@@ -147,9 +151,10 @@ PUBLIC int isojob_warm_open(int program_fd, int config_fd)
     struct failure f = {0};
     struct reader r;
     program = program_fd;
-    if (wire_map(config_fd, 0, &r) < 0)
+    if (wire_map(config_fd, 0, &config_text) < 0)
         return errno;
     close(config_fd);
+    r = config_text;
     return config_parse(&config, &r, NULL, 0, &f) < 0 ? f.error : 0;
 }
 

@@ -1,0 +1,75 @@
+"""What a warm pool shows of an interpreter, and what it does not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from isojob import CommandNotExecutableError, CommandNotFoundError, Root
+from isojob._interpreter import Interpreter, _follow
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="paths of Linux")
+
+
+def tree(path: Path) -> Path:
+    """Something that looks like an installed interpreter."""
+    (path / "bin").mkdir(parents=True)
+    (path / "lib/python3.12").mkdir(parents=True)
+    (path / "lib/python3.12/os.py").touch()
+    (path / "bin/python3.12").touch()
+    (path / "bin/python3").symlink_to("python3.12")
+    return path
+
+
+def test_links_from_elsewhere_are_followed(tmp_path: Path) -> None:
+    """A link in ~/.local/bin shows jobs the interpreter, and nothing of ~/.local."""
+    real = tree(tmp_path / "home/.local/share/uv/python/cpython-3.12")
+    local = tmp_path / "home/.local/bin"
+    local.mkdir()
+    (local / "python3.12").symlink_to(real / "bin/python3.12")
+    chosen, homes = _follow(str(local / "python3.12"))
+    assert chosen == str(real / "bin/python3.12")
+    assert set(homes) == {str(real)}
+
+
+def test_virtual_environments_keep_their_path(tmp_path: Path) -> None:
+    """Else the interpreter would not find its packages; its base is shown besides."""
+    real = tree(tmp_path / "opt/python")
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "pyvenv.cfg").touch()
+    (venv / "bin/python").symlink_to(real / "bin/python3")
+    chosen, homes = _follow(str(venv / "bin/python"))
+    assert chosen == str(venv / "bin/python")
+    assert set(homes) == {str(venv), str(real)}
+
+
+def test_mounts_below_the_toolchain_are_none() -> None:
+    """What the default root shows is not bound again; nested prefixes are bound once."""
+    system = Interpreter("/usr/bin/python3", ("/usr", "/usr/local"), (3, 11))
+    assert system.mounts(Root.host()) == ()
+    assert [m.target for m in system.mounts(Root.directory("/srv/root"))] == ["/usr"]
+    nested = Interpreter("/x/v/bin/python", ("/x/v", "/x", "/y"), (3, 11))
+    assert [m.target for m in nested.mounts(Root.host())] == ["/x", "/y"]
+
+
+def test_a_home_is_no_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that lives right in a home would show all of it."""
+    home = tree(tmp_path / "home")
+    (home / "bin/python3.12").unlink()
+    (home / "bin/python3.12").symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setattr(Path, "home", lambda: home)
+    with pytest.raises(CommandNotExecutableError):
+        Interpreter.find(home / "bin/python3.12")
+
+
+def test_the_running_one(tmp_path: Path) -> None:
+    """By default; and what is no Python is said to be none."""
+    found = Interpreter.find()
+    assert found.version == sys.version_info[:2]
+    assert sys.base_prefix in found.prefixes or sys.prefix in found.prefixes
+    with pytest.raises(CommandNotFoundError):
+        Interpreter.find(tmp_path / "python")
