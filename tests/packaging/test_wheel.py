@@ -17,6 +17,7 @@ import pytest
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = "isojob/_libexec/isojob-warm.so"
 EXECUTABLE = "isojob/_libexec/isojob-zygote"
 BUILD = "isojob/_libexec/build.json"
 
@@ -119,9 +120,21 @@ def test_wheel_holds_the_package_and_nothing_else(distributions: Distributions) 
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {name for name in sources() if not name.startswith("isojob/native/")}
     expected |= {f"isojob/seccomp_profiles/{name}" for name in profiles()}
-    assert names == expected | {EXECUTABLE, BUILD}
+    assert names == expected | {EXECUTABLE, LIBRARY, BUILD}
     assert "isojob/py.typed" in names
     assert "isojob/seccomp_profiles/default.json" in names
+
+
+def test_library_needs_nothing_but_the_c_library(distributions: Distributions) -> None:
+    """What templates load: hardened, for any interpreter, with three names for others to see."""
+    with zipfile.ZipFile(distributions.wheel) as wheel:
+        image = wheel.read(LIBRARY)
+    headers = program_headers(image)
+    assert not headers[PT_GNU_STACK] & PF_X
+    assert PT_GNU_RELRO in headers
+    assert b"libpython" not in image
+    exported = {word for word in image.split(b"\0") if word.startswith(b"isojob_warm_")}
+    assert exported == {b"isojob_warm_open", b"isojob_warm_serve", b"isojob_warm_hot"}
 
 
 def test_wheel_keeps_the_mode_of_the_executable(distributions: Distributions) -> None:
