@@ -188,7 +188,8 @@ async def test_rotation_lets_jobs_end() -> None:
 def test_forked_host() -> None:
     """A child of the host has templates of its own; the parent's jobs do not notice."""
     done = run_python(
-        "import asyncio, os, time, isojob",
+        "import asyncio, os, time, warnings, isojob",
+        "warnings.simplefilter('ignore', DeprecationWarning)  # 3.12 on: a fork beside threads",
         "async def main():",
         f"    async with isojob.PythonPool(python={PYTHON!r}, preload_time=60, parked=1) as pool:",
         "        async def slow():",
