@@ -9,10 +9,9 @@ from pathlib import Path
 from typing_extensions import override
 
 from isojob import wire
-from isojob._descriptors import close_all, receive_fds
 from isojob._lease import Lease
 from isojob._maker import Maker
-from isojob._session_zygote import ask
+from isojob._session_zygote import ask, hear
 from isojob._shelf import Level, Shelf
 from isojob._spec import CellSpec
 from isojob._stock import Stock
@@ -68,15 +67,9 @@ class Branch:
         while True:
             self._socket.settimeout(imports.left)
             try:
-                datagram, fds, _ = receive_fds(self._socket)
+                message = hear(self._socket)
             except TimeoutError:
                 raise imports.late() from None
-            except ConnectionResetError:
-                datagram, fds = b"", []
-            close_all(fds)
-            if not datagram:
-                raise PoolBrokenError("the pool's zygote died")
-            message = wire.decode(datagram)
             if message.kind is MessageType.READY:
                 self.pid = wire.parse_ready(message)
                 self._socket.setblocking(False)

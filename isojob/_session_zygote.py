@@ -24,7 +24,7 @@ from isojob.host import failures
 from isojob.limits import Limits
 from isojob.wire import MessageType, Tag, Writer
 
-__all__ = ["SessionStock", "SessionZygote", "ask"]
+__all__ = ["SessionStock", "SessionZygote", "ask", "hear"]
 
 _GONE = "the session's directory went with the pool's zygote"
 
@@ -48,6 +48,23 @@ def ask(parent: Zygote, message: bytes) -> socket.socket:
             if error.errno != errno.EBADF:
                 raise
             raise PoolClosedError from None
+
+
+def hear(control: socket.socket) -> wire.Message:
+    """The next message, waited for as the socket does (blocking); descriptors are not wanted.
+
+    Raises:
+        TimeoutError: None came in time.
+        PoolBrokenError: The other end is gone.
+    """
+    try:
+        datagram, fds, _ = receive_fds(control)
+    except ConnectionResetError:
+        datagram, fds = b"", []
+    close_all(fds)
+    if not datagram:
+        raise PoolBrokenError("the pool's zygote died")
+    return wire.decode(datagram)
 
 
 class SessionZygote(Maker):
@@ -74,15 +91,9 @@ class SessionZygote(Maker):
 
     def _await_ready(self, control: socket.socket) -> None:
         try:
-            datagram, fds, _ = receive_fds(control)
+            message = hear(control)
         except TimeoutError:
             raise PoolBrokenError("the pool's zygote does not answer") from None
-        except ConnectionResetError:
-            datagram, fds = b"", []
-        close_all(fds)
-        if not datagram:
-            raise PoolBrokenError("the pool's zygote died")
-        message = wire.decode(datagram)
         if message.kind is not MessageType.READY:
             raise failures.to_exception(wire.parse_failure(message))
         self._pid = wire.parse_ready(message)

@@ -6,7 +6,10 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+
+from isojob import Limits
 
 SLOW = int(os.environ.get("ISOJOB_TEST_SLOWNESS", "1"))
 """How many times slower than ordinary hardware this machine is (an emulated CPU)."""
@@ -15,6 +18,14 @@ WHOLE = bool(os.environ.get("ISOJOB_TEST_WHOLE"))
 """All rounds of the tests that go by rounds, as `make soak` has it; a share of them else."""
 
 PYTHON = "/usr/bin/python3"
+
+PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
+"""For jobs whose times are not the question."""
+
+
+def dedent(text: str) -> str:
+    """A program as it stands in a test, without its margin."""
+    return textwrap.dedent(text).lstrip("\n")
 
 
 def rounds(share: int, whole: int) -> int:

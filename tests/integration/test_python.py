@@ -6,31 +6,24 @@ import os
 import re
 import signal
 import subprocess
-import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from environment import PYTHON, SLOW
+from environment import PATIENT, PYTHON, SLOW, dedent
 
 from isojob import Limits, Pool, PoolClosedError, Status
 from isojob._job import Content
 from isojob._python import PythonPool, PythonResult, run_python
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError, PreloadError
 
-PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
-
 
 @pytest.fixture
 async def pool() -> AsyncIterator[PythonPool]:
     async with PythonPool(python=PYTHON, limits=PATIENT, parked=1) as pool:
         yield pool
-
-
-def dedent(text: str) -> str:
-    return textwrap.dedent(text).lstrip("\n")
 
 
 async def test_value_and_argument(pool: PythonPool) -> None:

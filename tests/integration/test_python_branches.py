@@ -10,13 +10,12 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import PYTHON, SLOW, run_python
+from environment import PATIENT, PYTHON, SLOW, run_python
 
 from isojob import Limits, Mount, PoolClosedError, PythonResult, Sandbox
 from isojob._python import PythonPool
 from isojob.errors import IsojobError, PreloadError, QueueFullError
 
-PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
 LOADED = "import sys; result = [n for n in ('decimal', 'fractions', 'bz2') if n in sys.modules]"
 
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from environment import PYTHON, SLOW
+from environment import PATIENT, PYTHON, SLOW, dedent
 
-from isojob import Limits, Status
+from isojob import Status
 from isojob._python import PythonPool
-
-PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
 
 
 @pytest.fixture
 async def pool() -> AsyncIterator[PythonPool]:
     async with PythonPool(python=PYTHON, limits=PATIENT, parked=1) as pool:
         yield pool
-
-
-def dedent(text: str) -> str:
-    return textwrap.dedent(text).lstrip("\n")
 
 
 SCAN = """
