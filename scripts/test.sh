@@ -21,12 +21,16 @@ cleanup() {
 }
 trap cleanup EXIT
 
+# What failed is named once more below the stages: the end of a long log is what people see.
 stage() {
-    local name=$1 began=$SECONDS word=passed
+    local name=$1 began=$SECONDS word=passed log
     shift
+    log=$(mktemp -p "$work")
     printf '\n==> %s\n' "$name"
-    "$@" || word=FAILED
+    "$@" 2>&1 | tee "$log" || word=FAILED
     printf '%-8s %4d s  %s\n' "$word" $((SECONDS - began)) "$name" >>"$report"
+    [[ $word == passed ]] || { grep -E '^(FAILED|ERROR|E  ) ?' "$log" || tail -n 20 "$log"; } |
+        tail -n 40 | cut -c 1-300 | sed 's/^/         | /' >>"$report"
 }
 absent() {
     printf '%-8s %6s  %s\n' 'not run' '' "$1" >>"$report"
