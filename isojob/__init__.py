@@ -43,13 +43,13 @@ from isojob.errors import ProfileError as ProfileError
 from isojob.errors import QueueFullError as QueueFullError
 from isojob.errors import SandboxSetupError as SandboxSetupError
 from isojob.limits import Limits as Limits
+from isojob.mounts import Mount as Mount
+from isojob.mounts import Root as Root
 from isojob.result import Evidence as Evidence
 from isojob.result import Posture as Posture
 from isojob.result import Result as Result
 from isojob.result import Status as Status
 from isojob.result import Usage as Usage
-from isojob.sandbox import Mount as Mount
-from isojob.sandbox import Root as Root
 from isojob.sandbox import Sandbox as Sandbox
 from isojob.seccomp import SeccompProfile as SeccompProfile
 

@@ -26,7 +26,8 @@ from isojob._image_source import MAX_JSON, Source, opened
 from isojob._models import Model, Name
 from isojob._unpack import MAX_BYTES, MAX_ENTRIES, Unpacker
 from isojob.errors import ImageError
-from isojob.sandbox import Root, Sandbox
+from isojob.mounts import Root
+from isojob.sandbox import Sandbox
 
 __all__ = ["Image", "default_store"]
 
@@ -107,14 +108,15 @@ class Image(Model, frozen=True):
         """For ``Sandbox(root=...)``."""
         return Root.directory(self.path)
 
-    def sandbox(self, **options: Any) -> Sandbox:
+    def sandbox(self, *, writable: bool = False, **options: Any) -> Sandbox:
         """A sandbox with its root and variables.
 
         Args:
+            writable: As for `Root.directory`.
             **options: Of `Sandbox`; variables in ``env`` are over the image's.
         """
         env = {**self.env, **options.pop("env", {})}
-        return Sandbox(root=self.root, env=env, **options)
+        return Sandbox(root=Root.directory(self.path, writable=writable), env=env, **options)
 
     @classmethod
     def stored(cls, store: str | os.PathLike[str] | None = None) -> list[Self]:

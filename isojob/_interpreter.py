@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError
-from isojob.sandbox import Mount, Root
+from isojob.mounts import Mount, Root
 
 __all__ = ["Interpreter"]
 

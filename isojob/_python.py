@@ -63,6 +63,9 @@ class _WarmPool(Pool):
     def __init__(self, template: Template, sandbox: Sandbox | None, **options: Any) -> None:
         self._template = template
         self.branches: Branches | None = None
+        if sandbox is not None and sandbox.root.writable:
+            # The template runs on the root that its forks have, and each cell would have another.
+            raise ValueError("warm interpreters have no writable root: give one to Pool")
         super().__init__(sandbox, **options)
 
     @override

@@ -18,8 +18,8 @@ from isojob._shield import in_thread
 from isojob._zygote import Zygote
 from isojob.errors import PoolClosedError, SandboxSetupError
 from isojob.limits import Limits
+from isojob.mounts import MIN_TMPFS
 from isojob.result import Result, Status, Usage
-from isojob.sandbox import MIN_TMPFS
 from isojob.verdict import total
 
 if TYPE_CHECKING:

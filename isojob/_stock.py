@@ -124,7 +124,8 @@ class Stock:
 
     def _install(self, zygote: Zygote) -> Zygote:
         self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
-        self._posture = posture(self.sandbox, zygote.driver, privilege(self.uid_range))
+        who = privilege(self.uid_range, writable=self.sandbox.root.writable)
+        self._posture = posture(self.sandbox, zygote.driver, who)
         self.zygote = zygote
         self.started += 1
         return zygote

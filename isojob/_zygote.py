@@ -34,14 +34,15 @@ SLOTS = 4096
 _ROOT, _SINGLE, _RANGES = 0, 1, 2
 
 
-def privilege(uid_range: range = ids.DEFAULT_RANGE) -> str:
+def privilege(uid_range: range = ids.DEFAULT_RANGE, *, writable: bool = False) -> str:
     """How cells get their ids: ``root``, ``user+ranges`` or ``user``.
 
-    uid 0 of a container's user namespace is no root here: it cannot map ids it does not have.
+    uid 0 of a container's user namespace is no root here: it cannot map ids it does not have. A
+    writable root has to be the job's, and only root can give it to another id than the caller's.
     """
     if os.geteuid() == 0 and ids.mapped(uid_range):
         return "root"
-    return "user+ranges" if ids.subordinate() else "user"
+    return "user+ranges" if ids.subordinate() and not writable else "user"
 
 
 _executable: bytes | None = None
@@ -80,7 +81,8 @@ class Zygote(Maker):
         super().__init__(driver)
         self._template = template
         self.template_pid = 0
-        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[privilege(uid_range)]
+        modes = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}
+        self.mode = modes[privilege(uid_range, writable=sandbox.root.writable)]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ids: ids.IdBlock | None = None

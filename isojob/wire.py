@@ -107,6 +107,8 @@ class Tag(IntEnum):
     ROOT_COPY = 27
     ROOT_LAYER = 28
     ROOT_OVERLAY = 29
+    ROOT_LOWER = 30
+    LOWER = 31
     CG_MASK = 32
     CG_WRITE = 33
     DISK = 34

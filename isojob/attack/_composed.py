@@ -64,6 +64,16 @@ def composed_attacks() -> Iterator[Attack]:
             before=("spaces", "leave_traces", marker) if when == "before" else (),
             beside=("spaces", "stay", marker, "4") if when == "beside" else (),
         )
+    for name, when in (("root_after", "before"), ("root_beside", "beside")):
+        yield composed(
+            name,
+            f"leave a root that it may write to, and see what a job {when} it did to its own",
+            "writable",
+            "leave_the_root",
+            marker,
+            before=("composed", "change_the_root", marker) if when == "before" else (),
+            beside=("composed", "stay_in_a_changed_root", marker, "4") if when == "beside" else (),
+        )
     yield composed("on_a_terminal", "type into its terminal, find others", "terminal")
     yield composed(
         "hang_up", "close its terminal and stay", "terminal", ends=WALL, limits=SHORT_WALL

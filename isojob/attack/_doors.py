@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import anyio
@@ -15,7 +19,8 @@ from isojob._python import PythonPool
 from isojob.attack._attack import Door
 from isojob.errors import IsojobError
 from isojob.limits import Limits
-from isojob.result import Result
+from isojob.mounts import Mount, Root
+from isojob.result import Result, Status
 
 __all__ = ["DOORS", "Asked", "Enter", "warm_door"]
 
@@ -67,6 +72,48 @@ async def _session(pool: Pool, asked: Asked) -> Result:
         return await _in_turn(asked, first, view, view)
 
 
+async def _writable(pool: Pool, asked: Asked) -> Result:
+    """Jobs on a root that they may write to; afterwards it is looked at from outside."""
+    directory = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, "", "isojob-attack-"))
+    try:
+        root = directory / "root"
+        mounts = await anyio.to_thread.run_sync(_lay_out, root)
+        sandbox = pool.sandbox.model_copy(
+            update={
+                "root": Root.directory(root, writable=True),
+                "mounts": (*mounts, *pool.sandbox.mounts),
+            }
+        )
+        before = sorted(map(str, root.rglob("*")))
+        async with Pool(sandbox, asked.limits, max_jobs=2, parked=0) as own:
+            result = await _alone(own, asked)
+        if sorted(map(str, root.rglob("*"))) != before or (root / _PASSWD).read_text() != _ACCOUNTS:
+            line = b"ESCAPED the directory that the root was made from\n"
+            result = result.model_copy(update={"stdout": (result.stdout or b"") + line})
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(shutil.rmtree, directory)
+    return result
+
+
+_PASSWD, _ACCOUNTS = "etc/passwd", "root:x:0:0::/root:/bin/sh\n"
+
+
+def _lay_out(root: Path) -> list[Mount]:
+    """The host's programs, bound into a small root of its own."""
+    mounts = [Mount.bind("/usr", "/usr")]
+    root.parent.chmod(0o755)
+    for name in (_PASSWD, "root/.profile"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(_ACCOUNTS)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        if (host := Path("/", name)).is_symlink():
+            (root / name).symlink_to(os.readlink(host))
+        elif host.is_dir():
+            mounts.append(Mount.bind(host, f"/{name}"))
+    return mounts
+
+
 async def _in_turn(
     asked: Asked,
     first: Callable[[Sequence[str]], Awaitable[Result]],
@@ -74,7 +121,9 @@ async def _in_turn(
     last: Callable[..., Awaitable[Result]],
 ) -> Result:
     if asked.before:
-        await first(asked.before)
+        result = await first(asked.before)
+        if result.status is Status.NONZERO_EXIT:  # it has not done what the other looks for
+            return result
     if not asked.beside:
         return await last(asked.command, collect=asked.collect)
     answer: Result | IsojobError | None = None
@@ -150,6 +199,7 @@ Enter: TypeAlias = Callable[[Pool, Asked], Awaitable[Result]]
 DOORS: dict[Door, Enter] = {
     "alone": _alone,
     "session": _session,
+    "writable": _writable,
     "terminal": _terminal,
     "pair": _pair,
 }

@@ -23,8 +23,9 @@ from isojob.attack._images import import_image
 from isojob.attack._scene import Scene
 from isojob.errors import IsojobError
 from isojob.limits import Limits
+from isojob.mounts import Mount
 from isojob.result import Result, Status
-from isojob.sandbox import Mount, Sandbox
+from isojob.sandbox import Sandbox
 
 __all__ = ["Finding", "Outcome", "attack"]
 

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from isojob.limits import Limits
-from isojob.sandbox import Mount, Root, Sandbox
+from isojob.mounts import Mount, Root
+from isojob.sandbox import Sandbox
 from isojob.seccomp import SeccompProfile
 
 __all__ = [
@@ -351,7 +352,8 @@ def make_sandbox(
     """Reads what the job sees.
 
     Args:
-        rootfs: A directory of the host to use as root; None: the host's toolchain.
+        rootfs: A directory of the host to use as root, with ``:O`` behind it if the job may write
+            to a view of its own; None: the host's toolchain.
         mounts: In this order.
         seccomp: The profile.
         identity: The text of ``--user``.
@@ -368,7 +370,8 @@ def make_sandbox(
         fields["seccomp"] = seccomp
     try:
         if rootfs is not None:
-            fields["root"] = Root.directory(_host_path("--rootfs", rootfs))
+            path = rootfs.removesuffix(":O")
+            fields["root"] = Root.directory(_host_path("--rootfs", path), writable=path != rootfs)
         return Sandbox(mounts=tuple(mounts), allow_missing=frozenset(allow_missing), **fields)
     except ValidationError as error:
         name, message = _messages(error)[0]

@@ -137,8 +137,9 @@ def run(
         str | None,
         _view(
             "--rootfs",
-            metavar="DIR",
-            help="An unpacked image to use as root; by default the host's /usr, /bin, /lib...",
+            metavar="DIR[:O]",
+            help="An unpacked image to use as root; by default the host's /usr, /bin, /lib... "
+            "With :O the job writes to a view of its own, as in Podman.",
         ),
     ] = None,
     volume: Annotated[
@@ -170,7 +171,7 @@ def run(
         bool,
         typer.Option(
             "--read-only",
-            help="Accepted for Docker's sake: the root always is. /box and /tmp stay writable.",
+            help="Accepted for Docker's sake: the root is, without :O; /box and /tmp are not.",
             rich_help_panel=_VIEW,
         ),
     ] = False,

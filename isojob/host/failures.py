@@ -82,6 +82,16 @@ def to_exception(failure: Failure) -> IsojobError:
         return SandboxSetupError(
             stage, number, "this seccomp profile needs limits.processes of at least 2"
         )
+    if stage == "map layer" and number in (errno.EINVAL, errno.EPERM):
+        return HostNotSupportedError(
+            f"a layer's file system does not let its files belong to jobs ({os.strerror(number)})",
+            "keep the directories of a writable root on ext4, xfs or btrfs of the machine itself "
+            "(tmpfs: Linux 6.3), or run as an ordinary user, who needs no mapped mounts",
+        )
+    if stage == "overlay of the root" and number == errno.EINVAL:
+        return HostNotSupportedError(
+            "overlayfs does not take layers with mapped owners", "upgrade to Linux 5.19"
+        )
     if stage.startswith("overlay") and number in (errno.ENODEV, errno.EPERM):
         return HostNotSupportedError(
             f"overlayfs cannot be mounted ({os.strerror(number)})", "modprobe overlay; as root once"

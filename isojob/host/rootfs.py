@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from isojob.errors import SandboxSetupError
-from isojob.sandbox import Mount, Sandbox, check_source
+from isojob.mounts import Mount, check_source
+from isojob.sandbox import Sandbox
 from isojob.wire import BindFlag, Tag, Writer
 
 __all__ = ["MASKS", "block_devices", "write_plan"]
@@ -38,6 +39,8 @@ _LINKS = (
 
 _MERGED = "dev/.layers"
 """Where the zygote mounts layers; jobs see what is bound from there."""
+_LOWER = ".lower"
+"""Where it has them for a root that each cell mounts itself."""
 
 MASKS = (
     "/proc/acpi",
@@ -75,7 +78,11 @@ def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) 
     out.text(Tag.ROOT_DIR, "tmp", 0o1777)
     for node in _NODES:
         out.text(Tag.ROOT_NODE, node)
-    if sandbox.root.kind == "host":
+    fresh: tuple[str, ...] = (sandbox.workdir, "/box", "/tmp")  # noqa: S108
+    if sandbox.root.writable:
+        _writable_root(config, out, sandbox)
+        fresh = ("",)
+    elif sandbox.root.kind == "host":
         _host_root(out, sandbox)
     else:
         _tree_root(out, sandbox)
@@ -83,7 +90,7 @@ def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) 
         out.pair(Tag.ROOT_LINK, name, target)
     out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
     for number, mount in enumerate(sandbox.mounts):
-        _mount(config, out, mount, number, (sandbox.workdir, "/box", "/tmp"))  # noqa: S108
+        _mount(config, out, mount, number, fresh)
     for mask in MASKS if own_ids else (*MASKS, *KEY_MASKS):
         config.text(Tag.MASK, mask)
 
@@ -126,6 +133,21 @@ def _tree_root(out: Writer, sandbox: Sandbox) -> None:
     if "etc" not in _top(layers):
         for name, content in _etc(sandbox).items():
             out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
+
+
+def _writable_root(config: Writer, out: Writer, sandbox: Sandbox) -> None:
+    """The layers as they are, and below them what a root without /etc needs; cells do the rest."""
+    layers = [Path(path) for path in sandbox.root.sources]
+    for layer in reversed(layers):
+        _check_source(layer)
+        out.text(Tag.ROOT_LAYER, os.path.realpath(layer))
+    out.text(Tag.ROOT_DIR, ".root", 0o755)
+    out.text(Tag.ROOT_DIR, f"{_LOWER}/etc", 0o755)
+    if "etc" not in _top(layers):
+        for name, content in _etc(sandbox).items():
+            out.blob(Tag.ROOT_FILE, f"{_LOWER}/etc/etc/{name}", content, 0o644)
+    out.text(Tag.ROOT_LOWER, _LOWER)
+    config.number(Tag.LOWER, len(layers))
 
 
 def _top(layers: list[Path]) -> dict[str, Path]:

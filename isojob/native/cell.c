@@ -113,12 +113,17 @@ bool cell_remove(struct zygote *z, struct slot *s)
     return true;
 }
 
-static int write_proc(int proc, pid_t pid, const char *file, const char *text)
+int write_proc(int proc, pid_t pid, const char *file, const char *text)
 {
     char path[48];
     snprintf(path, sizeof(path), "%d/%s", pid, file);
     cleanup_close int fd = openat(proc, path, O_WRONLY | O_CLOEXEC);
     return fd < 0 ? -1 : write_all(fd, text, strlen(text));
+}
+
+uint32_t slot_ids(const struct zygote *z, const struct slot *s)
+{
+    return z->config.uid_base + 2 * (z->session ? z->ids : (uint32_t)(s - z->slots));
 }
 
 /* We are the parent and have not reaped it: the pid cannot be another process. Host uid 0 is never
@@ -128,7 +133,7 @@ int write_maps(struct zygote *z, const struct slot *s, struct failure *f)
 {
     const struct config *c = &z->config;
     char uids[64], gids[64];
-    uint32_t base = c->uid_base + 2 * (z->session ? z->ids : (uint32_t)(s - z->slots));
+    uint32_t base = slot_ids(z, s);
     if (c->mode == IDS_SINGLE) {
         snprintf(uids, sizeof(uids), "%u 0 1\n", c->job_uid);
         snprintf(gids, sizeof(gids), "%u 0 1\n", c->job_gid);
@@ -152,6 +157,8 @@ static int start(struct zygote *z, struct slot *s, struct cell *cell, struct fai
         return -1;
     if (z->config.template_args)
         return template_ask(z, s, cell, f);
+    if (writable_layers(z, s, cell, f) < 0)
+        return -1;
     masks_refresh(&z->config);
     cell->shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (cell->shared == MAP_FAILED)
@@ -217,4 +224,5 @@ void cell_make(struct zygote *z, const int *fds, unsigned nfds, struct reader *r
             close(cell.dir[i]);
     for (unsigned i = 1; i < nfds; i++)
         close(fds[i]);
+    writable_close(&cell);
 }

@@ -178,6 +178,8 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         struct cell_mount *m = &c->mounts[c->nmounts++];
         return wire_pair(f, &m->path, f->tag == TAG_CELL_BIND ? &m->source : &m->options);
     }
+    case TAG_LOWER:
+        return take_number(f, &c->nlower) && c->nlower <= MAX_LOWER;
     case TAG_TEMPLATE_ARG:
     case TAG_TEMPLATE_ENV:
     case TAG_TEMPLATE_FILTER:

@@ -28,6 +28,7 @@ void cell_clear(struct cell *cell, const struct config *c)
     memset(cell->limit_fd, -1, sizeof(cell->limit_fd));
     memset(cell->evidence_fd, -1, sizeof(cell->evidence_fd));
     memset(cell->attach_fd, -1, sizeof(cell->attach_fd));
+    memset(cell->lower, -1, sizeof(cell->lower));
 }
 
 static const uint16_t tags[] = {TAG_DISK, TAG_INODES};

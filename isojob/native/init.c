@@ -335,10 +335,11 @@ _Noreturn static void loop(struct cell *cell)
 _Noreturn void init_main(struct cell *cell)
 {
     struct failure f = {0};
-    int keep[MAX_HIERARCHIES + 5] = {cell->lease, cell->alive, cell->go, cell->out[0],
-                                     cell->out[1]};
-    memcpy(keep + 5, cell->dir, sizeof(cell->dir));
-    close_all_but(keep, ARRAY_LEN(keep));
+    enum { FIXED = 5, LOWER = FIXED + MAX_HIERARCHIES };
+    int keep[LOWER + MAX_LOWER] = {cell->lease, cell->alive, cell->go, cell->out[0], cell->out[1]};
+    memcpy(keep + FIXED, cell->dir, sizeof(cell->dir));
+    memcpy(keep + LOWER, cell->lower, sizeof(cell->lower));
+    close_all_but(keep, LOWER + cell->config->nlower);
     if (become_init(cell, &f) < 0) {
         report_error(cell->lease, &f);
         _exit(1);

@@ -47,7 +47,7 @@ static int mount_proc(const struct cell *cell, struct failure *f)
     return 0;
 }
 
-static int make_dir(const struct config *c, const char *name, mode_t mode)
+int make_dir(const struct config *c, const char *name, mode_t mode)
 {
     if (mkdir(name, mode) < 0)
         return -1;
@@ -106,7 +106,7 @@ static int mount_copy(const struct cell *cell, struct failure *f)
 
 /* One tmpfs carries /tmp, /dev/shm and the working directory, unless a session has that: its size
  * and inodes are totals. */
-static int mount_disk(const struct cell *cell, struct failure *f)
+static int mount_disk(struct cell *cell, struct failure *f)
 {
     const struct config *c = cell->config;
     char options[96];
@@ -114,6 +114,8 @@ static int mount_disk(const struct cell *cell, struct failure *f)
              (unsigned long long)cell->disk, (unsigned long long)cell->inodes);
     if (mount("isojob", "/tmp", "tmpfs", SAFE, options) < 0)
         return fail(f, "mount /tmp");
+    if (c->nlower && writable_enter(cell, f) < 0)
+        return -1;
     if (make_dir(c, "/tmp/tmp", 01777) < 0 || make_dir(c, "/tmp/shm", 01777) < 0)
         return fail(f, "mkdir in /tmp");
     if (!cell->session && (make_dir(c, "/tmp/box", 0755) < 0 ||
@@ -130,7 +132,7 @@ static int mount_disk(const struct cell *cell, struct failure *f)
     return inside_mounts(c, f);
 }
 
-int inside_build(const struct cell *cell, struct failure *f)
+int inside_build(struct cell *cell, struct failure *f)
 {
     umask(0);
     if (mount_proc(cell, f) < 0 || mount_disk(cell, f) < 0)

@@ -134,8 +134,10 @@ static int check_mounts(struct failure *f)
     return result;
 }
 
-/* The layers since the last overlay. */
-static int layers[64];
+#define LAYER_ATTRIBUTES (MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_RDONLY)
+
+/* The layers since the last overlay, the highest first. */
+static int layers[MAX_LOWER];
 static unsigned nlayers;
 static const char *merged; /* where the overlay is, while the root is built */
 
@@ -174,6 +176,24 @@ static int put_overlay(const struct config *c, int root, const char *path)
     int result = mount("isojob", target, "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, options);
     while (nlayers > 0)
         close_fd(&layers[--nlayers]);
+    return result;
+}
+
+/* Not recursive: an overlay shows no mounts below its layers. */
+static int put_lower(int root, const char *path)
+{
+    char target[256];
+    int result = 0;
+    for (unsigned i = 0; i < nlayers; i++) {
+        snprintf(target, sizeof(target), "%s/%u", path, i);
+        cleanup_close int tree =
+            sys_open_tree(layers[i], "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        if (tree < 0 || sys_mount_setattr(tree, "", AT_EMPTY_PATH, LAYER_ATTRIBUTES) < 0 ||
+            graft(root, tree, target) < 0)
+            result = -1;
+        close_fd(&layers[i]);
+    }
+    nlayers = 0;
     return result;
 }
 
@@ -226,6 +246,9 @@ static int apply(const struct config *c, const struct field *op, int root, int h
     case TAG_ROOT_OVERLAY:
         path = wire_string(op);
         return path && put_overlay(c, root, path) == 0 ? 0 : fail(f, "overlay of the layers");
+    case TAG_ROOT_LOWER:
+        path = wire_string(op);
+        return path && put_lower(root, path) == 0 ? 0 : fail(f, "bind of the layers");
     case TAG_ROOT_NODE:
         path = wire_string(op);
         return path && put_node(c, root, host, path) == 0 ? 0 : fail_at(f, "device node", path);

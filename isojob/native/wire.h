@@ -65,6 +65,9 @@ enum tag {
     TAG_ROOT_COPY = 27, /* as ROOT_BIND; a copy if it is small, else a bind */
     TAG_ROOT_LAYER = 28, /* source: for the overlay that follows, the highest first */
     TAG_ROOT_OVERLAY = 29, /* path: the layers, read-only */
+    TAG_ROOT_LOWER =
+        30, /* path: the layers, side by side, for a root that each cell mounts itself */
+    TAG_LOWER = 31, /* how many there are */
     TAG_TEMPLATE_ARG = 40, /* a warm interpreter, which cells' launchers are forked from */
     TAG_TEMPLATE_ENV = 41,
     TAG_TEMPLATE_FILTER = 42, /* as FILTER */

@@ -1,6 +1,7 @@
 /* What the files of the zygote share. Order of the story: zygote.c (the loop), config.c (what the
  * host asked for), root.c (the tree all cells copy), cell.c (making one), init.c (pid 1 of a cell),
- * inside.c (what init mounts), job.c, rlimit.c and filter.c (the launcher, pid 2),
+ * inside.c (what init mounts), writable.c (a root that a cell can write to), job.c, rlimit.c and
+ * filter.c (the launcher, pid 2),
  * shed.c (what zygote and init give up), session.c (a zygote for the cells of one session),
  * template.c and branch.c (warm interpreters), handover.c, execute.c and warm/ (their cells), cgroup.c,
  * collect.c, path.c. */
@@ -22,6 +23,7 @@
 #define MAX_CELL_MOUNTS 64
 #define MAX_TEMPLATE_STRINGS 512
 #define MAX_TEMPLATES 16
+#define MAX_LOWER 60
 
 enum id_mode {
     IDS_ROOT = 0,   /* host root: 0 -> A, 1000 -> B, two host ids of its own for each cell */
@@ -80,6 +82,7 @@ struct config {
     unsigned nmasks;
     struct cell_mount mounts[MAX_CELL_MOUNTS];
     unsigned nmounts;
+    uint32_t nlower; /* layers of a root that each cell can write to; 0: none can */
     int host; /* pidfd of the host process */
     /* What the template is executed with; empty: there is none. */
     char *template_argv[MAX_TEMPLATE_STRINGS], *template_envp[MAX_TEMPLATE_STRINGS];
@@ -142,6 +145,7 @@ struct cell {
     int dir[MAX_HIERARCHIES]; /* this cell's cgroup directories, O_PATH; -1: none */
     int limit_fd[MAX_CG_FILES], evidence_fd[MAX_CG_FILES];
     int kill_fd, attach_fd[MAX_HIERARCHIES];
+    int lower[MAX_LOWER]; /* layers as mounts that are owned by the job; -1: as they are */
     uint64_t disk, inodes;
     uint32_t id;
     bool session, private; /* the working directory is the session's; or its copy */
@@ -224,6 +228,13 @@ void report_error(int sock, const struct failure *f);
 struct slot *free_slot(struct zygote *z);
 int cell_cgroups(struct zygote *z, struct slot *s, struct cell *cell, struct failure *f);
 int write_maps(struct zygote *z, const struct slot *s, struct failure *f);
+int write_proc(int proc, pid_t pid, const char *file, const char *text);
+/* The first of the two ids that its cell has, as our own user namespace numbers them. */
+uint32_t slot_ids(const struct zygote *z, const struct slot *s);
+/* writable.c */
+int writable_layers(struct zygote *z, const struct slot *s, struct cell *cell, struct failure *f);
+void writable_close(struct cell *cell);
+int writable_enter(struct cell *cell, struct failure *f);
 /* template.c */
 int template_start(struct zygote *z, struct failure *f);
 /* A socket to a template; ours tells who has sent. */
@@ -264,9 +275,11 @@ _Noreturn void init_serve(struct cell *cell);
 /* inside.c */
 /* Looks which masks there is something for. */
 void masks_refresh(struct config *c);
-int inside_build(const struct cell *cell, struct failure *f);
+int inside_build(struct cell *cell, struct failure *f);
 /* What the caller has mounted below what each cell mounts afresh. */
 int inside_mounts(const struct config *c, struct failure *f);
+/* A directory of the job's. */
+int make_dir(const struct config *c, const char *name, mode_t mode);
 /* shed.c */
 void close_all_but(const int *keep, unsigned n);
 int join_keyring(void);

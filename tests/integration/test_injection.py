@@ -19,7 +19,7 @@ import anyio
 import pytest
 from environment import SLOW, WHOLE, seeded
 
-from isojob import IsojobError, Limits, Pool, Status
+from isojob import IsojobError, Limits, Mount, Pool, Root, Sandbox, Status
 from isojob.errors import SandboxSetupError
 
 pytestmark = [
@@ -57,9 +57,23 @@ def traced(pid: int, *options: str) -> Iterator[None]:
         tracer.wait()
 
 
-async def calls(directory: Path) -> list[tuple[str, int]]:
+def sandbox(directory: Path, *, writable: bool) -> Sandbox:
+    """The usual one, or one with a root that jobs write to."""
+    if not writable:
+        return Sandbox()
+    directory.chmod(0o755)
+    for name in ("bin", "lib", "lib64"):
+        (directory / "root" / name).parent.mkdir(exist_ok=True)
+        (directory / "root" / name).symlink_to(f"usr/{name}")
+    (directory / "root/usr").mkdir()
+    root = Root.directory(directory / "root", writable=True)
+    return Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),))
+
+
+async def calls(directory: Path, seen: Sandbox) -> list[tuple[str, int]]:
     """What zygote, init and launcher call to make a cell and run a job: names, each with a count."""
-    async with Pool(limits=LIMITS, parked=0) as pool:
+    directory.mkdir()
+    async with Pool(seen, limits=LIMITS, parked=0) as pool:
         await pool.run(["true"])
         assert pool._stock.zygote is not None
         with traced(pool._stock.zygote.pid, "-ff", "-o", str(directory / "trace")):
@@ -88,12 +102,16 @@ def spaces(text: str) -> set[str]:
     return set(re.findall(r"\w+:\[\d+\]", text))
 
 
-async def test_each_call_fails_in_turn(anyio_backend_name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writable", [False, True], ids=["read-only", "writable"])
+async def test_each_call_fails_in_turn(
+    anyio_backend_name: str, tmp_path: Path, *, writable: bool
+) -> None:
     """A job runs in a whole sandbox or not at all; the next one runs in any case."""
     assert shutil.which("strace"), "this test needs strace"
     outside = {os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}
     outside = {name for name in outside if not name.startswith("time")}
-    everything = await calls(tmp_path)
+    view = sandbox(tmp_path, writable=writable)
+    everything = await calls(tmp_path / "calls", view)
     assert len(everything) > 100
     stages: set[str] = set()
     ran = failed = 0
@@ -102,7 +120,7 @@ async def test_each_call_fails_in_turn(anyio_backend_name: str, tmp_path: Path) 
         everything = seeded().sample(everything, max(4, SHARE // SLOW))
     for name, number in everything:
         which = f"inject={name}:error=EIO:when={number}"
-        async with Pool(limits=LIMITS, parked=0) as pool:
+        async with Pool(view, limits=LIMITS, parked=0) as pool:
             expected = normal((await pool.run(["sh", "-c", SHOW])).stdout_text)
             assert pool._stock.zygote is not None
             options = ("-f", "-o", "/dev/null", "-e", which)

@@ -215,6 +215,8 @@ def test_sandbox(tmp_path: Path) -> None:
     assert (made.uid, made.gid, made.hostname, made.workdir) == (5, 6, "here", "/w")
     assert made.allow_missing == {"io_limit"}
     assert made.seccomp.name == "compute"
+    made = _options.make_sandbox(rootfs=f"{tmp_path}:O")
+    assert made.root == Root.directory(tmp_path, writable=True)
 
 
 @pytest.mark.parametrize(

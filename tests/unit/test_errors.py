@@ -144,6 +144,9 @@ def test_failed_job_says_its_status_in_one_bounded_line() -> None:
         (Failure("mount /proc", errno.EPERM), "cannot mount its own /proc"),
         (Failure("open_tree", errno.ENOSYS), "lacks the system call"),
         (Failure("mkdir", errno.EACCES), "Permission denied"),
+        (Failure("map layer", errno.EINVAL), "keep the directories of a writable root on ext4"),
+        (Failure("overlay of the root", errno.EINVAL), "upgrade to Linux 5.19"),
+        (Failure("overlay of the root", errno.ENODEV), "modprobe overlay"),
     ],
 )
 def test_a_failed_stage_says_what_to_look_at(failure: Failure, words: str) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from isojob.sandbox import PROTECTIONS, Mount, Root, Sandbox
+from isojob.mounts import Mount, Root
+from isojob.sandbox import PROTECTIONS, Sandbox
 from isojob.seccomp import SeccompProfile
 
 

@@ -3,12 +3,13 @@
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import time
 
-from attacker import attempt, denied, escaped, main, say, stopped
+from attacker import attempt, denied, escaped, main, refused, say, stopped
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NEEDED = "attacker.py"
@@ -96,6 +97,72 @@ def as_it_was(marker):
         escaped("what another job did in a view of its own")
     else:
         stopped("mount", "a private view ends with its job")
+
+
+def change_the_root(marker):
+    """Changes all it can reach of a root that it may write to: nobody else must see it."""
+    for top in ("/", "/etc", "/bin", "/usr", "/dev", "/proc", "/usr/bin", "/sbin", "/root"):
+        try:
+            with open(f"{top}/{marker}", "w") as file:
+                file.write(marker)
+        except OSError as error:
+            denied(f"write in {top}", error.errno)
+    with open("/etc/passwd", "w") as file:
+        file.write(marker)
+    shutil.move("/etc", "/moved")
+    os.symlink("/moved", "/etc")
+    shutil.rmtree("/root")
+    os.mkdir("/root", 0o777)
+    with open("/usr/bin/id", "rb") as source, open("/id", "wb") as target:
+        target.write(source.read())
+    os.chmod("/id", 0o6755)
+    for name in ("redirect", "opaque", "origin"):
+        for kind in ("user", "trusted"):
+            try:
+                _set_attribute("/root", f"{kind}.overlay.{name}", b"/../../..")
+            except OSError as error:
+                denied(f"{kind}.overlay.{name}", error.errno)
+    say("NOTE", "changed")
+
+
+def stay_in_a_changed_root(marker, seconds):
+    """The same, and lives on meanwhile."""
+    change_the_root(marker)
+    time.sleep(float(seconds))
+
+
+def leave_the_root(marker):
+    """The way out of a root that it may write to, and what another job did to its own."""
+    for top in ("/", "/etc", "/bin", "/usr", "/dev", "/usr/bin", "/sbin"):
+        if os.path.lexists(f"{top}/{marker}"):
+            escaped(f"what another job wrote in {top}")
+    with open("/etc/passwd") as file:
+        if marker in file.read() or os.path.islink("/etc") or not os.path.exists("/root/.profile"):
+            escaped("what another job changed")
+    stopped("mount", "a root is as the host gave it, whatever other jobs did")
+    for name in ("/.lower", "/.root", "/.host", "/rootwork", "/tmp/root", "/tmp/rootwork"):
+        if os.path.lexists(name):
+            escaped(f"{name} of the set-up")
+    for _ in range(20):
+        os.chdir("..")
+    if os.stat(".").st_ino != os.stat("/").st_ino:
+        escaped("a directory above its root")
+    os.mkdir("/old")
+    refused("chroot", b"/old")
+    refused("pivot_root", b"/", b"/old")
+    refused("mount", b"/usr", b"/old", None, 4096, None)
+    refused("umount2", b"/", 2)
+    refused("umount2", b"/dev", 2)
+    for name in ("/dev", "/proc", "/tmp", "/box"):
+        attempt(f"move {name} away", os.rename, name, "/away")
+    for name, kind in (("/null", stat.S_IFCHR), ("/disk", stat.S_IFBLK)):
+        attempt(f"a device: {name}", os.mknod, name, kind | 0o666, os.makedev(1, 3))
+    with open("/usr/bin/id", "rb") as source, open("/id", "wb") as target:
+        target.write(source.read())
+    os.chmod("/id", 0o6755)
+    if os.fork() == 0:
+        os.execv("/id", ["id", "-u"])
+    os.wait()
 
 
 def on_a_terminal():
