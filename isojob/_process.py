@@ -8,7 +8,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from isojob._account import Outcome
     from isojob._lease import Lease
     from isojob._pool import Pool
+    from isojob._stock import Stock
 
 __all__ = ["PIPE", "IsolatedProcess"]
 
@@ -44,7 +45,7 @@ _JOB = 2  # pid 1 is init
 
 
 class IsolatedProcess(anyio.abc.Process):
-    """A job under way. Made by `open_isolated` and `Pool.open`.
+    """A job under way. Made by `open_isolated`, `Pool.open` and `Session.open`.
 
     Its limits hold as they do in `run_isolated`, output included: what is read beyond
     ``limits.output`` ends it. A stream that nobody reads blocks the job, until its wall time ends.
@@ -149,10 +150,10 @@ class IsolatedProcess(anyio.abc.Process):
             self._outcome.stop_reason(self._stop)
             self._lease.stop()
 
-    async def run(self, pool: Pool) -> None:
+    async def run(self, pool: Pool, stock: Stock | None) -> None:
         """The job from admission to its end."""
         try:
-            self._result = await pool.perform(self._job)
+            self._result = await pool.perform(self._job, stock=stock)
         except Exception as error:  # noqa: BLE001 - raised where it is asked for
             self._error = error
         except BaseException:
@@ -356,13 +357,11 @@ async def opened(
     stdin: Any = PIPE,
     stdout: Any = PIPE,
     stderr: Any = PIPE,
-    env: Mapping[str, str] | None = None,
-    cwd: str | None = None,
-    files: Mapping[str, Any] | None = None,
-    collect: Sequence[str] = (),
     pty: bool | tuple[int, int] = False,
+    stock: Stock | None = None,
+    **options: Any,
 ) -> AsyncIterator[IsolatedProcess]:
-    """`Pool.open`."""
+    """`Pool.open`, in a cell of the pool's own stock or of a session's."""
     if pty and not (stdin == stdout == stderr == PIPE):
         raise ValueError("pty: a terminal is all three streams; do not redirect one")
     own_stdin = isinstance(stdin, int) and not isinstance(stdin, bool) and stdin == PIPE
@@ -372,10 +371,7 @@ async def opened(
         stdin=DEVNULL if own_stdin else stdin,
         stdout=stdout,
         stderr=stderr,
-        env=env,
-        cwd=cwd,
-        files=files,
-        collect=collect,
+        **options,
     )
     if own_stdin:
         job.stdin_fd = PIPE
@@ -384,7 +380,7 @@ async def opened(
     failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(process.run, pool)
+            tasks.start_soon(process.run, pool, stock)
             try:
                 await process.until_started()
                 yield process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,10 +13,11 @@ import anyio
 from isojob._cache import Cache
 from isojob._job import Content, Job, StrOrBytesPath, read_content
 from isojob._models import parse_bytes
+from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
 from isojob._shield import in_thread
 from isojob._zygote import Zygote
-from isojob.errors import PoolClosedError, SandboxSetupError
+from isojob.errors import IsojobError, PoolClosedError, SandboxSetupError
 from isojob.limits import Limits
 from isojob.mounts import MIN_TMPFS
 from isojob.result import Result, Status, Usage
@@ -173,6 +174,48 @@ class Session:
             if self._cache is not None and _repeatable(job, result):
                 self._history = Cache.key(before, job)
             return result
+
+    @asynccontextmanager
+    async def open(
+        self,
+        command: Sequence[StrOrBytesPath],
+        *,
+        keep: bool = True,
+        limits: Limits | None = None,
+        **options: Any,
+    ) -> AsyncIterator[IsolatedProcess]:
+        """Starts a job on the session's directory, to talk to.
+
+        Args:
+            command: As for `open_isolated`.
+            keep: As for `run`: while such a job is open no other works on the directory, so do
+                not wait for one inside the block.
+            limits: As for `open_isolated`; by default the session's.
+            **options: The other arguments of `open_isolated` but for `sandbox`.
+
+        Raises:
+            PoolBrokenError: The zygote died, and with it the directory.
+            PoolClosedError: The session or the pool is closed.
+        """
+        stock = self._kept if keep else self._private
+        limits = self.limits if limits is None else limits
+        async with self._turns.alone() if keep else self._turns.shared():
+            if keep:
+                self._history = os.urandom(32)  # nobody knows what it was told
+            try:
+                async with opened(
+                    self._pool, command, limits=limits, stock=stock, **options
+                ) as process:
+                    try:
+                        yield process
+                    finally:
+                        await process.aclose()
+                        with anyio.CancelScope(shield=True), suppress(IsojobError):
+                            result = await process.result()
+                            self._total = total((self._total, result.usage))
+            finally:
+                if keep:
+                    self._private.make_anew()
 
     def _job(
         self, command: Sequence[StrOrBytesPath], limits: Limits, options: dict[str, Any]

@@ -16,6 +16,7 @@ from environment import SLOW, children_of
 
 from isojob import (
     Cache,
+    CommandNotFoundError,
     JobFailedError,
     Limits,
     Pool,
@@ -414,3 +415,56 @@ async def test_dead_zygote(who: str) -> None:
                 await anyio.sleep(0.1)
         else:
             pytest.fail("no session any more")
+
+
+async def test_a_conversation(pool: Pool) -> None:
+    """An open job works on the directory; alone if it is kept, on a view of its own if not."""
+    async with pool.session(files={"f": b"0"}) as session:
+        async with session.open(sh("read x; echo $x >>f; cat f; read x; echo $x")) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            await process.stdin.send(b"one\n")
+            assert await process.stdout.receive() == b"0one\n"
+            with anyio.move_on_after(0.2) as scope:
+                await session.run(["true"], keep=False)
+            assert scope.cancelled_caught  # it waits for its turn
+            await process.stdin.send(b"two\n")
+            assert (await process.result()).ok
+        async with (
+            session.open(sh("read x; echo $x >f; cat f"), keep=False) as first,
+            session.open(sh("cat f; read x"), keep=False, pty=True) as second,
+        ):
+            for process, said in ((first, b"a\n"), (second, b"0one\r\n")):
+                assert process.stdin is not None
+                assert process.stdout is not None
+                await process.stdin.send(b"a\n")
+                assert said in await process.stdout.receive()
+            assert (await session.run(["cat", "f"], keep=False)).stdout == b"0one\n"
+        assert (await session.collect("f")).files == {"f": b"0one\n"}
+        assert session.usage().wall_time > 0.2
+
+
+async def test_a_conversation_that_breaks_off(pool: Pool) -> None:
+    """Errors leave the session usable, and end the job."""
+    async with pool.session() as session:
+        with pytest.raises(CommandNotFoundError):
+            async with session.open(["/nowhere"]):
+                raise AssertionError("it did not start")
+
+        async def fail() -> None:
+            async with session.open(sh("echo x >kept; echo; sleep 100")) as process:
+                assert process.stdout is not None
+                await process.stdout.receive()
+                raise KeyError("of the caller")
+
+        with pytest.raises(KeyError):
+            await fail()
+        assert (await session.collect("kept")).files == {"kept": b"x\n"}
+        with anyio.move_on_after(0.2) as scope:
+            async with session.open(["sleep", "100"]):
+                await anyio.sleep(100)
+        assert scope.cancelled_caught
+        assert (await session.run(["true"])).ok
+    with pytest.raises(PoolClosedError):
+        async with session.open(["true"]):
+            raise AssertionError("it did not start")
