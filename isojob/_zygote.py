@@ -22,6 +22,7 @@ from isojob._template import Imports, Template
 from isojob.cgroups import Driver, Subtree
 from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
 from isojob.host import failures, ids
+from isojob.host.filesystems import mounted_files
 from isojob.host.rootfs import write_plan
 from isojob.sandbox import Sandbox
 from isojob.wire import FilterFlag, MessageType, Tag, Writer
@@ -126,14 +127,15 @@ class Zygote(Maker):
         if self._template is not None:
             sandbox = self._template.sandbox(sandbox)
             self._template.write(config, plan, self.driver, sandbox)
-        write_plan(config, plan, sandbox, own_ids=self.mode != _SINGLE)
-        pidfd = os.pidfd_open(os.getpid())
-        try:
-            config.put(Tag.HOST_PIDFD)
-            fds.append(pidfd)
-            self._spawn(config, plan, fds)
-        finally:
-            os.close(pidfd)
+        with mounted_files(sandbox.root.lower) as images:
+            write_plan(config, plan, sandbox, images, own_ids=self.mode != _SINGLE)
+            fds.extend(images.values())
+            pidfd = os.pidfd_open(os.getpid())
+            try:
+                config.put(Tag.HOST_PIDFD)
+                self._spawn(config, plan, [*fds, pidfd])
+            finally:
+                os.close(pidfd)
 
     def _spawn(self, config: Writer, plan: Writer, fds: list[int]) -> None:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -182,7 +182,7 @@ class Root(Model, frozen=True):
         *,
         writable: bool = False,
     ) -> Self:
-        """Directories one over the other, as container images have them (overlayfs).
+        """Directories or images one over the other, as containers have them (overlayfs).
 
         Mounted once for all jobs, if they are not writable. A layer hides what is below it by
         overlayfs's own marks: a character device 0, 0 in the place of a file,
@@ -190,7 +190,9 @@ class Root(Model, frozen=True):
         or isojob does not run as root).
 
         Args:
-            paths: Absolute paths on the host, the lowest layer first; at most 60.
+            paths: Absolute paths on the host, the lowest layer first; at most 60. A file is taken
+                for a squashfs or EROFS image and mounted, which only root can (at most 32). The
+                kernel reads it: an image of a stranger's making can attack the kernel.
             writable: As for `directory`.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):

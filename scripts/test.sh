@@ -8,6 +8,8 @@
 
 with_debian newuidmap uidmap
 with_debian strace strace
+with_debian mksquashfs squashfs-tools
+with_debian mkfs.erofs erofs-utils
 
 work=$(mktemp -d)
 declare -A beside=()

@@ -7,6 +7,8 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from isojob import Limits
@@ -57,3 +59,13 @@ def run_python(*lines: str) -> subprocess.CompletedProcess[str]:
 def children_of(pid: int) -> list[int]:
     """Children of a process with one thread: of a zygote, the inits of its cells."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def settle(check: Callable[[], object], seconds: float = 5.0) -> object:
+    """Calls until the answer is empty; the last answer."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = check()
+        if not answer or time.monotonic() > end:
+            return answer
+        time.sleep(0.02)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from isojob.errors import SandboxSetupError
@@ -60,13 +61,17 @@ KEY_MASKS = ("/proc/key-users", "/proc/keys")
 reader's user namespace maps, and of no other (security/keys/proc.c)."""
 
 
-def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) -> None:
+def write_plan(
+    config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int], *, own_ids: bool
+) -> None:
     """Writes what the zygote makes once and what each cell mounts.
 
     Args:
         config: Takes the parts of each cell.
         out: Takes the operations that build the root, in order.
         sandbox: What it is to be.
+        images: The layers that are files, in the order in which their mounts' descriptors are
+            attached.
         own_ids: Whether each job has uids of its own.
 
     Raises:
@@ -80,12 +85,12 @@ def write_plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) 
         out.text(Tag.ROOT_NODE, node)
     fresh: tuple[str, ...] = (sandbox.workdir, "/box", "/tmp")  # noqa: S108
     if sandbox.root.writable:
-        _writable_root(config, out, sandbox)
+        _writable_root(config, out, sandbox, images)
         fresh = ("",)
     elif sandbox.root.kind == "host":
         _host_root(out, sandbox)
     else:
-        _tree_root(out, sandbox)
+        _tree_root(config, out, sandbox, images)
     for name, target in _LINKS:
         out.pair(Tag.ROOT_LINK, name, target)
     out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
@@ -116,45 +121,62 @@ def _host_root(out: Writer, sandbox: Sandbox) -> None:
             out.pair(Tag.ROOT_COPY, f"etc/{name}", str(path), BindFlag.OPTIONAL)
 
 
-def _tree_root(out: Writer, sandbox: Sandbox) -> None:
+def _tree_root(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]) -> None:
     """Every entry at the top by itself: /proc, /dev, /tmp and the working directory are ours."""
-    layers = [Path(path) for path in sandbox.root.sources]
     merged = sandbox.root.kind == "layers"
-    for layer in reversed(layers):
-        _check_source(layer)
-        if merged:
-            out.text(Tag.ROOT_LAYER, os.path.realpath(layer))
     if merged:
+        _layers(config, out, sandbox, images)
         out.text(Tag.ROOT_OVERLAY, _MERGED)
+    else:
+        _check_source(Path(sandbox.root.sources[0]))
     ours = {"proc", "dev", "tmp", "sys", sandbox.workdir.strip("/").split("/")[0]}
-    for name, path in sorted(_top(layers).items()):
+    top = _top(sandbox, images)
+    for name, path in sorted(top.items()):
         if name not in ours:
             _entry(out, path, name, f"{_MERGED}/{name}" if merged else None)
-    if "etc" not in _top(layers):
+    if "etc" not in top:
         for name, content in _etc(sandbox).items():
             out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
 
 
-def _writable_root(config: Writer, out: Writer, sandbox: Sandbox) -> None:
+def _layers(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]) -> None:
+    """The highest first."""
+    numbers = {path: number for number, path in enumerate(images)}
+    if numbers:
+        config.number(Tag.IMAGES, len(numbers))
+    for path in reversed(sandbox.root.sources):
+        _check_source(Path(path))
+        if path in numbers:
+            out.text(Tag.ROOT_LAYER, path, 1 + numbers[path])
+        else:
+            out.text(Tag.ROOT_LAYER, os.path.realpath(path))
+
+
+def _writable_root(
+    config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]
+) -> None:
     """The layers as they are, and below them what a root without /etc needs; cells do the rest."""
-    layers = [Path(path) for path in sandbox.root.sources]
-    for layer in reversed(layers):
-        _check_source(layer)
-        out.text(Tag.ROOT_LAYER, os.path.realpath(layer))
+    _layers(config, out, sandbox, images)
     out.text(Tag.ROOT_DIR, ".root", 0o755)
     out.text(Tag.ROOT_DIR, f"{_LOWER}/etc", 0o755)
-    if "etc" not in _top(layers):
+    if "etc" not in _top(sandbox, images):
         for name, content in _etc(sandbox).items():
             out.blob(Tag.ROOT_FILE, f"{_LOWER}/etc/etc/{name}", content, 0o644)
     out.text(Tag.ROOT_LOWER, _LOWER)
-    config.number(Tag.LOWER, len(layers))
+    config.number(Tag.LOWER, len(sandbox.root.sources))
 
 
-def _top(layers: list[Path]) -> dict[str, Path]:
+def _top(sandbox: Sandbox, images: Mapping[str, int]) -> dict[str, Path]:
     """The entries at the top of all layers together, each in the highest layer that has it."""
     found: dict[str, Path] = {}
-    for layer in layers:
-        with os.scandir(layer) as entries:
+    for layer in sandbox.root.sources:
+        # A mount that is attached nowhere has no other name than its descriptor's.
+        where = f"/proc/self/fd/{images[layer]}" if layer in images else layer
+        if not os.path.isdir(where):
+            raise SandboxSetupError(
+                "root", errno.ENOTDIR, f"{layer}; squashfs and EROFS images are for Root.layers"
+            )
+        with os.scandir(where) as entries:
             for entry in entries:
                 info = entry.stat(follow_symlinks=False)
                 if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:  # hides what is below

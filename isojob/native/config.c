@@ -178,6 +178,13 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         struct cell_mount *m = &c->mounts[c->nmounts++];
         return wire_pair(f, &m->path, f->tag == TAG_CELL_BIND ? &m->source : &m->options);
     }
+    case TAG_IMAGES:
+        if (!take_number(f, &n) || n > MAX_IMAGES || c->nimages)
+            return false;
+        for (; c->nimages < n; c->nimages++)
+            if (!take_fd(fds, nfds, next, &c->images[c->nimages]))
+                return false;
+        return true;
     case TAG_LOWER:
         return take_number(f, &c->nlower) && c->nlower <= MAX_LOWER;
     case TAG_TEMPLATE_ARG:

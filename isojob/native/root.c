@@ -141,10 +141,42 @@ static int layers[MAX_LOWER];
 static unsigned nlayers;
 static const char *merged; /* where the overlay is, while the root is built */
 
-static int add_layer(int host, const char *source)
+#define IMAGES "dev/.images"
+
+/* Before 6.15 overlayfs takes no mount that is attached nowhere. */
+static int attach_image(const struct config *c, int root, unsigned number)
 {
-    int layer = sys_openat2(host, source, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
-                            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    char path[32];
+    snprintf(path, sizeof(path), IMAGES "/%u", number);
+    if (number >= c->nimages) {
+        errno = EBADMSG;
+        return -1;
+    }
+    return graft(root, c->images[number], path) < 0 ? -1
+                                                    : fcntl(c->images[number], F_DUPFD_CLOEXEC, 3);
+}
+
+/* What was made of them holds them. */
+static int detach_images(struct config *c, int root)
+{
+    char path[32];
+    if (fchdir(root) < 0)
+        return -1;
+    for (unsigned i = 0; i < c->nimages; i++) {
+        snprintf(path, sizeof(path), IMAGES "/%u", i);
+        if (umount2(path, MNT_DETACH) < 0 || rmdir(path) < 0)
+            return -1;
+        close_fd(&c->images[i]);
+    }
+    return c->nimages > 0 ? rmdir(IMAGES) : 0;
+}
+
+static int add_layer(const struct config *c, int root, int host, const struct field *op,
+                     const char *source)
+{
+    int layer = op->index > 0 ? attach_image(c, root, op->index - 1U)
+                              : sys_openat2(host, source, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
+                                            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     if (layer < 0 || check_source(layer) < 0)
         return -1;
     if (nlayers == ARRAY_LEN(layers)) {
@@ -242,7 +274,7 @@ static int apply(const struct config *c, const struct field *op, int root, int h
         return put_file(root, path, data, len, op->index) == 0 ? 0 : fail_at(f, "write", path);
     case TAG_ROOT_LAYER:
         path = wire_string(op);
-        return path && add_layer(host, path) == 0 ? 0 : fail_at(f, "layer", path);
+        return path && add_layer(c, root, host, op, path) == 0 ? 0 : fail_at(f, "layer", path);
     case TAG_ROOT_OVERLAY:
         path = wire_string(op);
         return path && put_overlay(c, root, path) == 0 ? 0 : fail(f, "overlay of the layers");
@@ -289,7 +321,7 @@ static int put_proc(int root, int host, struct failure *f)
     return tree < 0 || graft(root, tree, "proc") < 0 ? fail(f, "proc of the template") : 0;
 }
 
-int root_build(const struct config *c, struct reader plan, struct failure *f)
+int root_build(struct config *c, struct reader plan, struct failure *f)
 {
     struct field op;
     int more;
@@ -319,6 +351,8 @@ int root_build(const struct config *c, struct reader plan, struct failure *f)
     /* What it shows is bound elsewhere by now: one mount less for each cell to copy. */
     if (merged && (fchdir(root) < 0 || umount2(merged, MNT_DETACH) < 0 || rmdir(merged) < 0))
         return fail_at(f, "unmount", merged);
+    if (detach_images(c, root) < 0)
+        return fail(f, "detach images");
     close_fd(&host);
     if (umount2("/.host", MNT_DETACH) < 0)
         return fail(f, "detach the host's root");

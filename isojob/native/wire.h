@@ -63,10 +63,13 @@ enum tag {
     TAG_WORKDIR = 24,
     TAG_CELL_BIND = 25, /* path NUL template path NUL: bound again in each cell, below its tmpfs */
     TAG_ROOT_COPY = 27, /* as ROOT_BIND; a copy if it is small, else a bind */
-    TAG_ROOT_LAYER = 28, /* source: for the overlay that follows, the highest first */
+    TAG_ROOT_LAYER = 28, /* source: for the overlay that follows, the highest first; index: or
+                            which of the IMAGES, from 1 */
     TAG_ROOT_OVERLAY = 29, /* path: the layers, read-only */
     TAG_ROOT_LOWER =
         30, /* path: the layers, side by side, for a root that each cell mounts itself */
+    TAG_IMAGES =
+        47, /* how many layers are file systems of their own: their mounts follow as descriptors */
     TAG_LOWER = 31, /* how many there are */
     TAG_TEMPLATE_ARG = 40, /* a warm interpreter, which cells' launchers are forked from */
     TAG_TEMPLATE_ENV = 41,

@@ -24,6 +24,7 @@
 #define MAX_TEMPLATE_STRINGS 512
 #define MAX_TEMPLATES 16
 #define MAX_LOWER 60
+#define MAX_IMAGES 32
 
 enum id_mode {
     IDS_ROOT = 0,   /* host root: 0 -> A, 1000 -> B, two host ids of its own for each cell */
@@ -82,6 +83,8 @@ struct config {
     unsigned nmasks;
     struct cell_mount mounts[MAX_CELL_MOUNTS];
     unsigned nmounts;
+    int images[MAX_IMAGES]; /* mounts attached nowhere, until the root is built */
+    uint32_t nimages;
     uint32_t nlower; /* layers of a root that each cell can write to; 0: none can */
     int host; /* pidfd of the host process */
     /* What the template is executed with; empty: there is none. */
@@ -176,7 +179,7 @@ int put_files(struct reader r, struct failure *f);
 int copy_tree(int host, const char *source, int root, const char *path);
 /* root.c */
 /* plan: fields ROOT_*, in order. */
-int root_build(const struct config *c, struct reader plan, struct failure *f);
+int root_build(struct config *c, struct reader plan, struct failure *f);
 /* cell.c */
 struct slot {
     pid_t pid; /* 0: free */

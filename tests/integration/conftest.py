@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environment import PYTHON, SLOW, cgroup_version
+from environment import PYTHON, SLOW, cgroup_version, settle
 
 from isojob import _run
 
@@ -66,16 +65,6 @@ def temporary() -> set[str]:
         for name in os.listdir(place)
         if "isojob" in name and "pytest" not in name
     }
-
-
-def settle(check: Callable[[], object], seconds: float = 5.0) -> object:
-    """Calls until the answer is empty; the last answer."""
-    end = time.monotonic() + seconds
-    while True:
-        answer = check()
-        if not answer or time.monotonic() > end:
-            return answer
-        time.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)

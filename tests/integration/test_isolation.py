@@ -497,8 +497,10 @@ async def test_copies_of_small_trees(
     for number in range(200):
         (large / str(number)).write_text("x")
 
-    def plan(config: Writer, out: Writer, sandbox: Sandbox, *, own_ids: bool) -> None:
-        rootfs.write_plan(config, out, sandbox, own_ids=own_ids)
+    def plan(
+        config: Writer, out: Writer, sandbox: Sandbox, images: dict[str, int], *, own_ids: bool
+    ) -> None:
+        rootfs.write_plan(config, out, sandbox, images, own_ids=own_ids)
         for source in (small, large):
             out.pair(Tag.ROOT_COPY, f"copies/{source.name}", str(source))
 

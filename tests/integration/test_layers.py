@@ -6,15 +6,27 @@ import hashlib
 import io
 import json
 import os
+import signal
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import settle
 from pydantic import ValidationError
 
-from isojob import Image, Mount, Pool, Root, Sandbox, SandboxSetupError, run_isolated
+from isojob import (
+    HostNotSupportedError,
+    Image,
+    Mount,
+    Pool,
+    Root,
+    Sandbox,
+    SandboxSetupError,
+    run_isolated,
+)
 
 
 def tree(top: Path, files: dict[str, str]) -> Path:
@@ -117,6 +129,62 @@ async def test_missing_layers(tmp_path: Path) -> None:
     (tmp_path / "proc").symlink_to("/proc/1")
     with pytest.raises((ValueError, SandboxSetupError)):
         await run_isolated(["true"], sandbox=sandbox(tmp_path / "there", tmp_path / "proc"))
+
+
+def image(kind: str, directory: Path) -> Path:
+    """An image of that kind with the directory's files."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount images")
+    if kind not in Path("/proc/filesystems").read_text().split():
+        pytest.skip(f"needs {kind} in the kernel")
+    made = directory.with_suffix(f".{kind}")
+    if kind == "squashfs":
+        command: list[str | Path] = ["mksquashfs", directory, made]
+    else:
+        command = ["mkfs.erofs", made, directory]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return made
+
+
+def loops(path: Path) -> list[str]:
+    """Loop devices on that file."""
+    files = Path("/sys/block").glob("loop*/loop/backing_file")
+    return [str(file) for file in files if file.read_text().strip() == str(path)]
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("kind", ["squashfs", "erofs"])
+async def test_image_files(layers: tuple[Path, ...], kind: str, *, writable: bool) -> None:
+    """A layer may be a file with a file system: mounted with the pool, gone with it, however it ends."""
+    lowest = sandbox(layers[0]).root.lower[0]
+    packed = image(kind, Path(lowest))
+    root = Root.layers([packed, *layers[1:]], writable=writable)
+    made = Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),))
+    script = "cat /opt/a /opt/b /opt/t /f; echo x >/opt/a; cat /opt/a; ls -A /dev | grep images"
+    async with Pool(made) as pool:
+        for _ in range(2):
+            result = await pool.run(["sh", "-c", script])
+            expected = b"basetoolapp1" + (b"x\n" if writable else b"base")
+            assert result.stdout == expected, result.stderr
+        assert len(loops(packed)) == 1
+        assert pool.stock.zygote is not None
+        os.kill(pool.stock.zygote.pid, signal.SIGKILL)
+        assert (await pool.run(["cat", "/opt/a"])).stdout == b"base"
+    assert not settle(lambda: loops(packed))
+
+
+async def test_bad_image_files(layers: tuple[Path, ...], tmp_path: Path) -> None:
+    """Named before anything runs, and no loop device stays."""
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(SandboxSetupError, match="neither a directory nor squashfs or EROFS"):
+        await run_isolated(["true"], sandbox=sandbox(layers[0], tmp_path / "text"))
+    with pytest.raises(SandboxSetupError, match="images are for Root.layers"):
+        await run_isolated(["true"], sandbox=Sandbox(root=Root.directory(tmp_path / "text")))
+    (tmp_path / "broken").write_bytes(b"hsqs" + bytes(100_000))
+    wanted = "mount of a layer" if os.geteuid() == 0 else "only root can mount them"
+    with pytest.raises((SandboxSetupError, HostNotSupportedError), match=wanted):
+        await run_isolated(["true"], sandbox=sandbox(layers[0], tmp_path / "broken"))
+    assert not loops(tmp_path / "broken")
 
 
 async def test_json(layers: tuple[Path, ...]) -> None:
