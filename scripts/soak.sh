@@ -4,8 +4,9 @@
 # hour and a half. ISOJOB_TEST_SEED repeats a run; the seeds are printed.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian strace strace
+with_debian debootstrap debootstrap
 export ISOJOB_TEST_WHOLE=1
 wheel=$(scripts/wheel.sh)
 scripts/test-native.sh "$(default_python)" "$wheel" -s -o faulthandler_timeout=7200 \
-    tests/integration/test_{kills,cancels,verdicts,exhaustion,lifecycle,injection,attack}.py
+    tests/integration/test_{kills,cancels,verdicts,exhaustion,lifecycle,injection,attack,image_tools}.py
 scripts/fuzz.sh "${1:-600}"

@@ -10,6 +10,9 @@ with_debian newuidmap uidmap
 with_debian strace strace
 with_debian mksquashfs squashfs-tools
 with_debian mkfs.erofs erofs-utils
+with_debian umoci umoci
+with_debian skopeo skopeo
+with_debian musl-gcc musl-tools
 
 work=$(mktemp -d)
 declare -A beside=()
