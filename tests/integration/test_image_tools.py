@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +96,25 @@ async def test_musl(tmp_path: Path) -> None:
         assert result.stdout == b"musl (null) none\ngone\n", result
 
 
-async def test_debootstrap(tmp_path: Path) -> None:
-    """A whole Debian: its package manager works on a root of the job's own, as for nobody else."""
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root file system of a whole Debian."""
     need("debootstrap")
     if os.geteuid() != 0:
         pytest.skip("needs root, to run debootstrap")
     if not WHOLE:
         pytest.skip("takes minutes and a mirror: in the whole tests")
-    tmp_path.chmod(0o755)
-    root = tmp_path / "root"
-    tool("debootstrap", "--variant=minbase", "bookworm", root)
-    with tarfile.open(tmp_path / "root.tar", "w") as archive:
-        archive.add(root, arcname=".")
+    directory = tmp_path_factory.mktemp("debian")
+    directory.chmod(0o755)
+    tool("debootstrap", "--variant=minbase", "bookworm", directory / "root")
+    return directory / "root"
+
+
+async def test_debootstrap(debian: Path) -> None:
+    """A whole Debian: its package manager works on a root of the job's own."""
     script = """
         set -e
+        PATH=$PATH:/usr/sbin:/sbin
         . /etc/os-release; echo $ID; dpkg -l | grep -c ^ii >/box/count; perl -e 'print 6*7, "\\n"'
         mkdir -p /tmp/p/DEBIAN /tmp/p/opt
         printf 'Package: made\\nVersion: 1\\nArchitecture: all\\nMaintainer: x\\nDescription: x\\n' >/tmp/p/DEBIAN/control
@@ -122,9 +126,9 @@ async def test_debootstrap(tmp_path: Path) -> None:
     for _ in range(2):
         result = await run_isolated(
             ["sh", "-c", script],
-            sandbox=Sandbox(root=Root.directory(root, writable=True)),
+            sandbox=Sandbox(root=Root.directory(debian, writable=True)),
             collect=["count"],
         )
         assert result.stdout == b"debian\n42\ninstalled\nremoved\n", result.stderr
         assert int(result.files["count"]) > 50
-    assert not (root / "opt/made").exists()
+    assert not (debian / "opt/made").exists()
