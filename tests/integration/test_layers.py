@@ -182,6 +182,8 @@ async def test_bad_image_files(layers: tuple[Path, ...], tmp_path: Path) -> None
         await run_isolated(["true"], sandbox=Sandbox(root=Root.directory(tmp_path / "text")))
     (tmp_path / "broken").write_bytes(b"hsqs" + bytes(100_000))
     wanted = "mount of a layer" if os.geteuid() == 0 else "only root can mount them"
+    if "squashfs" not in Path("/proc/filesystems").read_text().split():
+        wanted += "|is not to be had"
     with pytest.raises((SandboxSetupError, HostNotSupportedError), match=wanted):
         await run_isolated(["true"], sandbox=sandbox(layers[0], tmp_path / "broken"))
     assert not loops(tmp_path / "broken")
