@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -503,3 +508,114 @@ def test_judge_package_tells_what_is_wrong(
     assert "JE" in capsys.readouterr().out
     assert example.main([str(tmp_path)]) == 2
     assert "problem.yaml" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------ container
+
+
+def container(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Runs the example; its store is not the user's."""
+    command = [sys.executable, EXAMPLES / "container.py", *arguments]
+    return subprocess.run(
+        command, capture_output=True, check=False, timeout=30 * SLOW + 60, **options
+    )
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """An image as ``docker save`` writes it, with one program and no shell."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "main.c").write_text(
+        """
+        #include <stdio.h>
+        #include <string.h>
+        int main(int argc, char **argv)
+        {
+            char line[100] = "nothing";
+            FILE *f = fopen("/opt/state", "r+");
+            if (argc > 1 && !strcmp(argv[1], "fail"))
+                return 3;
+            fgets(line, sizeof(line), f);
+            rewind(f);
+            printf("%s\\n", line);
+            fputs("changed", f);
+            fclose(f);
+            if (fgets(line, sizeof(line), stdin))
+                fprintf(stderr, "heard %s", line);
+            return remove("/opt/state");
+        }
+        """
+    )
+    (tmp_path / "main").parent.mkdir(exist_ok=True)
+    subprocess.run(["gcc", "-static", "-o", tmp_path / "main", tmp_path / "main.c"], check=True)
+
+    def packed(files: dict[str, bytes], mode: int) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as made:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(data), mode
+                made.addfile(member, io.BytesIO(data))
+        return out.getvalue()
+
+    layer = packed({"bin/main": (tmp_path / "main").read_bytes(), "opt/state": b"as it was"}, 0o755)
+    config = {
+        "config": {"Entrypoint": ["/bin/main"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": ["app:latest"], "Layers": ["layer.tar"]}]
+    (tmp_path / "app.tar").write_bytes(
+        packed(
+            {
+                "manifest.json": json.dumps(manifest).encode(),
+                "config.json": json.dumps(config).encode(),
+                "layer.tar": layer,
+            },
+            0o644,
+        )
+    )
+    return tmp_path / "app.tar"
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc", path="/usr/bin") is None, reason="there is no gcc in /usr/bin"
+)
+def test_container(archive: Path, tmp_path: Path) -> None:
+    """Output on both streams, input, the status; what a job changed the next one does not see."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for _ in range(2):
+        done = container(archive, input=b"hello\n", env=environment)
+        assert (done.returncode, done.stdout) == (0, b"as it was\n"), done.stderr
+        assert done.stderr == b"heard hello\n"
+    done = container(archive, "/bin/main", "fail", env=environment)
+    assert done.returncode == 3
+    assert b"nonzero_exit" in done.stderr
+    done = container(tmp_path, env=environment)
+    assert b"give a command" in done.stderr
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc", path="/usr/bin") is None, reason="there is no gcc in /usr/bin"
+)
+def test_container_on_a_terminal(archive: Path, tmp_path: Path) -> None:
+    """On a terminal the job has one: it echoes, and Ctrl-C is the job's."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, EXAMPLES / "container.py", archive],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        while b"as it was" not in said:
+            said += os.read(ours, 1000)
+        os.write(ours, b"\x03")
+        with suppress(OSError):  # EIO: the other side is closed
+            while piece := os.read(ours, 1000):
+                said += piece
+        assert process.wait(timeout=30 * SLOW) == 128 + signal.SIGINT, said
+        assert b"SIGINT" in said
+    os.close(ours)
