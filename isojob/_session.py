@@ -17,7 +17,7 @@ from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
 from isojob._shield import in_thread
 from isojob._zygote import Zygote
-from isojob.errors import IsojobError, PoolClosedError, SandboxSetupError
+from isojob.errors import PoolClosedError, SandboxSetupError
 from isojob.limits import Limits
 from isojob.mounts import MIN_TMPFS
 from isojob.result import Result, Status, Usage
@@ -189,7 +189,8 @@ class Session:
         Args:
             command: As for `open_isolated`.
             keep: As for `run`: while such a job is open no other works on the directory, so do
-                not wait for one inside the block.
+                not wait for one inside the block. One that is not kept keeps others from
+                keeping: no `put`, and no run that is kept, inside the block.
             limits: As for `open_isolated`; by default the session's.
             **options: The other arguments of `open_isolated` but for `sandbox`.
 
@@ -197,6 +198,8 @@ class Session:
             PoolBrokenError: The zygote died, and with it the directory.
             PoolClosedError: The session or the pool is closed.
         """
+        if "input" in options:
+            raise TypeError("open() takes no input: send it to the process's stdin")
         stock = self._kept if keep else self._private
         limits = self.limits if limits is None else limits
         async with self._turns.alone() if keep else self._turns.shared():
@@ -210,7 +213,8 @@ class Session:
                         yield process
                     finally:
                         await process.aclose()
-                        with anyio.CancelScope(shield=True), suppress(IsojobError):
+                        # An error is for whoever asks for the result, not instead of the block's.
+                        with anyio.CancelScope(shield=True), suppress(Exception):
                             result = await process.result()
                             self._total = total((self._total, result.usage))
             finally:

@@ -101,8 +101,8 @@ class Limits(Model, frozen=True):
         io_write_bps: Writing to block devices, bytes per second.
         io_read_iops: Reads from block devices per second.
         io_write_iops: Writes to block devices per second.
-        disk: Total of ``/box``, ``/tmp`` and ``/dev/shm``, bytes; one tmpfs carries them, so
-            its pages count as `memory`, too (tmpfs(5), ``size``).
+        disk: Total of ``/box``, ``/tmp``, ``/dev/shm`` and the changes to a writable root, bytes;
+            one tmpfs carries them, so its pages count as `memory`, too (tmpfs(5), ``size``).
         inodes: Files and directories there, in total (tmpfs(5), ``nr_inodes``).
         collect: Total size of the files read back afterwards, bytes.
         file_size: Largest file the job can write, bytes (RLIMIT_FSIZE, getrlimit(2)).

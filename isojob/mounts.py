@@ -169,9 +169,9 @@ class Root(Model, frozen=True):
 
         Args:
             path: Absolute path on the host; not ``/``, which would show the job everything.
-            writable: The job owns what root owns in there (rootless: what the caller owns), and
-                works on a copy-on-write view of its own, which goes with it. What it writes counts
-                as its `Limits.disk` and `Limits.inodes`. The directory itself never changes.
+            writable: The job owns what uid and gid 0 own in there (rootless: what the caller owns),
+                and works on a copy-on-write view of its own, which goes with it. What it writes
+                counts as its `Limits.disk` and `Limits.inodes`. The directory itself never changes.
         """
         return cls(kind="directory", path=_path_of(path), writable=writable)
 
@@ -224,6 +224,8 @@ class Root(Model, frozen=True):
             raise ValueError("a path belongs to the kind 'directory', and to no other")
         if (self.kind == "layers") != bool(self.lower):
             raise ValueError("one layer or more belong to the kind 'layers', and to no other")
+        if len(set(self.lower)) < len(self.lower):
+            raise ValueError("a layer is listed twice")
         if self.writable and self.kind == "host":
             raise ValueError(
                 "the host's own root is never writable: use Root.directory or Root.layers"

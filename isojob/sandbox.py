@@ -34,6 +34,7 @@ PROTECTIONS = (
 # 65534 is the overflow id that every unmapped owner shows as, 65535 the old 16-bit "no id".
 MAX_ID = 65533
 MAX_HOSTNAME = 64
+MAX_CELL_MOUNTS = 64
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
@@ -186,7 +187,20 @@ class Sandbox(Model, frozen=True):
             for later in targets[index + 1 :]:
                 if target == later or below(target, later):
                     raise ValueError(f"mounts: {later!r} hides {target!r}, mounted before it")
+        if self.root.writable:
+            self._check_writable(targets)
         return self
+
+    def _check_writable(self, targets: list[str]) -> None:
+        """Each cell makes its mounts itself: the working directory first, then these."""
+        if len(targets) > MAX_CELL_MOUNTS:
+            raise ValueError(f"mounts: at most {MAX_CELL_MOUNTS} on a writable root")
+        for target in targets:
+            if target == self.workdir or below(self.workdir, target):
+                raise ValueError(f"mounts: {target!r} hides the working directory {self.workdir!r}")
+        for path in (*targets, self.workdir):
+            if path.split("/")[1] in (".lower", ".root"):
+                raise ValueError(f"{path!r}: isojob's own names on the way to a writable root")
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The whole environment of a job: isojob's own, then `env`, then `extra`.

@@ -127,10 +127,13 @@ async def _in_turn(
     if not asked.beside:
         return await last(asked.command, collect=asked.collect)
     answer: Result | IsojobError | None = None
+    failed: Result | None = None
 
     async def beside() -> None:
+        nonlocal failed
         with suppress(IsojobError):
-            await meanwhile(asked.beside)
+            result = await meanwhile(asked.beside)
+            failed = result if result.status is Status.NONZERO_EXIT else None
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(beside)
@@ -140,6 +143,8 @@ async def _in_turn(
         except IsojobError as error:  # as it is, not in a group
             answer = error
         tasks.cancel_scope.cancel()
+    if failed is not None:  # the same
+        return failed
     if isinstance(answer, IsojobError):
         raise answer
     assert answer is not None

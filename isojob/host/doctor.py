@@ -277,7 +277,7 @@ def _namespaces() -> Iterator[Check]:
         "overlayfs",
         works or None,
         "works" if works else _said(answer),
-        "nothing yet: layered roots",
+        "Root.layers, writable roots, private runs of sessions",
         "" if works else "modprobe overlay (Linux 5.11 or newer)",
     )
 

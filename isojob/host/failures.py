@@ -35,7 +35,7 @@ def _want(stage: str, number: int) -> str:
     """What to raise where something has run out."""
     if number in (errno.EMFILE, errno.ENFILE):
         return "raise the hard limit of open files: ulimit -Hn, LimitNOFILE= of a systemd unit"
-    if number == errno.EAGAIN and stage.startswith("clone"):
+    if number == errno.EAGAIN and stage.startswith(("clone", "owner of")):
         return "raise pids.max of the cgroup around this process (TasksMax=), or RLIMIT_NPROC"
     if number == errno.EAGAIN and stage == "cgroup mkdir":
         return "raise cgroup.max.descendants or cgroup.max.depth above this process"
@@ -49,7 +49,7 @@ def to_exception(failure: Failure) -> IsojobError:
     stage, number = failure.stage, failure.errno
     denied = number in (errno.EPERM, errno.EACCES)
     if stage in ("user namespace", "uid_map") or (
-        stage == "clone" and number in (errno.EPERM, errno.ENOSPC)
+        stage in ("clone", "owner of the layers") and number in (errno.EPERM, errno.ENOSPC)
     ):
         return HostNotSupportedError(
             f"user namespaces cannot be made ({stage}: {os.strerror(number)})", _user_namespaces()
@@ -85,12 +85,27 @@ def to_exception(failure: Failure) -> IsojobError:
     if stage == "map layer" and number in (errno.EINVAL, errno.EPERM):
         return HostNotSupportedError(
             f"a layer's file system does not let its files belong to jobs ({os.strerror(number)})",
-            "keep the directories of a writable root on ext4, xfs or btrfs of the machine itself "
-            "(tmpfs: Linux 6.3), or run as an ordinary user, who needs no mapped mounts",
+            "keep the layers of a writable root on ext4, xfs or btrfs of the machine itself "
+            "(EROFS: Linux 5.19, squashfs: 6.2, tmpfs: 6.3), or run as an ordinary user, who needs "
+            "no mapped mounts",
+        )
+    if stage == "bind of the layers" and number == errno.EINVAL:
+        return SandboxSetupError(
+            stage,
+            number,
+            "something is mounted below a layer, which only root can leave out: unmount it, or "
+            "copy the directory",
         )
     if stage == "overlay of the root" and number == errno.EINVAL:
-        return HostNotSupportedError(
-            "overlayfs does not take layers with mapped owners", "upgrade to Linux 5.19"
+        if os.geteuid() == 0 and kernel.release() < (5, 19):
+            return HostNotSupportedError(
+                "overlayfs does not take layers with mapped owners", "upgrade to Linux 5.19"
+            )
+        return SandboxSetupError(
+            stage,
+            number,
+            "overlayfs refuses the layers: they lie on two overlays already, or fold case; see "
+            "dmesg",
         )
     if stage.startswith("overlay") and number in (errno.ENODEV, errno.EPERM):
         return HostNotSupportedError(

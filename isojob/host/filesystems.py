@@ -10,6 +10,7 @@ import errno
 import os
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,7 +34,8 @@ _GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
 _READ_ONLY, _AUTOCLEAR = 1, 4
 # struct loop_config: descriptor, block size, loop_info64, reserved.
 _LOOP_CONFIG = struct.Struct("=II 52xI 176x 64x")
-_TRIES = 20
+_TRIES = 200
+MAX_IMAGES = 32
 
 
 def filesystem(path: Path) -> str | None:
@@ -62,10 +64,12 @@ def mounted_files(paths: Iterable[str]) -> Iterator[dict[str, int]]:
         SandboxSetupError: It is no such file system, or a broken one.
     """
     mounts: dict[str, int] = {}
+    files = [path for path in paths if os.path.isfile(path)]
+    if len(files) > MAX_IMAGES:
+        raise SandboxSetupError("layer", errno.E2BIG, f"at most {MAX_IMAGES} of them are images")
     try:
-        for path in paths:
-            if os.path.isfile(path):
-                mounts[path] = _mount(Path(path))
+        for path in files:
+            mounts[path] = _mount(Path(path))
         yield mounts
     finally:
         for fd in mounts.values():
@@ -108,8 +112,9 @@ def _loop(file: int, kind: str) -> tuple[int, str]:
                     )
                 except OSError as error:
                     os.close(device)
-                    if error.errno != errno.EBUSY:  # somebody else took it meanwhile
+                    if error.errno != errno.EBUSY:
                         raise
+                    time.sleep(0.005)  # somebody else took it meanwhile
                 else:
                     return device, name
         finally:
@@ -130,6 +135,8 @@ def _mount_device(kind: str, device: str, path: Path) -> int:
         _call(_FSCONFIG, context, _CREATE, None, None, 0)
         return _call(_FSMOUNT, context, _CLOEXEC, _SAFE)
     except OSError as error:
+        if error.errno == errno.EPERM:  # root of a container's user namespace
+            raise _unsupported(kind, kind, error.errno) from error
         raise SandboxSetupError("mount of a layer", error.errno or 0, str(path)) from error
     finally:
         os.close(context)

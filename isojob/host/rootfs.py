@@ -155,13 +155,12 @@ def _layers(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, 
 def _writable_root(
     config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]
 ) -> None:
-    """The layers as they are, and below them what a root without /etc needs; cells do the rest."""
+    """The layers as they are, and what a root without /etc is given; cells do the rest."""
     _layers(config, out, sandbox, images)
     out.text(Tag.ROOT_DIR, ".root", 0o755)
     out.text(Tag.ROOT_DIR, f"{_LOWER}/etc", 0o755)
-    if "etc" not in _top(sandbox, images):
-        for name, content in _etc(sandbox).items():
-            out.blob(Tag.ROOT_FILE, f"{_LOWER}/etc/etc/{name}", content, 0o644)
+    for name, content in _etc(sandbox).items():
+        out.blob(Tag.ROOT_FILE, f"{_LOWER}/etc/{name}", content, 0o644)
     out.text(Tag.ROOT_LOWER, _LOWER)
     config.number(Tag.LOWER, len(sandbox.root.sources))
 

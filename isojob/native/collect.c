@@ -141,6 +141,20 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     }
 }
 
+/* Of a writable root the job may have renamed what is above its working directory, and put a bind of the
+ * caller's there: beneath the descriptor it is what it was. */
+static int open_cwd(const struct cell *cell, const char *cwd)
+{
+    const char *workdir = cell->config->workdir;
+    const uint64_t plain = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+    size_t n = strlen(workdir);
+    if (strncmp(cwd, workdir, n) || (cwd[n] && cwd[n] != '/'))
+        return sys_openat2(AT_FDCWD, cwd, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, plain);
+    const char *rest = cwd + n + strspn(cwd + n, "/");
+    return sys_openat2(cell->workdir, *rest ? rest : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0,
+                       plain | RESOLVE_BENEATH);
+}
+
 void collect_files(const struct cell *cell)
 {
     static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
@@ -167,8 +181,7 @@ void collect_files(const struct cell *cell)
         if (f.tag == TAG_COLLECT_MAX)
             wire_u64(&f, &s.left);
         else if (f.tag == TAG_CWD && text)
-            dir = sys_openat2(AT_FDCWD, text, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0,
-                              RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
+            dir = open_cwd(cell, text);
         else if (f.tag == TAG_PATTERN && text && dir >= 0)
             search(&s, dir, text, 0, 0, !strpbrk(text, "*?["));
         else if (f.tag == TAG_PATTERN && text) {

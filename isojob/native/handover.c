@@ -23,6 +23,7 @@ void cell_clear(struct cell *cell, const struct config *c)
                           .lift_fd = -1,
                           .shared_fd = -1,
                           .config_fd = -1,
+                          .workdir = -1,
                           .go = -1};
     memset(cell->dir, -1, sizeof(cell->dir));
     memset(cell->limit_fd, -1, sizeof(cell->limit_fd));

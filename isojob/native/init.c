@@ -84,6 +84,9 @@ int init_settle(struct cell *cell, struct failure *f)
         return fail(f, "init's setresuid");
     if (inside_build(cell, f) < 0)
         return -1;
+    cell->workdir = open(c->workdir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (cell->workdir < 0)
+        return fail_at(f, "open", c->workdir);
     if (unshare(CLONE_NEWCGROUP) < 0)
         return fail(f, "cgroup namespace");
     /* One capability beyond the job's (none) makes init's scheduling and affinity untouchable by a
@@ -92,27 +95,6 @@ int init_settle(struct cell *cell, struct failure *f)
         return fail(f, "init's capabilities");
     if (prctl(PR_SET_DUMPABLE, 0) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return fail(f, "init's dumpable flag");
-    return 0;
-}
-
-/* A byte of the launcher, with the listener of its filter if it has one. */
-static int receive_listener(struct cell *cell)
-{
-    char byte;
-    union {
-        struct cmsghdr align;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec iov = {.iov_base = &byte, .iov_len = 1};
-    struct msghdr msg = {.msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = control.space,
-                         .msg_controllen = sizeof(control.space)};
-    if (recvmsg(cell->channel, &msg, MSG_CMSG_CLOEXEC) != 1)
-        return -1;
-    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-    if (c && c->cmsg_type == SCM_RIGHTS)
-        memcpy(&cell->listener, CMSG_DATA(c), sizeof(int));
     return 0;
 }
 
@@ -315,7 +297,7 @@ _Noreturn static void loop(struct cell *cell)
             p[ALIVE].fd = -1; /* the job may finish and report */
         }
         if (p[CHANNEL].revents) {
-            if ((p[CHANNEL].revents & POLLIN) && receive_listener(cell) == 0)
+            if ((p[CHANNEL].revents & POLLIN) && receive_byte(cell->channel, &cell->listener) == 0)
                 p[LISTENER].fd = cell->listener;
             p[CHANNEL].fd = -1;
         }
@@ -356,7 +338,7 @@ _Noreturn void init_serve(struct cell *cell)
     }
     for (unsigned i = 0; i < cell->config->nlimits; i++)
         close_fd(&cell->limit_fd[i]);
-    if (receive_listener(cell) < 0) {
+    if (receive_byte(cell->channel, &cell->listener) < 0) {
         struct shared *s = cell->shared;
         if (s->state == JOB_FAILED)
             f = s->failure;

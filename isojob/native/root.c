@@ -215,18 +215,17 @@ static int put_overlay(const struct config *c, int root, const char *path)
 static int put_lower(int root, const char *path)
 {
     char target[256];
-    int result = 0;
     for (unsigned i = 0; i < nlayers; i++) {
         snprintf(target, sizeof(target), "%s/%u", path, i);
         cleanup_close int tree =
             sys_open_tree(layers[i], "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
         if (tree < 0 || sys_mount_setattr(tree, "", AT_EMPTY_PATH, LAYER_ATTRIBUTES) < 0 ||
             graft(root, tree, target) < 0)
-            result = -1;
+            return -1;
         close_fd(&layers[i]);
     }
     nlayers = 0;
-    return result;
+    return 0;
 }
 
 static int put_node(const struct config *c, int root, int host, const char *name)

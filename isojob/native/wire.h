@@ -66,10 +66,8 @@ enum tag {
     TAG_ROOT_LAYER = 28, /* source: for the overlay that follows, the highest first; index: or
                             which of the IMAGES, from 1 */
     TAG_ROOT_OVERLAY = 29, /* path: the layers, read-only */
-    TAG_ROOT_LOWER =
-        30, /* path: the layers, side by side, for a root that each cell mounts itself */
-    TAG_IMAGES =
-        47, /* how many layers are file systems of their own: their mounts follow as descriptors */
+    TAG_ROOT_LOWER = 30, /* path: the layers, side by side, for a root that cells mount */
+    TAG_IMAGES = 47, /* how many layers are image files: their mounts follow as descriptors */
     TAG_LOWER = 31, /* how many there are */
     TAG_TEMPLATE_ARG = 40, /* a warm interpreter, which cells' launchers are forked from */
     TAG_TEMPLATE_ENV = 41,

@@ -1,47 +1,45 @@
 /* A root that each cell can write to: an overlay of its own, with the layers below and the cell's tmpfs
  * above. It goes with the cell; nobody else has seen it.
  *
- * The template keeps the layers at /.lower/0, 1, ..., the highest first, and an /etc for those who have
- * none below them at /.lower/etc. init mounts the overlay, moves over what is mounted already, and
+ * The template keeps the layers at /.lower/0, 1, ..., the highest first, and at /.lower/etc what a root
+ * without one is given. init mounts the overlay, moves over what is mounted already, and
  * makes it its root; with the template's own root go the layers' mounts. */
 #include <stdio.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "zygote.h"
 
 #define NEW_ROOT "/.root"
 
-/* A user namespace in which 0, the layers' owner, is the job. It lives by its descriptor; the process
- * that it was made with is reaped like any other. */
+/* A user namespace in which 0, the layers' owner, is the job. It lives by its descriptor, which its only
+ * process sends: another may not be opened while we are not dumpable, one's own always. That process ends
+ * with the other end of its socket, however we end. */
 static int owner_namespace(struct zygote *z, const struct slot *s)
 {
-    char map[32], path[48];
-    pid_t zygote = getpid();
-    /* CLONE_FILES: no copy of a lease may outlive the cell that it is for. */
-    struct clone_args args = {.flags = CLONE_NEWUSER | CLONE_FILES, .exit_signal = SIGCHLD};
-    /* The clone inherits it, and must let us open its namespace. Whoever could use the moment is root. */
-    if (prctl(PR_SET_DUMPABLE, 1) < 0)
+    char map[32];
+    int pair[2], owner = -1;
+    struct clone_args args = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return -1;
+    cleanup_close int ours = pair[0];
+    cleanup_close int theirs = pair[1];
     pid_t pid = sys_clone3(&args);
     if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        while (getppid() == zygote)
-            pause();
-        _exit(0);
+        /* Of others' leases there must be no copy: their end of file means that a cell is gone. */
+        const int keep[] = {theirs, z->proc};
+        close_all_but(keep, ARRAY_LEN(keep));
+        int fd = openat(z->proc, "self/ns/user", O_RDONLY | O_CLOEXEC);
+        if (fd >= 0 && send_byte(theirs, fd) == 0)
+            (void)!read(theirs, map, 1);
+        _exit(0); /* reaped like any other */
     }
-    if (pid < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
-        return -1;
+    close_fd(&theirs);
     snprintf(map, sizeof(map), "0 %u 1\n", slot_ids(z, s) + 1);
-    snprintf(path, sizeof(path), "%d/ns/user", pid);
-    int owner = -1;
-    if (write_proc(z->proc, pid, "uid_map", map) == 0 &&
-        write_proc(z->proc, pid, "gid_map", map) == 0)
-        owner = openat(z->proc, path, O_RDONLY | O_CLOEXEC);
-    int saved = errno;
-    kill(pid, SIGKILL);
-    errno = saved;
+    if (pid < 0 || write_proc(z->proc, pid, "uid_map", map) < 0 ||
+        write_proc(z->proc, pid, "gid_map", map) < 0 || receive_byte(ours, &owner) < 0)
+        return -1;
     return owner;
 }
 
@@ -67,6 +65,16 @@ int writable_layers(struct zygote *z, const struct slot *s, struct cell *cell, s
     return 0;
 }
 
+/* Once, before any cell: what cannot be mapped is told where the pool is opened. */
+int writable_try(struct zygote *z, struct failure *f)
+{
+    struct cell cell;
+    cell_clear(&cell, &z->config);
+    int result = writable_layers(z, z->slots, &cell, f);
+    writable_close(&cell);
+    return result;
+}
+
 void writable_close(struct cell *cell)
 {
     for (unsigned i = 0; i < MAX_LOWER; i++)
@@ -83,11 +91,11 @@ static int mount_root(struct cell *cell, struct failure *f)
         if (cell->lower[i] >= 0 &&
             sys_move_mount(cell->lower[i], "", AT_FDCWD, layer, MOVE_MOUNT_F_EMPTY_PATH) < 0)
             return fail(f, "attach layer");
-        n += (size_t)snprintf(options + n, sizeof(options) - n, "%s:", layer);
+        n += (size_t)snprintf(options + n, sizeof(options) - n, i ? ":%s" : "%s", layer);
     }
     writable_close(cell);
     snprintf(options + n, sizeof(options) - n,
-             "/.lower/etc,upperdir=/tmp/root,workdir=/tmp/rootwork,userxattr");
+             ",upperdir=/tmp/root,workdir=/tmp/rootwork,userxattr");
     if (make_dir(cell->config, "/tmp/root", 0755) < 0 || mkdir("/tmp/rootwork", 0700) < 0)
         return fail(f, "mkdir for the root");
     if (mount("isojob", NEW_ROOT, "overlay", MS_NOSUID | MS_NODEV, options) < 0)
@@ -134,6 +142,17 @@ static int carry(const struct config *c, int root, const char *path, bool move)
                                      MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+/* Only where there is none: the one of an image says who its users are. */
+static int put_etc(const struct config *c, int root)
+{
+    cleanup_close int template = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (template < 0 || faccessat(root, "etc", F_OK, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
+        return template < 0 ? -1 : 0;
+    if (copy_tree(template, ".lower/etc", root, "etc") < 0)
+        return -1;
+    return fchownat(root, "etc", c->job_uid, c->job_gid, AT_SYMLINK_NOFOLLOW);
+}
+
 /* The cell's proc and tmpfs are mounted already: the kernel wants to see a whole proc, which is the
  * template's, before it gives another. The launcher's root and working directory follow by themselves. */
 int writable_enter(struct cell *cell, struct failure *f)
@@ -144,6 +163,8 @@ int writable_enter(struct cell *cell, struct failure *f)
     cleanup_close int root = open(NEW_ROOT, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0)
         return fail(f, "open the new root");
+    if (put_etc(c, root) < 0)
+        return fail(f, "/etc of the root");
     if (carry(c, root, "/dev", false) < 0 || carry(c, root, "/proc", true) < 0 ||
         carry(c, root, "/tmp", true) < 0)
         return fail(f, "mounts of the new root");

@@ -145,6 +145,8 @@ static int set_up(struct zygote *z, struct failure *f)
         return fail(f, "dumpable");
     if (zygote_watch(z) < 0)
         return fail(f, "signalfd");
+    if (writable_try(z, f) < 0)
+        return -1;
     if (z->config.template_args && template_start(z, f) < 0)
         return -1;
     return zygote_shed(z->config.mode) < 0 ? fail(f, "zygote's capabilities") : 0;

@@ -148,6 +148,7 @@ struct cell {
     int dir[MAX_HIERARCHIES]; /* this cell's cgroup directories, O_PATH; -1: none */
     int limit_fd[MAX_CG_FILES], evidence_fd[MAX_CG_FILES];
     int kill_fd, attach_fd[MAX_HIERARCHIES];
+    int workdir; /* the directory itself: of a writable root the job may rename what is above */
     int lower[MAX_LOWER]; /* layers as mounts that are owned by the job; -1: as they are */
     uint64_t disk, inodes;
     uint32_t id;
@@ -237,6 +238,7 @@ uint32_t slot_ids(const struct zygote *z, const struct slot *s);
 /* writable.c */
 int writable_layers(struct zygote *z, const struct slot *s, struct cell *cell, struct failure *f);
 void writable_close(struct cell *cell);
+int writable_try(struct zygote *z, struct failure *f);
 int writable_enter(struct cell *cell, struct failure *f);
 /* template.c */
 int template_start(struct zygote *z, struct failure *f);
@@ -295,6 +297,7 @@ int zygote_shed(enum id_mode mode);
 int load_filter(const struct config *c); /* its listener, or 0; -1 */
 int load_late(struct cell *cell, struct failure *f);
 int send_byte(int sock, int fd);
+int receive_byte(int sock, int *fd); /* with a descriptor if there is one */
 /* rlimit.c */
 int set_rlimit(const struct field *fl, struct failure *f);
 /* All TAG_RLIMIT of a message. */

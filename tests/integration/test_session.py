@@ -449,6 +449,9 @@ async def test_a_conversation(pool: Pool) -> None:
 async def test_a_conversation_that_breaks_off(pool: Pool) -> None:
     """Errors leave the session usable, and end the job."""
     async with pool.session() as session:
+        with pytest.raises(TypeError, match="takes no input"):
+            async with session.open(["cat"], input=b"x"):
+                raise AssertionError("it did not start")
         with pytest.raises(CommandNotFoundError):
             async with session.open(["/nowhere"]):
                 raise AssertionError("it did not start")

@@ -144,8 +144,10 @@ def test_failed_job_says_its_status_in_one_bounded_line() -> None:
         (Failure("mount /proc", errno.EPERM), "cannot mount its own /proc"),
         (Failure("open_tree", errno.ENOSYS), "lacks the system call"),
         (Failure("mkdir", errno.EACCES), "Permission denied"),
-        (Failure("map layer", errno.EINVAL), "keep the directories of a writable root on ext4"),
-        (Failure("overlay of the root", errno.EINVAL), "upgrade to Linux 5.19"),
+        (Failure("map layer", errno.EINVAL), "keep the layers of a writable root on ext4"),
+        (Failure("overlay of the root", errno.EINVAL), "overlayfs"),
+        (Failure("bind of the layers", errno.EINVAL), "mounted below a layer"),
+        (Failure("owner of the layers", errno.EAGAIN), "raise pids.max"),
         (Failure("overlay of the root", errno.ENODEV), "modprobe overlay"),
     ],
 )
