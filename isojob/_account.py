@@ -40,7 +40,7 @@ class HostSide:
     admitted_ns: int = 0
     sent_ns: int = 0
     reply_ns: int = 0
-    stop: Literal["none", "output", "kill"] = "none"
+    stop: Literal["none", "output", "kill", "idle"] = "none"
 
 
 class Outcome:
@@ -57,7 +57,7 @@ class Outcome:
         self.files: dict[str, bytes] = {}
         self.uncollected: dict[str, str] = {}
 
-    def stop_reason(self, reason: Literal["output", "kill"]) -> None:
+    def stop_reason(self, reason: Literal["output", "kill", "idle"]) -> None:
         """Why the host ends the job; the first reason stays."""
         if self.host.stop == "none":
             self.host.stop = reason

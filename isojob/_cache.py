@@ -21,7 +21,7 @@ class Cache:
     host: empty the cache when a compiler was replaced. Of no event loop; may be shared by threads.
 
     Args:
-        size: Bytes of files to keep at most, or a string such as ``"256MiB"``.
+        size: Bytes of files and output to keep at most, or a string such as ``"256MiB"``.
     """
 
     def __init__(self, size: int | str = "256MiB") -> None:
@@ -81,16 +81,18 @@ class Cache:
 
     def put(self, key: bytes, result: Result, files: dict[str, tuple[bytes, int]]) -> None:
         """Remembers a result, and forgets others for it if it fits at all."""
-        size = _size(files)
+        size = _size(result)
         with self._lock:
             if size > self._size or key in self._found:
                 return
             self._found[key] = (result, files)
             self._used += size
             while self._used > self._size:
-                _, (_, old) = self._found.popitem(last=False)
+                _, (old, _) = self._found.popitem(last=False)
                 self._used -= _size(old)
 
 
-def _size(files: dict[str, tuple[bytes, int]]) -> int:
-    return 1024 + sum(len(data) for data, _ in files.values())
+def _size(result: Result) -> int:
+    """Of all that a result holds, what is remembered of its files among it."""
+    output = len(result.stdout or b"") + len(result.stderr or b"")
+    return 4096 + output + sum(map(len, result.files.values()))

@@ -121,10 +121,10 @@ class Member:
             self._lease = None
             self.close()
 
-    def kill(self) -> None:
+    def end_idle(self) -> None:
         """Ends the job; its status is ``killed``."""
         if self._lease is not None and self._outcome is not None:
-            self._outcome.stop_reason("kill")
+            self._outcome.stop_reason("idle")
             self._lease.stop()
 
     def cpu_ns(self) -> int | None:
@@ -241,7 +241,7 @@ async def watch_idle(members: Sequence[Member], seconds: float, found: list[bool
         elif time.monotonic() - since >= seconds:
             found.append(True)
             for member in members:
-                member.kill()
+                member.end_idle()
             return
 
 

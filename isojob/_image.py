@@ -89,7 +89,7 @@ class Image(Model, frozen=True):
         """
         where = default_store() if store is None else Path(store)
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with opened(Path(path)) as source, _locked(where):
+        with _locked(where), opened(Path(path), where, max_bytes) as source:
             found = _find(source, reference)
             target = where.resolve() / found.digest.partition(":")[2]
             if not (target / "image.json").is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import stat
 import tarfile
@@ -11,11 +12,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from typing_extensions import override
 
-from isojob._unpack import Header
+from isojob._unpack import COMPRESSED, Header, decompressed
 from isojob.errors import ImageError
 
 __all__ = ["MAX_JSON", "Source", "opened"]
@@ -104,17 +106,47 @@ class _Archive(Source):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def opened(path: Path, store: Path, max_bytes: int) -> Iterator[Source]:
+    """The files of an image.
+
+    Args:
+        path: A directory, or an archive, which may be compressed.
+        store: Where there is room for what such an archive holds.
+        max_bytes: Of that.
+
+    Raises:
+        ImageError: It is no image, or larger than that.
+    """
     if path.is_dir():
         yield _Directory(path)
         return
-    with path.open("rb") as file:
+    with path.open("rb") as file, TemporaryFile(dir=store) as room:
         try:
-            archive = tarfile.open(fileobj=file, mode="r:*", tarinfo=Header)  # noqa: SIM115
+            plain = _plain(file, room, max_bytes)
+            archive = tarfile.open(fileobj=plain, mode="r:", tarinfo=Header)  # noqa: SIM115
             source = _Archive(archive)
-        except (tarfile.TarError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        except (
+            *(tarfile.TarError, EOFError, ValueError, RecursionError, zlib.error),
+            lzma.LZMAError,
+        ) as error:
             if isinstance(error, ImageError):
                 raise
             raise ImageError(f"{path} is no image: {error}") from error
         with archive:
             yield source
+
+
+def _plain(file: IO[bytes], room: IO[bytes], most: int) -> IO[bytes]:
+    """The archive as it is, or what it holds: its parts are read in any order."""
+    start = file.read(max(map(len, COMPRESSED)))
+    file.seek(0)
+    if not start.startswith(COMPRESSED):
+        return file
+    stream = decompressed(file)
+    while data := stream.read(1 << 20):
+        most -= len(data)
+        if most < 0:
+            raise ImageError("the archive holds more than is allowed")
+        room.write(data)
+    room.seek(0)
+    return room

@@ -314,7 +314,7 @@ class Evidence(Model, frozen=True):
     si_code: Literal["exited", "killed", "dumped"]
     si_status: int
     cause: Literal["none", "wall", "cpu", "oom", "seccomp", "stop"] = "none"
-    stop: Literal["none", "output", "kill"] = "none"
+    stop: Literal["none", "output", "kill", "idle"] = "none"
     syscall: str | None = None
     wall_ns: int
     cpu_ns: int | None = None

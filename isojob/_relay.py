@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal, Protocol, TypeAlias
@@ -11,6 +12,9 @@ import anyio
 
 from isojob._ends import CHUNK, Receiver, Sender
 from isojob._streams import Capture, Feed, Meter
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["Relay", "Side", "Talker", "Transcript"]
 
@@ -71,10 +75,15 @@ class Relay:
         target.at_end.append(self.hang_up)
 
     def hang_up(self) -> None:
-        """Nobody reads any more: who writes is to see that now, not at the second next write."""
+        """Nobody reads any more: who writes is to see that now, not at the second next write.
+
+        What is in the pipe was said before; what comes while we read was not, and could go on.
+        """
         with suppress(OSError):
-            while self._from.is_open and (data := os.read(self._pipe, CHUNK)):
+            left = fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ) if self._from.is_open else 0
+            while left > 0 and (data := os.read(self._pipe, min(CHUNK, left))):
                 self._transcript.note(self._side, data)
+                left -= len(data)
         self.close()
 
     async def run(self) -> None:

@@ -17,17 +17,20 @@ import stat
 import tarfile
 import zlib
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from typing_extensions import override
 
 from isojob.errors import ImageError
 
-__all__ = ["MAX_BYTES", "MAX_ENTRIES", "Header", "Unpacker"]
+__all__ = ["COMPRESSED", "MAX_BYTES", "MAX_ENTRIES", "Header", "Unpacker", "decompressed"]
 
 MAX_BYTES = 16 << 30
 """Of all files of an image together."""
 MAX_ENTRIES = 2_000_000
+_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+COMPRESSED = (_GZIP, _BZIP2, _XZ, _ZSTD)
+"""How what is compressed begins."""
 _MAX_LINKS = 40
 _MAX_DEPTH = 200
 _MAX_HEADER = 1 << 20
@@ -35,6 +38,8 @@ _THEIRS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
 """Errors of the file system that a name brings about."""
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
+Made: TypeAlias = dict[str, "Made"]
+"""What a layer has put there: names, and what is below each."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -85,20 +90,18 @@ class Unpacker:
         Raises:
             ImageError: It is no such archive, or holds what an image must not.
         """
-        made: set[str] = set()
+        made: Made = {}
         try:
             # Not by tarfile itself: it reads the first of several gzip members, which pgzip writes.
             with (
-                _decompressed(stream) as plain,
+                decompressed(stream) as plain,
                 tarfile.open(fileobj=_Ended(plain), mode="r|", tarinfo=Header) as archive,
             ):
-                for member in archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # kept for ever before 3.13
                     if member.size < 0:
                         raise ImageError(f"{member.name!r} has a negative size")
-                    self._entries -= 1
-                    self._bytes -= member.size
-                    if self._entries < 0 or self._bytes < 0:
-                        raise ImageError("its files are too many, or too large, together")
+                    self._take(1, member.size + len(member.name))
                     self._member(archive, member, made)
         except ImageError:
             raise
@@ -110,7 +113,13 @@ class Unpacker:
                 raise
             raise ImageError(f"a layer is no tar archive: {error}") from error
 
-    def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, made: set[str]) -> None:
+    def _take(self, entries: int, size: int) -> None:
+        self._entries -= entries
+        self._bytes -= size
+        if self._entries < 0 or self._bytes < 0:
+            raise ImageError("its files are too many, or too large, together")
+
+    def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, made: Made) -> None:
         parts = _parts(member.name)
         if not parts:
             return  # the root itself
@@ -118,12 +127,15 @@ class Unpacker:
         try:
             name = parts[-1]
             if name == _OPAQUE:
-                self._empty(parent, "/".join(parts[:-1]), made)
+                for part in parts[:-1]:
+                    made = made.get(part, {})
+                self._empty(parent, made)
             elif name.startswith(_WHITEOUT):
                 _remove(parent, name[len(_WHITEOUT) :])
             else:
                 self._put(archive, member, parent, name)
-                made.update("/".join(parts[: n + 1]) for n in range(len(parts)))
+                for part in parts:
+                    made = made.setdefault(part, {})
         finally:
             os.close(parent)
 
@@ -193,6 +205,7 @@ class Unpacker:
                 try:
                     target = os.readlink(part, dir_fd=path[-1])
                 except FileNotFoundError:
+                    self._take(1, 0)
                     _make_directory(path[-1], part)
                 except OSError:  # no link
                     pass
@@ -218,16 +231,15 @@ class Unpacker:
             for fd in path:
                 os.close(fd)
 
-    def _empty(self, directory: int, prefix: str, made: set[str]) -> None:
+    def _empty(self, directory: int, made: Made) -> None:
         """An opaque directory: nothing of lower layers is left, but what this one has put there."""
         for name in os.listdir(directory):
-            full = f"{prefix}/{name}" if prefix else name
-            if full not in made:
+            if name not in made:
                 _remove(directory, name)
             elif stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 fd = os.open(name, _DIRECTORY, dir_fd=directory)
                 try:
-                    self._empty(fd, full, made)
+                    self._empty(fd, made[name])
                 finally:
                     os.close(fd)
 
@@ -257,17 +269,25 @@ class _Ended(io.RawIOBase):
         return len(data)
 
 
-def _decompressed(stream: IO[bytes]) -> IO[bytes]:
-    buffered = io.BufferedReader(stream, 1 << 16)  # type: ignore[type-var]
+def decompressed(stream: IO[bytes]) -> IO[bytes]:
+    """What is in it, compressed or not.
+
+    Raises:
+        ImageError: It is compressed in a way that the standard library cannot read.
+    """
+    if isinstance(stream, io.BufferedReader):
+        buffered = stream
+    else:
+        buffered = io.BufferedReader(stream, 1 << 16)
     start = buffered.peek(6)
-    if start.startswith(b"\x1f\x8b"):
+    if start.startswith(_GZIP):
         return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]
-    if start.startswith(b"BZh"):
+    if start.startswith(_BZIP2):
         return bz2.BZ2File(buffered)
-    if start.startswith(b"\xfd7zXZ\0"):
+    if start.startswith(_XZ):
         return lzma.LZMAFile(buffered)
-    if start.startswith(b"\x28\xb5\x2f\xfd"):
-        raise ImageError("a layer is compressed by zstd: write the image with gzip")
+    if start.startswith(_ZSTD):
+        raise ImageError("it is compressed by zstd: write the image with gzip")
     return buffered
 
 

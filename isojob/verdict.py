@@ -156,6 +156,8 @@ def explain(evidence: Evidence, status: Status) -> str:
         case Status.SECCOMP_VIOLATION:
             call = f"the system call {evidence.syscall}" if evidence.syscall else "a system call"
             return f"the job made {call}, which the seccomp profile answers by killing"
+        case Status.KILLED if evidence.stop == "idle":
+            return "it and its partner waited for each other, longer than idle_time allows"
         case Status.KILLED:
             return "the caller killed the job"
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -316,16 +317,21 @@ async def test_cache_knows_what_it_cannot_know(pool: Pool, tmp_path: Path) -> No
 
 def test_cache_is_bounded() -> None:
     """The least used goes first; what is larger than all of it is not kept."""
-    cache = Cache(10_000)
-    result: Any = None
+
+    def made(data: bytes, said: bytes = b"") -> Any:
+        return SimpleNamespace(stdout=said, stderr=None, files={"a": data})
+
+    cache = Cache(50_000)
     for number in range(20):
-        cache.put(b"%d" % number, result, {"a": (b"x" * 1000, 0o644)})
+        cache.put(b"%d" % number, made(b"x" * 1000), {"a": (b"x" * 1000, 0o644)})
         cache.get(b"0")
     assert 3 <= len(cache) <= 9
     assert cache.get(b"0") is not None and cache.get(b"19") is not None
     assert cache.get(b"1") is None
-    cache.put(b"large", result, {"a": (b"x" * 20_000, 0o644)})
+    cache.put(b"large", made(b"x" * 50_000), {"a": (b"x" * 50_000, 0o644)})
     assert cache.get(b"large") is None
+    cache.put(b"talks", made(b"", b"x" * 50_000), {"a": (b"", 0o644)})
+    assert cache.get(b"talks") is None
 
 
 @pytest.mark.parametrize(

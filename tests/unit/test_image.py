@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from isojob import Image, ImageError, Root
+from isojob._unpack import Unpacker
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 Entry = tuple[str, Any]
@@ -252,6 +253,35 @@ def test_hostile_layers(layout: Layout, store: Path, tmp_path: Path, entries: li
         Image.load(path, store=store, max_bytes=10 << 20)
     assert list(store.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "store"])
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_bombs(layout: Layout, store: Path, tmp_path: Path, pack: Any) -> None:
+    """What is small only while it is compressed: in a layer, or around the whole archive."""
+    large = layer(("a", bytes(20 << 20)))
+    with pytest.raises(ImageError, match="too large"):
+        Image.load(layout.image(pack(large)), store=store, max_bytes=10 << 20)
+    archive = tmp_path / "archive"
+    for data in (large, bytes(20 << 20)):
+        archive.write_bytes(pack(data))
+        with pytest.raises(ImageError, match="holds more than is allowed"):
+            Image.load(archive, store=store, max_bytes=10 << 20)
+    archive.write_bytes(pack(b"x" * 10_000)[:-30])
+    with pytest.raises(ImageError):
+        Image.load(archive, store=store)
+    assert list(store.iterdir()) == []
+
+
+def test_directories_that_names_imply(tmp_path: Path) -> None:
+    """They count as entries: two million names could imply hundreds of millions."""
+    unpacker = Unpacker(str(tmp_path), max_entries=200)
+    try:
+        names = ["/".join([f"{n}", *(["d"] * 50), "f"]) for n in range(10)]
+        with pytest.raises(ImageError, match="too many"):
+            unpacker.layer(io.BytesIO(layer(*((name, b"") for name in names))))
+    finally:
+        unpacker.close()
+    assert 1 <= len(list(tmp_path.iterdir())) < 6
 
 
 def test_late_opaque_mark(layout: Layout, store: Path) -> None:
