@@ -32,7 +32,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from isojob import Cache, Language, Limits, Pool, Result, Session, Status, languages, run_pair
+from isojob import Cache, Language, Limits, Pool, Result, Session, Status, languages
 
 EXPECTED = {
     "accepted": "AC",
@@ -198,15 +198,13 @@ class Judge:
             built = await program.language.build(session, program.path.read_bytes())
             if built is not None and not built.ok:
                 return Graded(program, "CE", f"{built}: {built.stderr_text[:200]}")
-            names = program.language.outputs or (program.language.source,)
-            files = (await session.collect(*names)).files if self.problem.interactive else {}
             verdicts: dict[str, tuple[str, str, Result]] = {}
 
             async def one(case: Case) -> None:
                 async with self.slots:
                     if self.problem.interactive:
                         assert validator is not None
-                        verdicts[case.name] = await self._talk(program, files, validator, case)
+                        verdicts[case.name] = await self._talk(program, session, validator, case)
                     else:
                         verdicts[case.name] = await self._case(program, session, validator, case)
 
@@ -242,19 +240,15 @@ class Judge:
         return *_said(said), result
 
     async def _talk(
-        self, program: Program, files: dict[str, bytes], validator: Session, case: Case
+        self, program: Program, session: Session, validator: Session, case: Case
     ) -> tuple[str, str, Result]:
-        assert self.problem.validator is not None
-        language = self.problem.validator.language
-        own = (await validator.collect(*(language.outputs or (language.source,)))).files
-        pair = await run_pair(
+        pair = await session.run_pair(
             program.language.command(self.limits),
             self._validation(),
+            interactor_session=validator,
             limits=self.limits,
             interactor_limits=_VALIDATION,
-            files={name: (data, 0o755) for name, data in files.items()},
             interactor_files={
-                **{name: (data, 0o755) for name, data in own.items()},
                 "input": case.input,
                 "answer": case.answer,
                 "feedback/empty": b"",

@@ -20,7 +20,7 @@ from isojob._attempt import attempt
 from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike
-from isojob._models import Model
+from isojob._models import Model, parse_seconds
 from isojob._relay import Relay, Side, Transcript
 from isojob._streams import Meter
 from isojob.cgroups import live
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from isojob._account import Outcome
     from isojob._lease import Lease
     from isojob._pool import Pool
+    from isojob._stock import Stock
 
-__all__ = ["PairResult", "group", "pair"]
+__all__ = ["Member", "PairResult", "group", "pair"]
 
 SAME_NS, CLOSE_NS = 10_000_000, 200_000_000
 
@@ -67,9 +68,10 @@ class Member:
     err: Meter | None = None
     terminal = False
 
-    def __init__(self, pool: Pool, job: Job) -> None:
+    def __init__(self, pool: Pool, job: Job, stock: Stock | None = None) -> None:
         self.pool = pool
         self.job = job
+        self._stock = stock
         self.result: Result | None = None
         self.ended_ns = 0
         self._ends: list[int] = []
@@ -111,7 +113,7 @@ class Member:
     async def run(self) -> None:
         """Runs the job, and closes what it had when it has ended."""
         try:
-            stock, admitted = self.pool.stock, time.monotonic_ns()
+            stock, admitted = self._stock or self.pool.stock, time.monotonic_ns()
             outcome = await attempt(stock, self.job)
             outcome.host.admitted_ns = admitted
             assert outcome.raw is not None
@@ -246,14 +248,12 @@ async def watch_idle(members: Sequence[Member], seconds: float, found: list[bool
 
 
 async def pair(
-    pools: tuple[Pool, Pool],
-    jobs: tuple[Job, Job],
-    *,
-    idle_time: float | None,
-    transcript: int,
+    solution: Member, interactor: Member, *, idle_time: float | None, transcript: int
 ) -> PairResult:
-    """`run_pair`, its arguments checked."""
-    solution, interactor = (Member(pool, job) for pool, job in zip(pools, jobs, strict=True))
+    """`run_pair` of two jobs, which have no stdin and no stdout yet."""
+    idle_time = None if idle_time is None else parse_seconds(idle_time)
+    if isinstance(transcript, bool) or not isinstance(transcript, int) or transcript < 0:
+        raise ValueError(f"transcript: {transcript!r} is no number of bytes")
     members = (solution, interactor)
     said, idle = Transcript(transcript), list[bool]()
     relays: list[Relay] = []

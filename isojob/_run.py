@@ -13,10 +13,9 @@ from typing import Any
 
 import anyio
 
-from isojob._group import PairResult, pair
+from isojob._group import Member, PairResult, pair
 from isojob._job import CAPTURE, DEVNULL, Content, StdioArg, StrOrBytesPath
 from isojob._map import JobLike
-from isojob._models import parse_seconds
 from isojob._pool import Pool
 from isojob._process import PIPE, IsolatedProcess
 from isojob._shield import in_thread
@@ -267,9 +266,6 @@ async def run_pair(
         TypeError, ValueError, CommandNotFoundError, CommandNotExecutableError, SandboxSetupError,
         HostNotSupportedError, PoolBrokenError: As `run_isolated`; then the other was ended.
     """
-    idle_time = None if idle_time is None else parse_seconds(idle_time)
-    if isinstance(transcript, bool) or not isinstance(transcript, int) or transcript < 0:
-        raise ValueError(f"transcript: {transcript!r} is no number of bytes")
     limits = Limits() if limits is None else limits
     other = sandbox if interactor_sandbox is None else interactor_sandbox
     async with (
@@ -286,7 +282,10 @@ async def run_pair(
             collect=interactor_collect,
         )
         return await pair(
-            (pool, interactor_pool), (one, partner), idle_time=idle_time, transcript=transcript
+            Member(pool, one),
+            Member(interactor_pool, partner),
+            idle_time=idle_time,
+            transcript=transcript,
         )
 
 

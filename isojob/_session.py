@@ -5,17 +5,19 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from isojob._cache import Cache
-from isojob._job import Content, Job, StrOrBytesPath, read_content
+from isojob._group import Member, PairResult, pair
+from isojob._job import DEVNULL, Content, Job, StrOrBytesPath, read_content
 from isojob._models import parse_bytes
 from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
 from isojob._shield import in_thread
+from isojob._turns import Turns
 from isojob._zygote import Zygote
 from isojob.errors import PoolClosedError, SandboxSetupError
 from isojob.limits import Limits
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "opened_session"]
 
+_PAIR_OPTIONS = {
+    prefix + name for prefix in ("", "interactor_") for name in ("files", "env", "collect")
+}
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
 
 
@@ -45,47 +50,6 @@ def _repeatable(job: Job, result: Result) -> bool:
     streams = (job.stdin_fd, job.stdin_file)
     ended = result.status in (Status.OK, Status.NONZERO_EXIT)
     return ended and streams == (None, None) and job.stdout < 0 and job.stderr < 0
-
-
-class _Turns:
-    """Many may read, or one write; who wants to write is next."""
-
-    def __init__(self) -> None:
-        self._readers = 0
-        self._writing = False
-        self._writers = 0
-        self._changed = anyio.Event()
-
-    def _change(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
-        while self._writing or self._writers:
-            await self._changed.wait()
-        self._readers += 1
-        try:
-            yield
-        finally:
-            self._readers -= 1
-            self._change()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        self._writers += 1
-        try:
-            while self._writing or self._readers:
-                await self._changed.wait()
-            self._writing = True
-        finally:
-            self._writers -= 1
-            self._change()
-        try:
-            yield
-        finally:
-            self._writing = False
-            self._change()
 
 
 class Session:
@@ -106,7 +70,7 @@ class Session:
         self._pool = pool
         self._kept = SessionStock(pool.stock, zygote, limits, private=False)
         self._private = SessionStock(pool.stock, zygote, limits, private=True)
-        self._turns = _Turns()
+        self._turns = Turns()
         self._total = total(())
         self._history = b"" if cache is None else pool.sandbox.model_dump_json().encode()
 
@@ -220,6 +184,61 @@ class Session:
             finally:
                 if keep:
                     self._private.make_anew()
+
+    async def run_pair(
+        self,
+        solution: Sequence[StrOrBytesPath],
+        interactor: Sequence[StrOrBytesPath],
+        *,
+        interactor_session: Session | None = None,
+        limits: Limits | None = None,
+        interactor_limits: Limits | None = None,
+        idle_time: float | None = None,
+        transcript: int = 0,
+        **options: Any,
+    ) -> PairResult:
+        """Runs two programs that talk, as `isojob.run_pair`, on views that go with them.
+
+        Args:
+            solution: Works on a copy-on-write view of this session's directory.
+            interactor: Works on one of `interactor_session`'s; without, on an empty directory.
+            interactor_session: May be of another pool, or this one.
+            limits: Of the solution; by default the session's.
+            interactor_limits: Of the interactor; by default those of its session or pool.
+            idle_time: As for `isojob.run_pair`.
+            transcript: As for `isojob.run_pair`.
+            **options: ``files``, ``env`` and ``collect`` of the solution, and the same of the
+                interactor with ``interactor_`` in front.
+        """
+        if unknown := options.keys() - _PAIR_OPTIONS:
+            raise TypeError(f"run_pair() takes no {', '.join(sorted(unknown))}")
+        other = interactor_session
+        theirs = {
+            name.removeprefix("interactor_"): options.pop(name)
+            for name in list(options)
+            if name.startswith("interactor_")
+        }
+        pool = self._pool if other is None else other._pool
+        if interactor_limits is None:
+            interactor_limits = pool.limits if other is None else other.limits
+        partner = pool.job(interactor, interactor_limits, stdout=DEVNULL, **theirs)
+        job = self._pool.job(
+            solution, self.limits if limits is None else limits, stdout=DEVNULL, **options
+        )
+        async with AsyncExitStack() as turns:
+            # In one order for everybody: two pairs never wait for each other.
+            for session in sorted({self, other or self}, key=id):
+                await turns.enter_async_context(session._turns.shared())
+            result = await pair(
+                Member(self._pool, job, self._private),
+                Member(pool, partner, None if other is None else other._private),
+                idle_time=idle_time,
+                transcript=transcript,
+            )
+        self._total = total((self._total, result.solution.usage))
+        if other is not None:
+            other._total = total((other._total, result.interactor.usage))
+        return result
 
     def _job(
         self, command: Sequence[StrOrBytesPath], limits: Limits, options: dict[str, Any]

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from isojob._group import pair
+from isojob._group import Member, pair
 from isojob._pool import Pool
 from isojob._python import PythonPool
 from isojob.attack._attack import Door
@@ -173,7 +173,8 @@ async def _pair(pool: Pool, asked: Asked) -> Result:
         pool.job(command, asked.limits, collect=collect, **rest)
         for command, collect in ((asked.command, asked.collect), (asked.beside, ()))
     )
-    found = await pair((pool, pool), (jobs[0], jobs[1]), idle_time=None, transcript=0)
+    one, other = (Member(pool, job) for job in jobs)
+    found = await pair(one, other, idle_time=None, transcript=0)
     partner = found.interactor
     problem = b"" if partner.ok else f"ESCAPED the partner: {partner}\n".encode()
     solution = found.solution

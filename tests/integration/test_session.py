@@ -479,3 +479,39 @@ async def test_a_conversation_that_breaks_off(pool: Pool) -> None:
     with pytest.raises(PoolClosedError):
         async with session.open(["true"]):
             raise AssertionError("it did not start")
+
+
+async def test_a_pair(pool: Pool) -> None:
+    """Each works on a view of its own session's directory; nothing of it stays."""
+    ask = sh("cat word; read answer; echo $answer >&2; echo x >left")
+    reply = sh("read word; echo $word $(cat word); ls >&2; echo x >left")
+    async with (
+        pool.session(files={"word": b"ping\n"}) as one,
+        pool.session(files={"word": b"pong\n"}) as other,
+    ):
+        for session, own in ((other, b"pong\n"), (one, b"ping\n"), (None, b"given\n")):
+            result = await one.run_pair(
+                ask,
+                reply,
+                interactor_session=session,
+                interactor_files={} if session else {"word": own},
+                idle_time=20 * SLOW,
+                transcript=1000,
+            )
+            assert result.solution.ok, result.solution
+            assert result.interactor.ok, result.interactor
+            assert result.solution.stderr == b"ping " + own
+            assert result.interactor.stderr == b"word\n"
+            assert result.transcript[0] == ("solution", b"ping\n")
+            assert result.transcript[1] == ("interactor", b"ping " + own)
+        assert (await one.collect("left")).files == {}
+        assert (await other.run(["ls"], keep=False)).stdout == b"word\n"
+        assert one.usage().wall_time > other.usage().wall_time > 0
+        with pytest.raises(TypeError, match="takes no stdout"):
+            await one.run_pair(ask, reply, stdout=1)
+        with pytest.raises(ValueError, match="no number of bytes"):
+            await one.run_pair(ask, reply, transcript=-1)
+        with pytest.raises(CommandNotFoundError):
+            await one.run_pair(ask, ["/nowhere"], interactor_session=other)
+        assert (await one.run(["true"])).ok
+        assert (await other.run(["true"])).ok
