@@ -1,10 +1,10 @@
 """Runs a command in a container image, as ``docker run --rm`` does, on a root it may write to.
 
-    python examples/container.py IMAGE [COMMAND...]
+    python examples/container.py IMAGE [ARGUMENT...]
 
 IMAGE is what ``docker save``, ``skopeo copy ... oci-archive:`` or ``umoci`` made, or a directory
-with a root file system (``debootstrap``). It is unpacked once, into a store. Without a command the
-image's own entry point is run. On a terminal the job gets one, too: try ``sh``.
+with a root file system (``debootstrap``). It is unpacked once, into a store. What is behind it are arguments
+for the image's entry point, if it has one. On a terminal the job gets one, too: try ``sh``.
 
 Needs nothing but isojob.
 """
@@ -37,7 +37,7 @@ def understand(path: Path, command: list[str]) -> tuple[Sandbox, list[str], str]
     if path.is_dir() and not (path / "oci-layout").exists():
         return Sandbox(root=Root.directory(path.resolve(), writable=True)), command, "/"
     image = Image.load(path)
-    return image.sandbox(writable=True), command or list(image.entrypoint), image.workdir
+    return image.sandbox(writable=True), image.command(*command), image.workdir
 
 
 async def show(stream: ByteReceiveStream | None, out: BinaryIO) -> None:

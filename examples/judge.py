@@ -1,12 +1,13 @@
-"""A judge as programming contests have it: ``python examples/judge.py [solution.cpp]``.
+"""A judge as programming contests have it: ``python examples/judge.py [solution.cpp|package]``.
 
 Compiles a C++ program, runs it on each test case and gives a verdict for each:
 
     AC accepted     WA wrong answer     TLE, MLE, OLE too much time, memory or output
     RE ended by a signal or with a status other than 0     CE does not compile
 
-Without an argument it judges a few solutions of its own, one for each verdict. The problem: from
-the numbers read (first how many), choose a run of neighbours, at least one, with the largest sum.
+Given a directory it grades a whole problem package, by `judge_package.py`. Without an argument it
+judges a few solutions of its own, one for each verdict. The problem: from the numbers read (first
+how many), choose a run of neighbours, at least one, with the largest sum.
 
 Needs nothing but isojob, and a C++ compiler in /usr.
 """
@@ -14,6 +15,7 @@ Needs nothing but isojob, and a C++ compiler in /usr.
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,8 +199,11 @@ def explain(item: Judged) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 if the solution is accepted (or without one: the sample that must be)."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("solution", nargs="?", type=Path, help="a C++ program")
+    parser.add_argument("solution", nargs="?", type=Path, help="a C++ program, or a package")
     path: Path | None = parser.parse_args(arguments).solution
+    if path is not None and path.is_dir():
+        package = runpy.run_path(str(Path(__file__).with_name("judge_package.py")))
+        return int(package["main"]([str(path)]))
     if path is None:
         sources = {name: (READ + body + PRINT).encode() for name, body in SOLUTIONS.items()}
     else:

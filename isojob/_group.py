@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from typing_extensions import override
 
 from isojob._account import make_result
 from isojob._attempt import attempt
@@ -59,6 +60,11 @@ class PairResult(Model, frozen=True):
     idle: bool = False
     transcript: tuple[tuple[Side, bytes], ...] = ()
     transcript_truncated: bool = False
+
+    @override
+    def __str__(self) -> str:
+        ended = "both waited, and were ended" if self.idle else f"{self.first_to_end} ended first"
+        return f"solution {self.solution}; interactor {self.interactor}; {ended}"
 
 
 class Member:

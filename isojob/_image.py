@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 from typing_extensions import override
 
 from isojob._image_source import MAX_JSON, Source, opened
-from isojob._models import Model, Name
+from isojob._models import Model, Name, parse_bytes
 from isojob._unpack import MAX_BYTES, MAX_ENTRIES, Unpacker
 from isojob.errors import ImageError
 from isojob.mounts import Root
@@ -51,7 +51,8 @@ class Image(Model, frozen=True):
         path: The directory that holds its root file system.
         env: Its variables.
         workdir: Its working directory, for ``cwd=``; ``/`` if it has none.
-        entrypoint: Its entry point, and the arguments that it has without others.
+        entrypoint: Its entry point.
+        cmd: What that is given without other arguments; without an entry point, what is run.
         size: Bytes of its files.
     """
 
@@ -61,6 +62,7 @@ class Image(Model, frozen=True):
     env: dict[str, str] = {}  # noqa: RUF012
     workdir: str = "/"
     entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
     size: int = 0
 
     @classmethod
@@ -70,7 +72,7 @@ class Image(Model, frozen=True):
         *,
         reference: str | None = None,
         store: str | os.PathLike[str] | None = None,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int | str = MAX_BYTES,
     ) -> Self:
         """Unpacks an image, unless it is in the store already (blocking).
 
@@ -80,13 +82,14 @@ class Image(Model, frozen=True):
             reference: Which, where there are several: its name.
             store: Directory for unpacked images; by default `default_store()`. Jobs read what is
                 in it: it should belong to you alone.
-            max_bytes: Of all its files together.
+            max_bytes: Of all its files together, bytes or a string such as ``"2GiB"``.
 
         Raises:
             ImageError: It cannot be read, its digests are wrong, or it holds what an image must
                 not: names that lead out, devices, FIFOs, more than is allowed.
             OSError: The file or the store cannot be read or written.
         """
+        max_bytes = parse_bytes(max_bytes)
         where = default_store() if store is None else Path(store)
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(where), opened(Path(path), where, max_bytes) as source:
@@ -107,6 +110,14 @@ class Image(Model, frozen=True):
     def root(self) -> Root:
         """For ``Sandbox(root=...)``."""
         return Root.directory(self.path)
+
+    def command(self, *arguments: str) -> list[str]:
+        """What to run, as ``docker run IMAGE [ARGUMENTS...]`` does.
+
+        Args:
+            *arguments: In the place of the image's own `cmd`.
+        """
+        return [*self.entrypoint, *(arguments or self.cmd)]
 
     def sandbox(self, *, writable: bool = False, **options: Any) -> Sandbox:
         """A sandbox with its root and variables.
@@ -141,11 +152,13 @@ class Image(Model, frozen=True):
         Returns:
             What was removed.
         """
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            raise ValueError(f"keep: {keep!r} is no number of images")
         where = default_store() if store is None else Path(store)
         if not where.is_dir():
             return []
         with _locked(where):
-            old = cls.stored(where)[max(0, keep) :]
+            old = cls.stored(where)[keep:]
             for image in old:
                 _remove(Path(image.path).parent)
             return old
@@ -339,7 +352,8 @@ def _describe(found: _Found, path: str, size: int) -> Image:
             path=path,
             env={name: value for name, _, value in variables if name},
             workdir=str(settings.get("WorkingDir") or "/"),
-            entrypoint=(*words("Entrypoint"), *words("Cmd")),
+            entrypoint=tuple(words("Entrypoint")),
+            cmd=tuple(words("Cmd")),
             size=size,
         )
     except ValueError as error:

@@ -278,7 +278,7 @@ def decompressed(stream: IO[bytes]) -> IO[bytes]:
     if isinstance(stream, io.BufferedReader):
         buffered = stream
     else:
-        buffered = io.BufferedReader(stream, 1 << 16)
+        buffered = io.BufferedReader(stream, 1 << 16)  # pyright: ignore[reportArgumentType]
     start = buffered.peek(6)
     if start.startswith(_GZIP):
         return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]

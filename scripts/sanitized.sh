@@ -2,7 +2,7 @@
 # sanitized.sh [PYTEST-ARGUMENT...]: jobs through a zygote, init and launcher built with ASan and
 # UBSan. A finding ends the process that it is in, and so fails the test that meets it.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-(($#)) || set -- tests/integration/test_{run,limits,files,isolation,helpers,lifecycle,faults,kills,map}.py
+(($#)) || set -- tests/integration/test_{run,limits,files,isolation,helpers,lifecycle,faults,kills,map,layers,writable,session}.py
 python=$(default_python)
 scripts/venv.sh "$python" "$venv"
 rm -rf build/sanitized

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+def loops() -> set[str]:
+    """Files behind loop devices."""
+    found = set()
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # it may go meanwhile
+            found.add(file.read_text().strip())
+    return found
+
+
 def temporary() -> set[str]:
     """What carries our name where programs leave things."""
     places = ("/tmp", "/var/tmp", "/dev/shm")
@@ -71,7 +81,7 @@ def temporary() -> set[str]:
 def no_leaks() -> Iterator[None]:
     """A test leaves no process, cgroup, mount, descriptor or file behind."""
     gc.collect()
-    before = (children(), temporary())
+    before = (children(), temporary(), loops())
     before_fds = descriptors()
     yield
     _run._close_pools()
@@ -79,6 +89,7 @@ def no_leaks() -> Iterator[None]:
     assert not settle(lambda: children() - before[0]), "processes are left"
     assert not settle(cgroups), "cgroups are left"
     assert not mounts(), "mounts are left"
+    assert not settle(lambda: loops() - before[2]), "loop devices are left"
     # Others on this machine may use isojob, too: what they make goes.
     assert not settle(lambda: temporary() - before[1]), "files are left"
 

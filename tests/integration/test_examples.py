@@ -481,7 +481,8 @@ def package(directory: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize("kind", sorted(PACKAGES))
 def test_judge_package(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every submission gets the verdict that its directory promises."""
-    example = load("judge_package", "yaml", "rich")
+    load("judge_package", "yaml", "rich")
+    example = load("judge")
     assert example.main([str(package(tmp_path, PACKAGES[kind]))]) == 0, capsys.readouterr().out
     output = capsys.readouterr().out
     for name in PACKAGES[kind]:
@@ -587,7 +588,7 @@ def test_container(archive: Path, tmp_path: Path) -> None:
         done = container(archive, input=b"hello\n", env=environment)
         assert (done.returncode, done.stdout) == (0, b"as it was\n"), done.stderr
         assert done.stderr == b"heard hello\n"
-    done = container(archive, "/bin/main", "fail", env=environment)
+    done = container(archive, "fail", env=environment)
     assert done.returncode == 3
     assert b"nonzero_exit" in done.stderr
     done = container(tmp_path, env=environment)

@@ -181,6 +181,7 @@ async def test_idleness() -> None:
     ended = next(r for r in (result.solution, result.interactor) if r.status == "killed")
     assert ended.evidence.stop == "idle"
     assert "waited for each other" in str(ended)
+    assert str(result).endswith("; both waited, and were ended")
     work = "import time\nend = time.monotonic() + %s\nwhile time.monotonic() < end: pass"
     limits = Limits(cpu_time=20 * SLOW, wall_time=60 * SLOW)
     result = await run_pair(python(work % (3 * idle)), ["cat"], idle_time=idle, limits=limits)

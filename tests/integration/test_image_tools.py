@@ -75,7 +75,7 @@ async def test_umoci_and_skopeo(tmp_path: Path) -> None:
     for path in (made, tmp_path / "oci.tar", tmp_path / "docker.tar"):
         image = Image.load(path, store=tmp_path / f"store-{path.name}")
         for writable in (False, True):
-            result = await run_isolated(image.entrypoint, sandbox=image.sandbox(writable=writable))
+            result = await run_isolated(image.command(), sandbox=image.sandbox(writable=writable))
             assert result.stdout == b"hello world second\ngone\n", (path, result)
 
 

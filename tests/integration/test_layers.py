@@ -136,6 +136,8 @@ def image(kind: str, directory: Path) -> Path:
     """An image of that kind with the directory's files."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount images")
+    if shutil.which("modprobe"):
+        subprocess.run(["modprobe", "-qa", "loop", kind], check=False)
     if kind not in Path("/proc/filesystems").read_text().split():
         pytest.skip(f"needs {kind} in the kernel")
     if shutil.which({"squashfs": "mksquashfs", "erofs": "mkfs.erofs"}[kind]) is None:
@@ -233,7 +235,7 @@ async def test_image(tmp_path: Path) -> None:
     (tmp_path / "image/index.json").write_text(json.dumps(index))
     image = Image.load(tmp_path / "image", store=tmp_path / "store")
     result = await run_isolated(
-        [*image.entrypoint, "world"],
+        image.command("world"),
         cwd=image.workdir,
         sandbox=image.sandbox(mounts=(Mount.bind("/usr", "/usr"),)),
     )

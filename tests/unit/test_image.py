@@ -127,7 +127,10 @@ def test_layers_deletions_links(layout: Layout, store: Path) -> None:
         "etc": "/", "etc/x": "new", "etc/z": "z", "old": "/", "old/3": "3",
         "file": "/", "file/in": "in", "hard": "f", "up": "-> ../../../../etc",
     }  # fmt: skip
-    assert (image.name, image.workdir, image.entrypoint) == ("some:tag", "/app", ("/run", "-v"))
+    assert (image.name, image.workdir) == ("some:tag", "/app")
+    assert (image.entrypoint, image.cmd) == (("/run",), ("-v",))
+    assert image.command() == ["/run", "-v"]
+    assert image.command("a", "b") == ["/run", "a", "b"]
     assert image.env == {"PATH": "/bin", "X": "1=2"}
     sandbox = image.sandbox(env={"X": "3"})
     assert sandbox.root == Root.directory(image.path) == Root.oci(layout.path, store=store)
@@ -194,6 +197,17 @@ def test_compressions(layout: Layout, store: Path) -> None:
     layout.manifests.clear()
     with pytest.raises(ImageError, match="zstd"):
         Image.load(layout.image(b"\x28\xb5\x2f\xfd" + data), store=store)
+
+
+def test_bad_arguments(layout: Layout, store: Path) -> None:
+    """Refused before anything is read."""
+    for most in (-1, "much", True, 1.5):
+        with pytest.raises((TypeError, ValueError)):
+            Image.load(layout.path, store=store, max_bytes=most)  # type: ignore[arg-type]
+    for keep in (-1, True, "1"):
+        with pytest.raises(ValueError, match="no number of images"):
+            Image.prune(keep, store=store)  # type: ignore[arg-type]
+    assert not store.exists()
 
 
 def test_which(layout: Layout, store: Path) -> None:
