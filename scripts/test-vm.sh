@@ -23,7 +23,7 @@ if (($# == 0)); then
     case $who in
     root) set -- tests/integration --ignore=tests/integration/test_{cancels,cli,examples,exhaustion}.py \
         --ignore=tests/integration/test_{faults,group,helpers,languages,map,process,verdicts}.py ;;
-    user) set -- tests/integration --ignore=tests/integration/test_doctor.py ;;
+    user) set -- tests/integration --ignore=tests/integration/test_{doctor,python_branches}.py ;;
     systemd) set -- tests/integration/test_run.py tests/integration/test_sweep.py tests/integration/test_doctor.py ;;
     esac
 fi
@@ -39,4 +39,4 @@ export PATH=$dir/bin:$PATH VIRTUAL_ENV=$dir
 # shellcheck disable=SC2086  # a command with its options
 exec $TEST_VM "${options[@]}" \
     -e PYTHONSAFEPATH=1 -e PYTHONDONTWRITEBYTECODE=1 -e ISOJOB_TEST_SLOWNESS=20 \
-    -- "$dir/bin/python" -m pytest -p no:cacheprovider "$@"
+    -- "$dir/bin/python" -m pytest -p no:cacheprovider --durations=10 "$@"

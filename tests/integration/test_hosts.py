@@ -159,6 +159,60 @@ def test_subordinate_ids() -> None:
             inner.rmdir()
 
 
+COMPOSED = """
+import os, tempfile, anyio
+from isojob import Mount, Pool, Root
+sh = lambda script: ["sh", "-c", script]
+async def main():
+    async with Pool(Sandbox(allow_missing=accept)) as pool:
+        async with pool.session(files={"f": b"0"}) as session:
+            kept = await session.run(sh("printf 1 >>f; cat f; stat -c %u:%g f ."))
+            print(kept.status, kept.stdout, kept.posture.privilege)
+            view = await session.run(sh("printf 2 >>f; cat f"), keep=False)
+            pair = await session.run_pair(sh("cat f; echo; read x; echo $x >&2"), ["cat"])
+            print(view.stdout, pair.solution.stderr, (await session.collect("f")).files)
+        async with pool.open(sh("test -t 0; echo $?; exit 3"), pty=True) as process:
+            said = b"".join([piece async for piece in process.stdout])
+            print(said, (await process.result()).returncode)
+    top = tempfile.mkdtemp()
+    os.chmod(top, 0o755)
+    os.makedirs(top + "/opt")
+    for name in ("bin", "lib", "lib64"):
+        os.symlink("usr/" + name, f"{top}/{name}")
+    root = Root.directory(top, writable=True)
+    made = Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),), allow_missing=accept)
+    async with Pool(made) as pool:
+        for _ in "12":
+            r = await pool.run(sh("ls -A /opt; echo x >/opt/x; cat /opt/x; stat -c %u /opt"))
+            print(r.stdout, r.posture.privilege)
+    root = Root.layers([top])
+    made = Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),), allow_missing=accept)
+    async with Pool(made) as pool:
+        r = await pool.run(sh("ls -A /opt; echo x >/opt/x"))
+        print(r.stdout, r.status, r.posture.privilege)
+anyio.run(main)
+"""
+
+
+def test_subordinate_ids_composed() -> None:
+    """Sessions, pairs, terminals and layers with them; a writable root is the caller's own id's."""
+    needs_root()
+    assert shutil.which("newuidmap"), "needs newuidmap (Debian: apt-get install uidmap)"
+    done = python(SUBORDINATE, COMPOSED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        r"ok b'011000:1000\n1000:1000\n' user+ranges",
+        r"b'012' b'01\n' {'f': b'01'}",
+        r"b'0\r\n' 3",
+        r"b'x\n1000\n' user",
+        r"b'x\n1000\n' user",
+        r"b'' nonzero_exit user+ranges",
+    ]
+    for directory in Path("/sys/fs/cgroup").glob("**/isojob-test-*"):
+        for inner in sorted(directory.glob("**/"), reverse=True):
+            inner.rmdir()
+
+
 def test_user_namespaces_switched_off() -> None:
     """The error names the sysctl."""
     needs_root()
