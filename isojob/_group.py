@@ -48,6 +48,8 @@ class PairResult(Model, frozen=True):
         first_to_end: Whose main process ended first, as their cells saw it. The end of one that
             ends the other, by the end of its input, may be seen moments after that; with a
             transcript cause and effect are told apart.
+        first_to_close: Who was the first to close a stream to the other, at its end or before.
+            None: nobody looked, which takes a transcript.
         idle: Both waited without using any CPU for ``idle_time``, and were ended for it (one may
             have seen the end of the other, and have exited).
         transcript: What they said, in order, as far as the transcript was to reach.
@@ -57,6 +59,7 @@ class PairResult(Model, frozen=True):
     solution: Result
     interactor: Result
     first_to_end: Side
+    first_to_close: Side | None = None
     idle: bool = False
     transcript: tuple[tuple[Side, bytes], ...] = ()
     transcript_truncated: bool = False
@@ -283,6 +286,7 @@ async def pair(
     return PairResult(
         solution=first,
         interactor=second,
+        first_to_close=said.ends[0] if said.ends else None,
         first_to_end=_first(first, second, interactor.ended_ns - solution.ended_ns, said.ends),
         idle=bool(idle),
         transcript=tuple(said.said),

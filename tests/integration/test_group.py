@@ -170,6 +170,23 @@ async def test_limits_of_each_side() -> None:
     assert result.first_to_end == "solution"
 
 
+async def test_who_closed_first() -> None:
+    """A stream may be closed long before the end: with a transcript that is seen."""
+    closes = ["sh", "-c", "echo hello; exec >&-; sleep 0.5; cat >&2"]
+    for solution, interactor, who in (
+        (closes, ["cat"], "solution"),
+        (["cat"], closes, "interactor"),
+        (
+            ["sh", "-c", "sleep 0.5; echo unheard; sleep 0.5"],
+            ["sh", "-c", "exec <&-; cat /dev/null; sleep 2"],
+            "interactor",
+        ),
+    ):
+        result = await run_pair(solution, interactor, transcript=1000)
+        assert result.first_to_close == who, result
+    assert (await run_pair(["true"], ["true"])).first_to_close is None
+
+
 async def test_idleness() -> None:
     """Two that wait for each other are ended early; two that work are not."""
     idle = max(1.0, 0.4 * SLOW)  # what a busy machine may keep a burning job waiting
