@@ -14,7 +14,8 @@ from isojob.wire import Failure
 
 __all__ = ["attempt"]
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3
+_MAKERS = ("zygote", "template")
 _CLOSED = "the pool was closed while the job ran"
 
 
@@ -35,7 +36,9 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
                 raise _why_gone(stock, lease.zygote, error) from None
             # A parked cell may have failed long ago, for a reason that has passed.
             stock.failed(lease, error.failure.stage)
-            if number == _ATTEMPTS - 1 or not stock.open:
+            # And a maker may die under the next, too: then there is another one.
+            last = number > 0 and error.failure.stage not in _MAKERS
+            if last or number == _ATTEMPTS - 1 or not stock.open:
                 raise _why_failed(stock, error.failure) from None
         except (CellGoneError, wire.WireError) as error:
             raise _why_gone(stock, lease.zygote, error) from None
@@ -57,8 +60,8 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
 def _why_failed(stock: Stock, failure: Failure) -> IsojobError:
     if not stock.open:
         return PoolClosedError("the pool was closed before the job ran")
-    if failure.stage in ("zygote", "template"):
-        return PoolBrokenError(f"the pool's {failure.stage} died, and then the next")
+    if failure.stage in _MAKERS:
+        return PoolBrokenError(f"the pool's {failure.stage} died, and those after it")
     return failures.to_exception(failure)
 
 

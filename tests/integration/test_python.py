@@ -498,6 +498,25 @@ async def test_dead_template() -> None:
         assert pool.statistics().zygotes >= 2
 
 
+async def test_template_that_dies_while_it_makes_a_cell() -> None:
+    """The call that waits for that cell gets one of the next template."""
+    values: list[object] = []
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=0) as pool:
+        assert (await pool.run_python("1")).ok
+
+        async def call() -> None:
+            values.append((await pool.run_python("result = 1")).value)
+
+        for _ in range(max(3, 20 // SLOW)):
+            pid = pool.statistics().templates[0].pid
+            os.kill(pid, signal.SIGSTOP)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await anyio.sleep(0.05 * SLOW)
+                os.kill(pid, signal.SIGKILL)
+            assert values.pop() == 1
+
+
 async def test_rotation() -> None:
     """After so many jobs there is another template: another seed of hashes."""
     code = "result = hash('isojob')"
