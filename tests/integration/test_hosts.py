@@ -174,7 +174,9 @@ async def main():
         async with pool.open(sh("test -t 0; echo $?; exit 3"), pty=True) as process:
             said = b"".join([piece async for piece in process.stdout])
             print(said, (await process.result()).returncode)
-    top = tempfile.mkdtemp()
+    with tempfile.TemporaryDirectory() as top:
+        await layered(top)
+async def layered(top):
     os.chmod(top, 0o755)
     os.makedirs(top + "/opt")
     for name in ("bin", "lib", "lib64"):
