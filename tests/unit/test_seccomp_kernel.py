@@ -246,8 +246,9 @@ def test_java(tmp_path: Path, profile: str) -> None:
 
 def test_rust(tmp_path: Path) -> None:
     """The Rust compiler runs, and so does what it makes, under the default profile."""
+    needs("rustc")
     if subprocess.run(["rustc", "--version"], capture_output=True, check=False).returncode:
-        pytest.skip("no rustc")
+        pytest.skip("rustc is not set up")
     (tmp_path / "main.rs").write_text(
         'fn main() { let t = std::thread::spawn(|| 42); println!("{}", t.join().unwrap()); }'
     )
