@@ -18,7 +18,7 @@ from isojob._shield import in_thread
 from isojob._spec import CellSpec
 from isojob._template import Template
 from isojob._watch import Watch
-from isojob._zygote import Zygote, privilege
+from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError, PoolClosedError
 from isojob.host import kernel
 from isojob.host.posture import check_limits, find_driver, posture
@@ -124,8 +124,7 @@ class Stock:
 
     def _install(self, zygote: Zygote) -> Zygote:
         self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
-        who = privilege(self.uid_range, writable=self.sandbox.root.writable)
-        self._posture = posture(self.sandbox, zygote.driver, who)
+        self._posture = posture(self.sandbox, zygote.driver, zygote.privilege)
         self.zygote = zygote
         self.started += 1
         return zygote

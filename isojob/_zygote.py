@@ -82,8 +82,8 @@ class Zygote(Maker):
         super().__init__(driver)
         self._template = template
         self.template_pid = 0
-        modes = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}
-        self.mode = modes[privilege(uid_range, writable=sandbox.root.writable)]
+        self.privilege = privilege(uid_range, writable=sandbox.root.writable)
+        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[self.privilege]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ids: ids.IdBlock | None = None

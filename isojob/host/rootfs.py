@@ -104,8 +104,7 @@ def _host_root(out: Writer, sandbox: Sandbox) -> None:
     for name in _TOOLCHAIN:
         _entry(out, Path("/") / name, name)
     out.pair(Tag.ROOT_LINK, "etc/mtab", "/proc/self/mounts")
-    for name, content in _etc(sandbox).items():
-        out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
+    _put_etc(out, sandbox, "etc")
     for name in _ETC_COPIES:
         path = Path("/etc") / name
         if path.is_file():
@@ -135,8 +134,7 @@ def _tree_root(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[st
         if name not in ours:
             _entry(out, path, name, f"{_MERGED}/{name}" if merged else None)
     if "etc" not in top:
-        for name, content in _etc(sandbox).items():
-            out.blob(Tag.ROOT_FILE, f"etc/{name}", content, 0o644)
+        _put_etc(out, sandbox, "etc")
 
 
 def _layers(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]) -> None:
@@ -159,8 +157,7 @@ def _writable_root(
     _layers(config, out, sandbox, images)
     out.text(Tag.ROOT_DIR, ".root", 0o755)
     out.text(Tag.ROOT_DIR, f"{_LOWER}/etc", 0o755)
-    for name, content in _etc(sandbox).items():
-        out.blob(Tag.ROOT_FILE, f"{_LOWER}/etc/{name}", content, 0o644)
+    _put_etc(out, sandbox, f"{_LOWER}/etc")
     out.text(Tag.ROOT_LOWER, _LOWER)
     config.number(Tag.LOWER, len(sandbox.root.sources))
 
@@ -216,6 +213,11 @@ def _etc(sandbox: Sandbox) -> dict[str, bytes]:
         "shells": "/bin/sh\n",
     }
     return {name: text.encode() for name, text in files.items()}
+
+
+def _put_etc(out: Writer, sandbox: Sandbox, directory: str) -> None:
+    for name, content in _etc(sandbox).items():
+        out.blob(Tag.ROOT_FILE, f"{directory}/{name}", content, 0o644)
 
 
 def _mount(config: Writer, out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> None:

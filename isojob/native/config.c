@@ -41,6 +41,19 @@ static bool take_fd(const int *fds, unsigned nfds, unsigned *next, int *out)
     return true;
 }
 
+/* As many as the field says, once. */
+static bool take_fds(const struct field *f, const int *fds, unsigned nfds, unsigned *next,
+                     int *list, unsigned *n, unsigned most)
+{
+    uint32_t wanted;
+    if (!take_number(f, &wanted) || wanted > most || *n)
+        return false;
+    for (; *n < wanted; (*n)++)
+        if (!take_fd(fds, nfds, next, &list[*n]))
+            return false;
+    return true;
+}
+
 static bool add_cg_file(struct cg_file *list, unsigned *n, const struct field *f)
 {
     const char *name = wire_string(f);
@@ -139,12 +152,7 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         c->rlimits[c->nrlimits++] = *f;
         return true;
     case TAG_HIERARCHIES:
-        if (!take_number(f, &n) || n > MAX_HIERARCHIES || c->nhier)
-            return false;
-        for (; c->nhier < n; c->nhier++)
-            if (!take_fd(fds, nfds, next, &c->hier[c->nhier]))
-                return false;
-        return true;
+        return take_fds(f, fds, nfds, next, c->hier, &c->nhier, MAX_HIERARCHIES);
     case TAG_CG_LIMIT:
         return add_cg_file(c->limits, &c->nlimits, f);
     case TAG_CG_EVIDENCE:
@@ -179,12 +187,7 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
         return wire_pair(f, &m->path, f->tag == TAG_CELL_BIND ? &m->source : &m->options);
     }
     case TAG_IMAGES:
-        if (!take_number(f, &n) || n > MAX_IMAGES || c->nimages)
-            return false;
-        for (; c->nimages < n; c->nimages++)
-            if (!take_fd(fds, nfds, next, &c->images[c->nimages]))
-                return false;
-        return true;
+        return take_fds(f, fds, nfds, next, c->images, &c->nimages, MAX_IMAGES);
     case TAG_LOWER:
         return take_number(f, &c->nlower) && c->nlower <= MAX_LOWER;
     case TAG_TEMPLATE_ARG:

@@ -84,7 +84,7 @@ struct config {
     struct cell_mount mounts[MAX_CELL_MOUNTS];
     unsigned nmounts;
     int images[MAX_IMAGES]; /* mounts attached nowhere, until the root is built */
-    uint32_t nimages;
+    unsigned nimages;
     uint32_t nlower; /* layers of a root that each cell can write to; 0: none can */
     int host; /* pidfd of the host process */
     /* What the template is executed with; empty: there is none. */
