@@ -126,10 +126,11 @@ def opened(path: Path, store: Path, max_bytes: int) -> Iterator[Source]:
             archive = tarfile.open(fileobj=plain, mode="r:", tarinfo=Header)  # noqa: SIM115
             source = _Archive(archive)
         except (
-            *(tarfile.TarError, EOFError, ValueError, RecursionError, zlib.error),
+            *(tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error),
             lzma.LZMAError,
         ) as error:
-            if isinstance(error, ImageError):
+            # gzip and bz2 say OSError, without a number, of what they cannot read.
+            if isinstance(error, ImageError) or getattr(error, "errno", None) is not None:
                 raise
             raise ImageError(f"{path} is no image: {error}") from error
         with archive:

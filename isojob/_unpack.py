@@ -72,13 +72,10 @@ class Unpacker:
         self, directory: str, *, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES
     ) -> None:
         self._root = os.open(directory, _DIRECTORY)
-        self._bytes = self._most = max_bytes
+        self._bytes = max_bytes
         self._entries = max_entries
-
-    @property
-    def used(self) -> int:
+        self.used = 0
         """Bytes of files in the layers so far."""
-        return self._most - self._bytes
 
     def close(self) -> None:
         """Closes the directory."""
@@ -102,6 +99,7 @@ class Unpacker:
                     if member.size < 0:
                         raise ImageError(f"{member.name!r} has a negative size")
                     self._take(1, member.size + len(member.name))
+                    self.used += member.size
                     self._member(archive, member, made)
         except ImageError:
             raise

@@ -130,6 +130,7 @@ def test_layers_deletions_links(layout: Layout, store: Path) -> None:
     assert (image.name, image.workdir) == ("some:tag", "/app")
     assert (image.entrypoint, image.cmd) == (("/run",), ("-v",))
     assert image.command() == ["/run", "-v"]
+    assert image.size == len(b"abcd") + len(b"12123z") + len(b"fnew3in")
     assert image.command("a", "b") == ["/run", "a", "b"]
     assert image.env == {"PATH": "/bin", "X": "1=2"}
     sandbox = image.sandbox(env={"X": "3"})
@@ -280,9 +281,12 @@ def test_bombs(layout: Layout, store: Path, tmp_path: Path, pack: Any) -> None:
         archive.write_bytes(pack(data))
         with pytest.raises(ImageError, match="holds more than is allowed"):
             Image.load(archive, store=store, max_bytes=10 << 20)
-    archive.write_bytes(pack(b"x" * 10_000)[:-30])
-    with pytest.raises(ImageError):
-        Image.load(archive, store=store)
+    packed = pack(os.urandom(10_000))
+    middle = len(packed) // 2
+    for broken in (packed[:-30], packed[:middle] + bytes(100) + packed[middle + 100 :]):
+        archive.write_bytes(broken)
+        with pytest.raises(ImageError):
+            Image.load(archive, store=store)
     assert list(store.iterdir()) == []
 
 
