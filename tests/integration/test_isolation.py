@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import SLOW, cgroup_version
+from environment import SLOW, at_once, cgroup_version
 
 from isojob import Mount, Pool, Root, Sandbox, run_isolated
 from isojob import _zygote as zygote
@@ -46,32 +46,23 @@ async def look(python: str, **options: object) -> dict[str, object]:
     return seen
 
 
-async def test_namespaces_are_fresh(python: str) -> None:
-    """All seven namespaces differ from the host's and from those of any other job."""
-    first, second = await look(python), await look(python)
-    ours = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
+async def test_jobs_share_nothing(python: str, is_root: bool) -> None:
+    """Of two jobs at once and the host none has a namespace of another's; as root, nor a uid."""
+    command = [
+        python,
+        "-I",
+        "-S",
+        "-c",
+        LOOK + "\nimport sys; sys.stdout.flush(); sys.stdin.read()",
+    ]
+    both = await at_once(lambda stdin, out: run_isolated(command, stdin=stdin, stdout=out))
+    assert all(result.ok for _, result in both)
+    a, b = (json.loads(line) for line, _ in both)
     for name in NAMESPACES:
-        inodes = {ours[name], first["ns"][name], second["ns"][name]}  # type: ignore[index]
-        # The cgroup namespace may get a number that was just given back; never the host's.
-        assert ours[name] not in {first["ns"][name], second["ns"][name]}  # type: ignore[index]
-        assert len(inodes) >= 2
-
-
-async def test_concurrent_jobs_share_nothing(python: str) -> None:
-    """Two jobs at once: no namespace and, as root, no host uid in common."""
-    seen: list[dict[str, object]] = []
-    code = LOOK + "\nimport time; time.sleep(2)"
-
-    async def one() -> None:
-        result = await run_isolated([python, "-I", "-S", "-c", code])
-        seen.append(json.loads(result.stdout or b""))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(one)
-        tasks.start_soon(one)
-    a, b = seen
-    for name in NAMESPACES:
-        assert a["ns"][name] != b["ns"][name]  # type: ignore[index]
+        numbers = {a["ns"][name], b["ns"][name], os.readlink(f"/proc/self/ns/{name}")}
+        assert len(numbers) == 3, name
+    if is_root:
+        assert len({a["uid_map"][1], b["uid_map"][1], str(os.getuid())}) == 3
 
 
 async def test_privileges(python: str, is_root: bool) -> None:

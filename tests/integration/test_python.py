@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
-from environment import PATIENT, PYTHON, SLOW, dedent
+from environment import PATIENT, PYTHON, SLOW, at_once, dedent
 
 from isojob import Limits, Pool, PoolClosedError, Status
 from isojob._job import Content
@@ -290,9 +291,10 @@ async def test_a_cell_like_any_other(pool: PythonPool) -> None:
         }
         """)
     plain_code = code + "\nimport json; print(json.dumps(result))"
-    import json
-
-    one, two = await pool.run_python(code), await pool.run_python(code)
+    waiting = code + "\nimport sys; print(flush=True); sys.stdin.read()"
+    (_, one), (_, two) = await at_once(
+        lambda stdin, stdout: pool.run_python(waiting, stdin=stdin, stdout=stdout)
+    )
     async with Pool(limits=PATIENT, parked=0) as plain:
         other = await plain.run([PYTHON, "main.py"], files={"main.py": plain_code.encode()})
     exec_ed = json.loads(other.stdout_text)
