@@ -19,7 +19,7 @@ from isojob.host import failures
 from isojob.limits import Limits
 from isojob.result import Evidence, Posture, Result, Status, Usage, pending
 from isojob.seccomp import syscall_name
-from isojob.verdict import usage, verdict
+from isojob.verdict import throttled_time, usage, verdict
 from isojob.wire import JobState
 from isojob.wire_result import CAUSES, RawResult
 
@@ -164,6 +164,7 @@ def usage_so_far(counters: Counters, cpu_ns: int | None, wall_ns: int) -> Usage:
         processes_peak=counters.pids_peak,
         oom_kills=(counters.memory_events or {}).get("oom_kill"),
         process_limit_hits=counters.pids_events_max,
+        cpu_throttled_time=throttled_time(counters.cpu_stat),
         io_read_bytes=_sum(counters.io, "rbytes"),
         io_write_bytes=_sum(counters.io, "wbytes"),
         pressure=counters.pressure,

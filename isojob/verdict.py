@@ -8,7 +8,7 @@ the job chooses freely, only tells ``ok``, ``nonzero_exit`` and ``signaled`` apa
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isojob._models import Evidence, Status, Usage
@@ -85,7 +85,6 @@ def _oom_at_own_limit(evidence: Evidence) -> bool:
 def usage(evidence: Evidence) -> Usage:
     """Translates evidence into seconds, bytes and counts; what is unknown stays None."""
     voluntary, involuntary = evidence.voluntary_switches, evidence.involuntary_switches
-    throttled = (evidence.cpu_stat or {}).get("throttled_usec")
     devices = None if evidence.io is None else list(evidence.io.values())
     return Usage.trusted(
         cpu_time=_seconds(evidence.cpu_ns) if evidence.cpu_is_whole else None,
@@ -99,7 +98,7 @@ def usage(evidence: Evidence) -> Usage:
         processes_peak=evidence.pids_peak,
         oom_kills=(evidence.memory_events or {}).get("oom_kill"),
         process_limit_hits=evidence.pids_events_max,
-        cpu_throttled_time=None if throttled is None else throttled / 1_000_000,
+        cpu_throttled_time=throttled_time(evidence.cpu_stat),
         io_read_bytes=None if devices is None else sum(d.get("rbytes", 0) for d in devices),
         io_write_bytes=None if devices is None else sum(d.get("wbytes", 0) for d in devices),
         context_switches=(
@@ -109,16 +108,22 @@ def usage(evidence: Evidence) -> Usage:
     )
 
 
+def throttled_time(cpu_stat: Mapping[str, int] | None) -> float | None:
+    """What ``cpu.stat`` says of it, in seconds."""
+    throttled = (cpu_stat or {}).get("throttled_usec")
+    return None if throttled is None else throttled / 1_000_000
+
+
 _PEAKS = ("memory_peak", "processes_peak")
 
 
 def total(usages: Sequence[Usage]) -> Usage:
     """The sum of several jobs: times and counts added, the highest of the peaks; no pressure.
 
-    A field is None if it is for one of them.
+    A field is None if it is for one of them. Of no job all is 0.
     """
     if not usages:
-        return Usage(wall_time=0.0, cpu_time=0.0, user_time=0.0, system_time=0.0)
+        return Usage.model_validate(dict.fromkeys(Usage.model_fields.keys() - {"pressure"}, 0))
     values: dict[str, Any] = {}
     for name in Usage.model_fields:
         parts = [getattr(one, name) for one in usages]

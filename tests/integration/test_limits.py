@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
-from environment import SLOW
+from environment import SLOW, cgroup_version
 
 from isojob import Limits, Result, Sandbox, SeccompProfile, Status, run_isolated
 
@@ -201,6 +202,9 @@ async def test_cpus(python: str) -> None:
     assert result.ok
     assert float(result.stdout or b"9") < 0.9
     assert result.usage.cpu_throttled_time
+    if cgroup_version() == 2 and Path("/proc/pressure/cpu").exists():  # CONFIG_PSI, from 4.20
+        assert result.usage.pressure is not None
+        assert result.usage.pressure["cpu"]["some_total"] > 0.1
 
 
 async def test_cpuset(python: str) -> None:

@@ -183,6 +183,18 @@ async def test_usage_while_it_runs() -> None:
         assert (result.usage.cpu_time or 0) >= first.cpu_time * 0.9
 
 
+async def test_throttled_while_it_runs() -> None:
+    """What `Limits.cpus` holds back shows before the end."""
+    script = "echo; while :; do :; done"
+    async with open_isolated(["sh", "-c", script], limits=Limits(cpus=0.1)) as process:
+        await lines(process, 1)
+        await anyio.sleep(0.5 * SLOW)
+        held_back = process.usage().cpu_throttled_time
+        assert held_back is not None and held_back > 0.1
+        process.kill()
+        assert ((await process.result()).usage.cpu_throttled_time or 0) >= held_back
+
+
 async def test_where_it_cannot_start() -> None:
     """The error comes as the block is entered, as it does for subprocesses."""
     with pytest.raises(CommandNotFoundError):

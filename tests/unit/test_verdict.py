@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isojob._models import Evidence, Status
-from isojob.verdict import explain, signal_name, usage, verdict
+from isojob._models import Evidence, Status, Usage
+from isojob.verdict import explain, signal_name, total, usage, verdict
 
 MIB = 2**20
 
@@ -308,6 +308,44 @@ def test_usage_is_the_evidence_in_seconds_bytes_and_counts() -> None:
         "context_switches": 15,
         "pressure": {"cpu": {"some_total": 0.5, "full_total": 0.25}},
     }
+
+
+def test_total_of_several_jobs() -> None:
+    """Times and counts add up, peaks do not; what is unknown of one is unknown of all."""
+    one = Usage(
+        wall_time=1,
+        cpu_time=0.5,
+        queue_time=0.25,
+        memory_peak=100,
+        processes_peak=2,
+        oom_kills=1,
+        cpu_throttled_time=0.5,
+        io_read_bytes=10,
+        context_switches=3,
+        pressure={"cpu": {"some_total": 1.0}},
+    )
+    other = one.model_copy(update={"memory_peak": 70, "processes_peak": 5, "io_read_bytes": None})
+    assert total((one, other, other)).model_dump() == {
+        "wall_time": 3.0,
+        "cpu_time": 1.5,
+        "user_time": None,
+        "system_time": None,
+        "setup_time": 0.0,
+        "teardown_time": 0.0,
+        "queue_time": 0.75,
+        "memory_peak": 100,
+        "processes_peak": 5,
+        "oom_kills": 3,
+        "process_limit_hits": None,
+        "cpu_throttled_time": 1.5,
+        "io_read_bytes": None,
+        "io_write_bytes": None,
+        "context_switches": 9,
+        "pressure": None,
+    }
+    assert total((one,)).cpu_time == 0.5
+    assert total((total(()), other)) == total((other,))
+    assert set(total(()).model_dump().values()) == {0, None}
 
 
 def test_usage_does_not_guess() -> None:
