@@ -24,7 +24,17 @@ from typing import Literal, TypeAlias
 
 import anyio
 
-from isojob import Limits, Pool, Result, Session, Status, languages
+from isojob import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    Limits,
+    Pool,
+    Program,
+    Result,
+    Session,
+    Status,
+    languages,
+)
 
 Verdict: TypeAlias = Literal["AC", "WA", "TLE", "MLE", "OLE", "RE"]
 
@@ -69,9 +79,9 @@ class CompileError(Exception):
     """The compiler refused the program; the message is the compiler's."""
 
 
-async def judge_case(session: Session, case: Case, limits: Limits) -> Judged:
+async def judge_case(program: Program, session: Session, case: Case, limits: Limits) -> Judged:
     """Runs the program on one case. The expected output never enters the sandbox."""
-    result = await CPP.run(session, input=case.input, limits=limits)
+    result = await program.run(session, input=case.input, limits=limits)
     verdict = VERDICTS[result.status]
     if verdict == "AC" and (result.stdout or b"").split() != case.expected.split():
         verdict = "WA"
@@ -89,10 +99,14 @@ async def judge(source: bytes, cases: Sequence[Case], limits: Limits = RUN_LIMIT
         CompileError: It does not compile, or not within the limits.
     """
     async with Pool() as pool, pool.session() as session:
-        built = await CPP.build(session, source)
+        program = CPP.program(source)
+        built = await program.build(session)
         if built is not None and not built.ok:
             raise CompileError(f"{built}\n{built.stderr_text}")
-        return [await judge_case(session, case, limits) for case in cases]
+        try:
+            return [await judge_case(program, session, case, limits) for case in cases]
+        except (CommandNotFoundError, CommandNotExecutableError) as error:
+            raise CompileError(f"it makes no program: {error}") from error
 
 
 def make_cases() -> list[Case]:

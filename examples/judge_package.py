@@ -3,9 +3,11 @@
 The package (https://www.kattis.com/problem-package-format): ``problem.yaml``, cases as ``.in`` and
 ``.ans`` below ``data/sample`` and ``data/secret``, ``submissions/accepted``, ``wrong_answer``,
 ``time_limit_exceeded`` and ``run_time_error``, and perhaps an output validator of its own, which may be
-interactive. Each submission is compiled once; its cases run side by side, each in a fresh sandbox on
-a private copy; validators are strangers' programs, too. The time limit follows from the accepted
-submissions: the slowest of them, times ``time_multiplier``.
+interactive. A program is one file or a directory: its sources, or scripts ``build`` and ``run``. Each
+is compiled once; its cases run side by side, each in a fresh sandbox on a private copy; validators
+are strangers' programs, too. The time limit follows from the accepted submissions: the slowest of
+them, times ``time_multiplier``. Groups of cases are judged as one. What of the format there is not is
+refused: scores, files that are compiled along (``include``), flags for groups, versions after "legacy".
 
 A verdict is that of the first case, in order, that is not accepted:
 
@@ -32,7 +34,19 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from isojob import Cache, Language, Limits, Pool, Result, Session, Status, languages
+from isojob import (
+    Cache,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    Language,
+    Limits,
+    Pool,
+    Program,
+    Result,
+    Session,
+    Status,
+    languages,
+)
 
 EXPECTED = {
     "accepted": "AC",
@@ -41,6 +55,17 @@ EXPECTED = {
     "run_time_error": "RTE",
 }
 ACCEPT, REJECT = 42, 43
+NOT_BUILT = (CommandNotFoundError, CommandNotExecutableError)
+"""A compiler can be content and make no program, as of a library."""
+SCRIPTS = Language(
+    name="scripts",
+    extensions=("",),
+    source="run",
+    compile=("sh", "-ec", "[ ! -e build ] || ./build; [ -x run ] || { echo no run >&2; exit 1; }"),
+    execute=("./run",),
+    outputs=None,
+)
+"""A program that brings its own ways to be built and run."""
 FIRST_SECONDS = 10.0
 """CPU time of accepted submissions, while the time limit is not known yet."""
 
@@ -59,11 +84,11 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Program:
-    """A submission or a validator: one source file."""
+class Submission:
+    """A submission, or a validator: then nothing is expected of it."""
 
-    path: Path
-    language: Language
+    name: str
+    program: Program
     expected: str = ""
 
 
@@ -73,8 +98,8 @@ class Problem:
 
     name: str
     cases: list[Case]
-    submissions: list[Program]
-    validator: Program | None
+    submissions: list[Submission]
+    validator: Submission | None
     interactive: bool
     flags: list[str]
     limits: Limits
@@ -85,7 +110,7 @@ class Problem:
 class Graded:
     """What came of one submission."""
 
-    program: Program
+    submission: Submission
     verdict: str
     why: str = ""
     cpu_time: float = 0.0
@@ -100,41 +125,57 @@ def load(directory: Path) -> Problem:
         PackageError: Something is missing or unknown.
     """
     try:
-        settings: dict[str, Any] = yaml.safe_load((directory / "problem.yaml").read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(_read(directory / "problem.yaml", directory)) or {}
+        return _problem(directory, settings)
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"problem.yaml: {error}") from error
+
+
+def _problem(directory: Path, settings: dict[str, Any]) -> Problem:
+    version = settings.get("problem_format_version", "legacy")
+    if version != "legacy":
+        raise PackageError(f"problem.yaml: version {version} of the format is not supported")
+    kind = str(settings.get("validation") or "default").split()
+    if settings.get("type", "pass-fail") != "pass-fail" or "score" in kind:
+        raise PackageError("problem.yaml: problems with scores are not supported")
+    if kind not in (["default"], ["custom"], ["custom", "interactive"]):
+        raise PackageError(f"problem.yaml: validation {' '.join(kind)!r} is not known")
+    if (directory / "include").is_dir():
+        raise PackageError("include: files that are compiled along are not supported")
+    for path in (directory / "data").rglob("testdata.yaml"):
+        if "output_validator_flags" in (yaml.safe_load(_read(path, directory)) or {}):
+            raise PackageError(f"{path}: flags for a group of cases are not supported")
     cases = [
-        Case(str(path.relative_to(directory / "data")), path.read_bytes(), _answer(path))
+        Case(str(path.relative_to(directory / "data")), *_pair(path, directory))
         for part in ("sample", "secret")
         for path in sorted((directory / "data" / part).rglob("*.in"))
     ]
     if not cases:
         raise PackageError("data/ has no case")
     submissions = [
-        _program(path, verdict)
+        one
         for name, verdict in EXPECTED.items()
-        for path in sorted((directory / "submissions" / name).glob("*.*"))
+        for one in _programs(directory / "submissions" / name, directory, verdict)
     ]
-    if not any(program.expected == "AC" for program in submissions):
+    if not any(one.expected == "AC" for one in submissions):
         raise PackageError("submissions/accepted is empty")
-    kind = str(settings.get("validation", "default")).split()
-    sources = [
-        path for path in sorted((directory / "output_validators").rglob("*.*")) if path.is_file()
-    ]
-    if kind[0] == "custom" and len(sources) != 1:
+    validators = _programs(directory / "output_validators", directory) if "custom" in kind else []
+    if "custom" in kind and len(validators) != 1:
         raise PackageError(
-            f"validation is custom: output_validators has {len(sources)} files, not one"
+            f"validation is custom: output_validators has {len(validators)} programs, not one"
         )
     limits: dict[str, Any] = settings.get("limits") or {}
+    memory = int(limits.get("memory", 1024)) << 20
     return Problem(
         name=str(settings.get("name", directory.name)),
         cases=cases,
         submissions=submissions,
-        validator=_program(sources[0]) if kind[0] == "custom" else None,
+        validator=validators[0] if validators else None,
         interactive="interactive" in kind,
         flags=str(settings.get("validator_flags") or "").split(),
         limits=Limits(
-            memory=int(limits.get("memory", 1024)) << 20,
+            memory=memory,
+            stack=memory,
             output=int(limits.get("output", 8)) << 20,
             cpu_time=FIRST_SECONDS,
             wall_time=4 * FIRST_SECONDS,
@@ -143,17 +184,48 @@ def load(directory: Path) -> Problem:
     )
 
 
-def _answer(path: Path) -> bytes:
+def _pair(path: Path, package: Path) -> tuple[bytes, bytes]:
+    return _read(path, package), _read(path.with_suffix(".ans"), package)
+
+
+def _read(path: Path, package: Path) -> bytes:
+    # Where a package came from strangers a link could name any file that we can read.
+    if not path.resolve().is_relative_to(package.resolve()):
+        raise PackageError(f"{path} leads out of the package")
+    if path.exists() and not path.is_file():
+        raise PackageError(f"{path} is no file")
     try:
-        return path.with_suffix(".ans").read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise PackageError(f"{path}: {error}") from error
 
 
-def _program(path: Path, expected: str = "") -> Program:
+def _programs(directory: Path, package: Path, expected: str = "") -> list[Submission]:
+    """The programs of a directory: each a file or a directory of its own."""
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [
+        Submission(path.name, _program(path, package), expected)
+        for path in paths
+        if not path.name.startswith(".")
+    ]
+
+
+def _program(path: Path, package: Path) -> Program:
+    names = [path] if path.is_file() else [one for one in sorted(path.rglob("*")) if one.is_file()]
+    above = path.parent if path.is_file() else path
+    files = {
+        str(one.relative_to(above)): (_read(one, package), one.stat().st_mode & 0o777)
+        for one in names
+    }
     try:
-        return Program(path, languages.for_file(path), expected)
-    except LookupError as error:
+        if "build" in files or "run" in files:
+            return SCRIPTS.program(files)
+        # The language that most files are in; headers and data have none.
+        known = [one for one in languages.values() for name in files if one.has(name)]
+        if not known:
+            raise PackageError(f"{path}: in none of the languages {', '.join(languages)}")
+        return max(known, key=known.count).program(files)
+    except ValueError as error:
         raise PackageError(f"{path}: {error}") from error
 
 
@@ -192,13 +264,15 @@ class Judge:
         self.cache = Cache()
         self.slots = anyio.CapacityLimiter(at_once)
 
-    async def grade(self, program: Program, validator: Session | None) -> Graded:
+    async def grade(self, submission: Submission, validator: Session | None) -> Graded:
         """One submission on all cases, side by side."""
+        program = submission.program
         async with self.pool.session(cache=self.cache, disk="128MiB") as session:
-            built = await program.language.build(session, program.path.read_bytes())
+            built = await program.build(session)
             if built is not None and not built.ok:
-                return Graded(program, "CE", f"{built}: {built.stderr_text[:200]}")
+                return Graded(submission, "CE", f"{built}: {built.stderr_text[:200]}")
             verdicts: dict[str, tuple[str, str, Result]] = {}
+            unbuilt = ""
 
             async def one(case: Case) -> None:
                 async with self.slots:
@@ -208,10 +282,15 @@ class Judge:
                     else:
                         verdicts[case.name] = await self._case(program, session, validator, case)
 
-            async with anyio.create_task_group() as tasks:
-                for case in self.problem.cases:
-                    tasks.start_soon(one, case)
-        graded = Graded(program, "AC")
+            try:
+                async with anyio.create_task_group() as tasks:
+                    for case in self.problem.cases:
+                        tasks.start_soon(one, case)
+            except* NOT_BUILT as errors:
+                unbuilt = str(errors.exceptions[0])
+        if unbuilt:
+            return Graded(submission, "CE", f"it makes no program: {unbuilt}")
+        graded = Graded(submission, "AC")
         for case in self.problem.cases:
             verdict, why, result = verdicts[case.name]
             graded.cases.append(verdict)
@@ -224,7 +303,7 @@ class Judge:
     async def _case(
         self, program: Program, session: Session, validator: Session | None, case: Case
     ) -> tuple[str, str, Result]:
-        result = await program.language.run(session, input=case.input, limits=self.limits)
+        result = await program.run(session, input=case.input, limits=self.limits)
         if not result.ok:
             return _crash(result), _how(result), result
         if validator is None:
@@ -235,6 +314,7 @@ class Judge:
             keep=False,
             input=result.stdout or b"",
             files={"input": case.input, "answer": case.answer, "feedback/empty": b""},
+            env=self._validator.env(_VALIDATION),
             limits=_VALIDATION,
         )
         return *_said(said), result
@@ -243,11 +323,13 @@ class Judge:
         self, program: Program, session: Session, validator: Session, case: Case
     ) -> tuple[str, str, Result]:
         pair = await session.run_pair(
-            program.language.command(self.limits),
+            program.command(self.limits),
             self._validation(),
             interactor_session=validator,
             limits=self.limits,
             interactor_limits=_VALIDATION,
+            env=program.env(self.limits),
+            interactor_env=self._validator.env(_VALIDATION),
             interactor_files={
                 "input": case.input,
                 "answer": case.answer,
@@ -261,13 +343,18 @@ class Judge:
             return "TLE", "idle", result
         verdict, why = _said(pair.interactor)
         # Who stops listening decides: a solution that dies of a closed pipe had been rejected.
-        if not result.ok and not (verdict == "WA" and pair.first_to_end == "interactor"):
+        first = pair.first_to_end
+        if not result.ok and not (verdict in ("WA", "JE") and first == "interactor"):
             return _crash(result), _how(result), result
         return verdict, why, result
 
-    def _validation(self) -> list[str]:
+    @property
+    def _validator(self) -> Program:
         assert self.problem.validator is not None
-        command = self.problem.validator.language.command(_VALIDATION)
+        return self.problem.validator.program
+
+    def _validation(self) -> list[str]:
+        command = self._validator.command(_VALIDATION)
         return [*command, "input", "answer", "feedback/", *self.problem.flags]
 
 
@@ -302,22 +389,25 @@ async def judge(directory: Path, console: Console, at_once: int = 2) -> list[Gra
     graded: list[Graded] = []
     async with Pool() as pool, pool.session() as validator:
         if problem.validator is not None:
-            source = problem.validator.path.read_bytes()
-            built = await problem.validator.language.build(validator, source)
+            built = await problem.validator.program.build(validator)
             if built is not None and not built.ok:
                 raise PackageError(f"the validator does not compile: {built.stderr_text[:500]}")
+            try:
+                await problem.validator.program.run(validator, limits=_VALIDATION)
+            except NOT_BUILT as error:
+                raise PackageError(f"the validator makes no program: {error}") from error
         judge = Judge(problem, pool, at_once)
         custom = validator if problem.validator is not None else None
         with Progress(console=console, transient=True) as progress:
-            bar = progress.add_task(problem.name, total=len(problem.submissions))
-            for program in problem.submissions:  # the accepted ones first
-                if program.expected != "AC" and judge.limits is problem.limits:
+            bar = progress.add_task(escape(problem.name), total=len(problem.submissions))
+            for submission in problem.submissions:  # the accepted ones first
+                if submission.expected != "AC" and judge.limits is problem.limits:
                     slowest = max(one.cpu_time for one in graded)
                     limit = float(max(1, math.ceil(slowest * problem.multiplier)))
                     judge.limits = problem.limits.model_copy(
                         update={"cpu_time": limit, "wall_time": 4 * limit}
                     )
-                graded.append(await judge.grade(program, custom))
+                graded.append(await judge.grade(submission, custom))
                 progress.advance(bar)
     show(problem, judge.limits, graded, console)
     return graded
@@ -325,14 +415,16 @@ async def judge(directory: Path, console: Console, at_once: int = 2) -> list[Gra
 
 def show(problem: Problem, limits: Limits, graded: Sequence[Graded], console: Console) -> None:
     """The table of verdicts."""
-    table = Table(title=f"{problem.name}: {len(problem.cases)} cases, {limits.cpu_time:g} s")
+    table = Table(
+        title=f"{escape(problem.name)}: {len(problem.cases)} cases, {limits.cpu_time:g} s"
+    )
     for heading in ("submission", "expected", "verdict", "slowest", "memory", "why"):
         table.add_column(heading)
     for one in graded:
-        right = one.verdict == one.program.expected
+        right = one.verdict == one.submission.expected
         table.add_row(
-            escape(one.program.path.name),
-            one.program.expected,
+            escape(one.submission.name),
+            one.submission.expected,
             f"[{'green' if right else 'red'}]{one.verdict}[/]",
             f"{one.cpu_time:.2f} s",
             f"{one.memory / 2**20:.0f} MiB",
@@ -352,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PackageError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0 if all(one.verdict == one.program.expected for one in graded) else 1
+    return 0 if all(one.verdict == one.submission.expected for one in graded) else 1
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 from isojob._cache import Cache as Cache
-from isojob._group import PairResult as PairResult
 from isojob._job import CAPTURE as CAPTURE
 from isojob._job import DEVNULL as DEVNULL
 from isojob._job import STDOUT as STDOUT
+from isojob._pair import PairResult as PairResult
 from isojob._pool import Pool as Pool
 from isojob._pool import PoolStatistics as PoolStatistics
 from isojob._process import PIPE as PIPE
@@ -56,6 +56,7 @@ from isojob.seccomp import SeccompProfile as SeccompProfile
 if _typing.TYPE_CHECKING:
     from isojob._image import Image as Image
     from isojob._languages import Language as Language
+    from isojob._languages import Program as Program
     from isojob._languages import languages as languages
     from isojob._python import PythonException as PythonException
     from isojob._python import PythonPool as PythonPool
@@ -67,6 +68,7 @@ _LATER = {
     "Image": "isojob._image",
     "Language": "isojob._languages",
     "languages": "isojob._languages",
+    "Program": "isojob._languages",
     "PythonException": "isojob._python",
     "PythonPool": "isojob._python",
     "PythonResult": "isojob._python",

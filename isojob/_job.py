@@ -148,7 +148,7 @@ class Job:
             else Environment.make(sandbox.environment(env)),
             cwd=None if cwd is None else _cwd(cwd),
             workdir=sandbox.workdir,
-            files=_files(files, limits) if files else _NOTHING,
+            files=check_files(files, limits) if files else _NOTHING,
             collect=_patterns(collect) if collect else (),
         )
         if input is not None:
@@ -274,7 +274,12 @@ def _check_relative(name: object, what: str) -> str:
     return name
 
 
-def _files(files: Mapping[str, Content], limits: Limits) -> dict[str, Content]:
+def check_files(files: Mapping[str, Content], limits: Limits) -> dict[str, Content]:
+    """Files for a job, if their names, types and total size make sense.
+
+    Raises:
+        TypeError, ValueError: They do not.
+    """
     total = 0
     for name, content in files.items():
         _check_relative(name, "files")

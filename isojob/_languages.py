@@ -4,7 +4,8 @@
 
     isojob.languages["zig"] = isojob.Language(
         name="Zig", extensions=(".zig",), source="main.zig",
-        compile=("zig", "build-exe", "main.zig"), outputs=("main",), execute=("./main",),
+        compile=("zig", "build-exe", "-femit-bin=main", "./{main}"), outputs=("main",),
+        execute=("./main",),
     )
 
 The commands are those of Debian's packages; the programs have to be in the sandbox's root.
@@ -14,37 +15,54 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, Unpack
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from isojob._job import Content, check_files
 from isojob._models import Model
+from isojob._options import RunOptions
 from isojob.limits import Limits
 
 if TYPE_CHECKING:
     from isojob._session import Session
     from isojob.result import Result
 
-__all__ = ["Language", "Languages", "languages"]
+__all__ = ["Language", "Languages", "Program", "languages"]
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _BUILD = Limits(
-    cpu_time=30, wall_time=60, memory="1GiB", processes=64, output="1MiB", disk="256MiB"
+    cpu_time=30,
+    wall_time=60,
+    memory="1GiB",
+    processes=64,
+    output="1MiB",
+    disk="256MiB",
+    collect="64MiB",  # as large as any file can be: what it makes goes this way into the session
+)
+_LARGE_BUILD = _BUILD.model_copy(
+    update={"cpu_time": 60.0, "wall_time": 120.0, "memory": 2 << 30, "processes": 256}
 )
 
 
 class Language(Model, frozen=True):
     """How programs in one language are compiled and run.
 
-    In the commands ``{heap}`` stands for three quarters of the run's memory limit in MiB, for
-    runtimes that reserve more than they use unless they are told.
+    In commands, outputs and variables ``{main}`` stands for the file a program starts with,
+    ``{stem}`` for its path without the extension, and ``{heap}`` for three quarters of the memory
+    limit in MiB, for runtimes that reserve more than they use unless they are told. An argument
+    ``{sources}`` stands for all source files.
 
     Attributes:
         name: For people.
         extensions: Of its source files.
-        source: What the program's file is called in the working directory.
+        source: What the file is called that a program starts with.
         compile: Command that compiles or checks it; empty: there is nothing to do.
-        outputs: Names and patterns of what compiling makes, and running needs.
+        outputs: Names and patterns of what compiling makes, and running needs. Without any it is
+            a mere check; None: all that it does to the directory stays.
         execute: Command that runs it.
         env: Variables for both.
         compile_limits: Of compiling.
@@ -55,11 +73,17 @@ class Language(Model, frozen=True):
     extensions: tuple[str, ...]
     source: str
     compile: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = ()
     execute: tuple[str, ...]
     env: dict[str, str] = Field(default_factory=dict)
     compile_limits: Limits = _BUILD
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        if self.compile and self.execute[0].startswith("./") and self.outputs == ():
+            raise ValueError("outputs: name what compiling makes, or give None to keep all")
+        return self
 
     @property
     def available(self) -> bool:
@@ -69,49 +93,132 @@ class Language(Model, frozen=True):
             program.startswith("./") or shutil.which(program, path=_PATH) for program in programs
         )
 
-    def command(self, limits: Limits | None = None) -> list[str]:
-        """The command that runs a program under these limits."""
-        memory = (self.limits if limits is None else limits).memory
-        heap = 2**20 if memory is None else max(16, memory * 3 // 4 >> 20)
-        return [part.replace("{heap}", str(heap)) for part in self.execute]
-
-    async def build(self, session: Session, source: bytes | None = None) -> Result | None:
-        """Compiles a program in a session; with a cache only if it has not been before.
+    def program(self, source: bytes | Path | Mapping[str, Content]) -> Program:
+        """A program of one file or of several.
 
         Args:
-            session: Whose directory holds, or is to hold, the source.
-            source: The program; None: it is there already.
+            source: The text of one file, which gets the name `source`; or a file; or several, as
+                `Pool.run` takes ``files``. Files keep their names.
+
+        Raises:
+            TypeError: It is none of these.
+            ValueError: No file is a source of this language, or none of several is known to be the
+                one to start with: it has to be called `source`. Or names that no job can have.
+        """
+        if isinstance(source, Path):
+            files: Mapping[str, Content] = {source.name: source}
+        elif isinstance(source, Mapping):
+            files = source
+        elif isinstance(source, bytes):
+            files = {self.source: source}
+        else:
+            kind = type(source).__name__
+            raise TypeError(f"source must be bytes, a pathlib.Path or a mapping, not {kind}")
+        files = check_files(files, self.compile_limits)
+        return Program(self, files, self._main(files))
+
+    def _main(self, files: Mapping[str, Content]) -> str:
+        if self.source in files:
+            return self.source
+        sources = [name for name in sorted(files) if self.has(name)]
+        if not sources:
+            named = ", ".join(sorted(files)) or "no file"
+            raise ValueError(f"{self.name}: no source file among {named}")
+        words = " ".join((*self.compile, *self.execute))
+        if len(sources) > 1 and ("{main}" in words or "{stem}" in words):
+            raise ValueError(
+                f"{self.name}: which of {', '.join(sources)} to start with? Call it {self.source}"
+            )
+        if "{stem}" in words and sources[0][0] in "-@":
+            raise ValueError(f"{self.name}: {sources[0]} would be taken for an option")
+        return sources[0]
+
+    def has(self, name: str | os.PathLike[str]) -> bool:
+        """Whether a file of this name is a source of this language."""
+        return os.path.splitext(os.fspath(name))[1] in self.extensions
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program in a language: compiled once in a session, then run there many times.
+
+    Attributes:
+        language: Its language.
+        files: Its files, by name.
+        main: The one it starts with.
+    """
+
+    language: Language
+    files: Mapping[str, Content]
+    main: str
+
+    def command(self, limits: Limits | None = None) -> list[str]:
+        """The command that runs it under these limits; by default the language's."""
+        limits = self.language.limits if limits is None else limits
+        return list(self._filled(self.language.execute, limits))
+
+    def env(self, limits: Limits | None = None) -> dict[str, str]:
+        """The variables that go with that command."""
+        limits = self.language.limits if limits is None else limits
+        variables = self.language.env
+        return dict(zip(variables, self._filled(variables.values(), limits), strict=True))
+
+    async def build(self, session: Session) -> Result | None:
+        """Puts the files into a session and compiles them; with a cache only once.
+
+        A compiler can be content and yet make nothing to run, as of a library: then `run` raises
+        `CommandNotFoundError` or `CommandNotExecutableError`. `Result.uncollected` tells which
+        outputs were too large to keep.
 
         Returns:
             The compiler's result, or None where there is nothing to compile.
         """
-        if source is not None:
-            await session.put({self.source: source})
-        if not self.compile:
+        language = self.language
+        limits = language.compile_limits
+        await session.put(self.files)
+        if not language.compile:
             return None
-        if not self.outputs:  # a check
-            return await session.run(
-                self.compile, keep=False, limits=self.compile_limits, env=self.env
-            )
-        return await session.run(
-            self.compile, outputs=self.outputs, limits=self.compile_limits, env=self.env
-        )
+        command = list(self._filled(language.compile, limits))
+        env = self.env(limits)
+        if not language.outputs:
+            keep = language.outputs is None
+            return await session.run(command, keep=keep, limits=limits, env=env)
+        outputs = list(self._filled(language.outputs, limits))
+        return await session.run(command, outputs=outputs, limits=limits, env=env)
 
     async def run(
-        self, session: Session, *, limits: Limits | None = None, **options: Any
+        self, session: Session, *, limits: Limits | None = None, **options: Unpack[RunOptions]
     ) -> Result:
-        """Runs the program once, on a private copy of the session's directory.
+        """Runs it once, on a private copy of the session's directory.
 
         Args:
             session: Where it was built.
-            limits: By default the language's.
-            **options: As for `Session.run`.
+            limits: By default the language's, whatever those of the session are.
+            **options: ``input``, ``stdin``, ``stdout``, ``stderr``, ``env``, ``cwd``, ``files`` and
+                ``collect`` of `run_isolated`.
+
+        Raises:
+            CommandNotFoundError, CommandNotExecutableError: It was not built.
+            IsojobError: As `Session.run`.
         """
-        limits = self.limits if limits is None else limits
-        env = {**self.env, **options.pop("env", {})}
-        return await session.run(
-            self.command(limits), keep=False, limits=limits, env=env, **options
-        )
+        limits = self.language.limits if limits is None else limits
+        options["env"] = {**self.env(limits), **(options.get("env") or {})}
+        return await session.run(self.command(limits), keep=False, limits=limits, **options)
+
+    def _filled(self, parts: Iterable[str], limits: Limits) -> Iterator[str]:
+        memory = limits.memory
+        heap = 2**20 if memory is None else max(16, memory * 3 // 4 >> 20)
+        stem = os.path.splitext(self.main)[0]
+        for part in parts:
+            if part == "{sources}":
+                # No name of a stranger's choosing is taken for an option.
+                yield from (f"./{name}" for name in sorted(self.files) if self.language.has(name))
+            else:
+                yield (
+                    part.replace("{heap}", str(heap))
+                    .replace("{main}", self.main)
+                    .replace("{stem}", stem)
+                )
 
 
 class Languages(dict[str, Language]):
@@ -123,12 +230,15 @@ class Languages(dict[str, Language]):
         Raises:
             LookupError: None has that extension.
         """
-        extension = os.path.splitext(os.fspath(name))[1]
         for language in self.values():
-            if extension in language.extensions:
+            if language.has(name):
                 return language
+        extension = os.path.splitext(os.fspath(name))[1]
         raise LookupError(f"no language has the extension {extension!r}")
 
+
+# A program that recurses deeply uses its memory as it likes: the stack is no smaller than that.
+_NATIVE = Limits(memory="256MiB", stack="256MiB", processes=32)
 
 languages = Languages(
     {
@@ -136,17 +246,19 @@ languages = Languages(
             name="C",
             extensions=(".c",),
             source="main.c",
-            compile=("gcc", "-std=c17", "-O2", "-o", "main", "main.c", "-lm"),
+            compile=("gcc", "-std=c17", "-O2", "-o", "main", "{sources}", "-lm"),
             outputs=("main",),
             execute=("./main",),
+            limits=_NATIVE,
         ),
         "cpp": Language(
             name="C++",
             extensions=(".cc", ".cpp", ".cxx", ".c++"),
             source="main.cpp",
-            compile=("g++", "-std=c++20", "-O2", "-o", "main", "main.cpp"),
+            compile=("g++", "-std=c++20", "-O2", "-o", "main", "{sources}"),
             outputs=("main",),
             execute=("./main",),
+            limits=_NATIVE,
         ),
         "python": Language(
             name="Python",
@@ -155,16 +267,24 @@ languages = Languages(
             compile=(
                 "python3",
                 "-c",
-                "import ast; ast.parse(open('main.py', 'rb').read(), 'main.py')",
+                "import ast, sys\nfor f in sys.argv[1:]: ast.parse(open(f, 'rb').read(), f)",
+                "{sources}",
             ),
-            execute=("python3", "main.py"),
+            execute=("python3", "./{main}"),
+            limits=Limits(memory="256MiB", processes=32),
         ),
         "java": Language(
             name="Java",
             extensions=(".java",),
             source="Main.java",
-            compile=("javac", "-J-Xmx512m", "-encoding", "UTF-8", "-d", ".", "Main.java"),
-            outputs=("*.class",),
+            compile=(
+                "javac",
+                "-J-Xmx512m",
+                "-J-XX:+UseSerialGC",  # others start threads by the CPUs of the host
+                "-J-XX:-UsePerfData",
+                *("-encoding", "UTF-8", "-d", ".", "{sources}"),
+            ),
+            outputs=tuple(f"{'*/' * depth}*.class" for depth in range(10)),  # packages
             execute=(
                 "java",
                 "-Xmx{heap}m",
@@ -172,32 +292,48 @@ languages = Languages(
                 "-XX:+UseSerialGC",
                 "-XX:TieredStopAtLevel=1",
                 "-XX:-UsePerfData",
-                "Main",
+                "{stem}",
             ),
+            compile_limits=_BUILD.model_copy(update={"processes": 256}),
+            limits=Limits(memory="512MiB", processes=256),
         ),
         "javascript": Language(
             name="JavaScript",
             extensions=(".js", ".mjs"),
             source="main.js",
-            compile=("node", "--check", "main.js"),
-            execute=("node", "--max-old-space-size={heap}", "main.js"),
+            compile=("node", "--check", "./{main}"),
+            execute=("node", "--max-old-space-size={heap}", "./{main}"),
+            limits=Limits(memory="512MiB", processes=64),
         ),
         "go": Language(
             name="Go",
             extensions=(".go",),
             source="main.go",
-            compile=("go", "build", "-o", "main", "main.go"),
+            compile=("go", "build", "-o", "main", "{sources}"),  # all in one directory
             outputs=("main",),
             execute=("./main",),
-            env={"GOCACHE": "/tmp/go", "GOTOOLCHAIN": "local", "GOFLAGS": "-p=2"},  # noqa: S108
+            env={
+                "GOCACHE": "/tmp/go",  # noqa: S108
+                "GOTOOLCHAIN": "local",
+                "GOFLAGS": "-p=2",
+                "GOMEMLIMIT": "{heap}MiB",
+            },
+            compile_limits=_LARGE_BUILD,
+            limits=Limits(memory="256MiB", processes=64),
         ),
         "rust": Language(
             name="Rust",
             extensions=(".rs",),
             source="main.rs",
-            compile=("rustc", "--edition", "2021", "-O", "-o", "main", "main.rs"),
+            # The name of a file need not do as a crate's.
+            compile=(
+                *("rustc", "--edition", "2021", "--crate-name", "main"),
+                *("-O", "-o", "main", "./{main}"),
+            ),
             outputs=("main",),
             execute=("./main",),
+            compile_limits=_LARGE_BUILD,
+            limits=_NATIVE,
         ),
     }
 )

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from isojob._account import make_result
 from isojob._admission import (
@@ -22,18 +22,12 @@ from isojob._admission import (
 from isojob._attempt import attempt
 from isojob._cache import Cache
 from isojob._group import group
-from isojob._job import (
-    CAPTURE,
-    DEVNULL,
-    Content,
-    Environment,
-    Job,
-    StdioArg,
-    StrOrBytesPath,
-)
+from isojob._job import Content, Environment, Job, StrOrBytesPath
 from isojob._map import JobLike, Results
 from isojob._models import parse_bytes
-from isojob._process import PIPE, IsolatedProcess, opened
+from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
+from isojob._pair import Pair, PairResult, Place
+from isojob._process import IsolatedProcess, opened
 from isojob._session import Session, opened_session
 from isojob._shield import in_thread
 from isojob._stock import Stock
@@ -165,59 +159,23 @@ class Pool:
         command: Sequence[StrOrBytesPath],
         *,
         limits: Limits | None = None,
-        input: bytes | None = None,
-        stdin: StdioArg = DEVNULL,
-        stdout: StdioArg = CAPTURE,
-        stderr: StdioArg = CAPTURE,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        files: Mapping[str, Content] | None = None,
-        collect: Sequence[str] = (),
         check: bool = False,
+        **options: Unpack[RunOptions],
     ) -> Result:
         """Runs one job in a fresh cell; the arguments are those of `run_isolated`."""
-        return await self._run(
-            command,
-            limits=limits,
-            check=check,
-            input=input,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=env,
-            cwd=cwd,
-            files=files,
-            collect=collect,
-        )
+        check_options("run", options, RunOptions.__optional_keys__)
+        return await self._run(command, limits=limits, check=check, **options)
 
     def open(
         self,
         command: Sequence[StrOrBytesPath],
         *,
         limits: Limits | None = None,
-        stdin: StdioArg = PIPE,
-        stdout: StdioArg = PIPE,
-        stderr: StdioArg = PIPE,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        files: Mapping[str, Content] | None = None,
-        collect: Sequence[str] = (),
-        pty: bool | tuple[int, int] = False,
+        **options: Unpack[OpenOptions],
     ) -> AbstractAsyncContextManager[IsolatedProcess]:
         """Starts a job to talk to; the arguments are those of `open_isolated`."""
-        return opened(
-            self,
-            command,
-            limits=limits,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=env,
-            cwd=cwd,
-            files=files,
-            collect=collect,
-            pty=pty,
-        )
+        check_options("open", options, OpenOptions.__optional_keys__)
+        return opened(self, command, limits=limits, **options)
 
     def session(
         self,
@@ -253,6 +211,33 @@ class Pool:
         return opened_session(
             self, self._sessions, files=files, limits=limits, disk=disk, inodes=inodes, cache=cache
         )
+
+    async def run_pair(
+        self,
+        solution: Sequence[StrOrBytesPath],
+        interactor: Sequence[StrOrBytesPath],
+        *,
+        interactor_pool: Pool | None = None,
+        **options: Unpack[PairOptions],
+    ) -> PairResult:
+        """Runs two programs that talk to each other; see `isojob.run_pair`.
+
+        Args:
+            solution: The one command.
+            interactor: The other.
+            interactor_pool: Where the interactor runs, for a sandbox of its own, under that pool's
+                limits if it is given none; by default here, under the solution's.
+            **options: As for `isojob.run_pair`, but for sandboxes.
+
+        Raises:
+            ValueError: This pool has one slot, and both are to run here.
+            IsojobError: One could not be run: the other was ended.
+        """
+        if interactor_pool is not None and not isinstance(interactor_pool, Pool):
+            raise TypeError(f"interactor_pool must be a pool, not {type(interactor_pool).__name__}")
+        here = Place(self, self.limits)
+        there = None if interactor_pool is None else Place(interactor_pool, interactor_pool.limits)
+        return await Pair.make(solution, here, interactor, there, options).run()
 
     async def run_group(
         self,

@@ -13,9 +13,9 @@ from typing import Any
 
 import anyio
 
-from isojob._group import Member, PairResult, pair
 from isojob._job import CAPTURE, DEVNULL, Content, StdioArg, StrOrBytesPath
 from isojob._map import JobLike
+from isojob._pair import Pair, PairResult, Place
 from isojob._pool import Pool
 from isojob._process import PIPE, IsolatedProcess
 from isojob._shield import in_thread
@@ -272,21 +272,24 @@ async def run_pair(
         _pool_of(sandbox) as pool,
         _pool_of(other, "interactor_sandbox") as interactor_pool,
     ):
-        one = pool.job(solution, limits, stdout=DEVNULL, files=files, env=env, collect=collect)
-        partner = interactor_pool.job(
+        both = Pair.make(
+            solution,
+            Place(pool, limits),
             interactor,
-            limits if interactor_limits is None else interactor_limits,
-            stdout=DEVNULL,
-            files=interactor_files,
-            env=interactor_env,
-            collect=interactor_collect,
+            Place(interactor_pool, limits),
+            {
+                "interactor_limits": interactor_limits,
+                "files": files,
+                "interactor_files": interactor_files,
+                "env": env,
+                "interactor_env": interactor_env,
+                "collect": collect,
+                "interactor_collect": interactor_collect,
+                "idle_time": idle_time,
+                "transcript": transcript,
+            },
         )
-        return await pair(
-            Member(pool, one),
-            Member(interactor_pool, partner),
-            idle_time=idle_time,
-            transcript=transcript,
-        )
+        return await both.run()
 
 
 async def run_group(

@@ -6,14 +6,15 @@ import fnmatch
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 
 from isojob._cache import Cache
-from isojob._group import Member, PairResult, pair
-from isojob._job import DEVNULL, Content, Job, StrOrBytesPath, read_content
+from isojob._job import Content, Job, StrOrBytesPath, read_content
 from isojob._models import parse_bytes
+from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
+from isojob._pair import Pair, PairResult, Place
 from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
 from isojob._shield import in_thread
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "opened_session"]
 
-_PAIR_OPTIONS = {
-    prefix + name for prefix in ("", "interactor_") for name in ("files", "env", "collect")
-}
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
 
 
@@ -82,7 +80,7 @@ class Session:
         limits: Limits | None = None,
         check: bool = False,
         outputs: Sequence[str] = (),
-        **options: Any,
+        **options: Unpack[RunOptions],
     ) -> Result:
         """Runs one job in a fresh cell on the session's directory.
 
@@ -103,11 +101,12 @@ class Session:
             PoolBrokenError: The zygote died, and with it the directory.
             PoolClosedError: The session or the pool is closed.
         """
+        check_options("run", options, RunOptions.__optional_keys__)
         limits = self.limits if limits is None else limits
         if outputs:
             if not keep:
                 raise ValueError("outputs= names what is kept: leave keep=False away")
-            result = await self._make(command, limits, outputs, options)
+            result = await self._make(command, limits, outputs, dict(options))
         else:
             result = await self._run(command, limits, keep=keep, **options)
         if check:
@@ -146,7 +145,7 @@ class Session:
         *,
         keep: bool = True,
         limits: Limits | None = None,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> AsyncIterator[IsolatedProcess]:
         """Starts a job on the session's directory, to talk to.
 
@@ -162,8 +161,7 @@ class Session:
             PoolBrokenError: The zygote died, and with it the directory.
             PoolClosedError: The session or the pool is closed.
         """
-        if "input" in options:
-            raise TypeError("open() takes no input: send it to the process's stdin")
+        check_options("open", options, OpenOptions.__optional_keys__)
         stock = self._kept if keep else self._private
         limits = self.limits if limits is None else limits
         async with self._turns.alone() if keep else self._turns.shared():
@@ -191,50 +189,28 @@ class Session:
         interactor: Sequence[StrOrBytesPath],
         *,
         interactor_session: Session | None = None,
-        limits: Limits | None = None,
-        interactor_limits: Limits | None = None,
-        idle_time: float | None = None,
-        transcript: int = 0,
-        **options: Any,
+        **options: Unpack[PairOptions],
     ) -> PairResult:
-        """Runs two programs that talk, as `isojob.run_pair`, on views that go with them.
+        """Runs two programs that talk, as `Pool.run_pair`, on views that go with them.
 
         Args:
             solution: Works on a copy-on-write view of this session's directory.
             interactor: Works on one of `interactor_session`'s; without, on an empty directory.
             interactor_session: May be of another pool, or this one.
-            limits: Of the solution; by default the session's.
-            interactor_limits: Of the interactor; by default those of its session or pool.
-            idle_time: As for `isojob.run_pair`.
-            transcript: As for `isojob.run_pair`.
-            **options: ``files``, ``env`` and ``collect`` of the solution, and the same of the
-                interactor with ``interactor_`` in front.
+            **options: As for `isojob.run_pair`, but for sandboxes; limits are by default those of
+                the session where a program runs.
         """
-        if unknown := options.keys() - _PAIR_OPTIONS:
-            raise TypeError(f"run_pair() takes no {', '.join(sorted(unknown))}")
         other = interactor_session
-        theirs = {
-            name.removeprefix("interactor_"): options.pop(name)
-            for name in list(options)
-            if name.startswith("interactor_")
-        }
-        pool = self._pool if other is None else other._pool
-        if interactor_limits is None:
-            interactor_limits = pool.limits if other is None else other.limits
-        partner = pool.job(interactor, interactor_limits, stdout=DEVNULL, **theirs)
-        job = self._pool.job(
-            solution, self.limits if limits is None else limits, stdout=DEVNULL, **options
-        )
+        if other is not None and not isinstance(other, Session):
+            raise TypeError(f"interactor_session must be a session, not {type(other).__name__}")
+        here = Place(self._pool, self.limits, self._private)
+        there = None if other is None else Place(other._pool, other.limits, other._private)
+        both = Pair.make(solution, here, interactor, there, options)
         async with AsyncExitStack() as turns:
             # In one order for everybody: two pairs never wait for each other.
             for session in sorted({self, other or self}, key=id):
                 await turns.enter_async_context(session._turns.shared())
-            result = await pair(
-                Member(self._pool, job, self._private),
-                Member(pool, partner, None if other is None else other._private),
-                idle_time=idle_time,
-                transcript=transcript,
-            )
+            result = await both.run()
         self._total = total((self._total, result.solution.usage))
         if other is not None:
             other._total = total((other._total, result.interactor.usage))

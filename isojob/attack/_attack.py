@@ -50,7 +50,9 @@ Kind: TypeAlias = Literal[
     "composed",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Door: TypeAlias = Literal["alone", "session", "writable", "terminal", "pair", "image"]
+Door: TypeAlias = Literal[
+    "alone", "session", "writable", "terminal", "pair", "relayed", "ring", "image"
+]
 Check: TypeAlias = Callable[[Result], Iterator[str]]
 
 
@@ -72,8 +74,8 @@ class Attack:
         before: A program that runs to its end in a job of its own before.
         beside: A program that runs in a job of its own meanwhile.
         door: How it is let in: as a job by itself, in a session, on a root that it may write to, on
-            a terminal, with a partner, or as an image, which runs nothing and is named by
-            `program`.
+            a terminal, with a partner, with one and the host between them, in a ring of three, or
+            as an image, which runs nothing and is named by `program`.
         keep: In a session, whether what the job before did is kept.
         harmless: Whether it can be run without a sandbox, by a user without privileges, to see that
             it would tell.

@@ -79,15 +79,32 @@ def composed_attacks() -> Iterator[Attack]:
         "hang_up", "close its terminal and stay", "terminal", ends=WALL, limits=SHORT_WALL
     )
     partner = ("composed", "partner")
-    yield composed("reach_partner", "reach its partner past the pipes", "pair", beside=partner)
-    yield composed(
-        "hold_pipes",
-        "leave children that hold its partner's pipes",
-        "pair",
-        beside=partner,
-        answer=DIES,
-        check=soon,
-    )
+    doors: tuple[tuple[str, Door], ...] = (("", "pair"), ("_relayed", "relayed"), ("_ring", "ring"))
+    for ending, door in doors:
+        yield composed(
+            f"reach_partner{ending}",
+            f"reach its partner past the pipes ({door})",
+            door,
+            "reach_partner",
+            beside=partner,
+        )
+        yield composed(
+            f"hold_pipes{ending}",
+            f"leave children that hold its partner's pipes ({door})",
+            door,
+            "hold_pipes",
+            beside=partner,
+            answer=DIES,
+            check=soon,
+        )
+        yield composed(
+            f"talk_on{ending}",
+            f"talk without end to a partner that has gone ({door})",
+            door,
+            "talk_on",
+            beside=("composed", "leaves"),
+            check=soon,
+        )
     for name, title in IMAGES.items():
         yield Attack(
             name=f"image_{name}", kind="composed", title=title, door="image", program=("", name)

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from isojob._group import Member, pair
 from isojob._pool import Pool
 from isojob._python import PythonPool
 from isojob.attack._attack import Door
@@ -165,20 +164,48 @@ async def _terminal(pool: Pool, asked: Asked) -> Result:
     return result.model_copy(update={"stdout": bytes(said)})
 
 
-async def _pair(pool: Pool, asked: Asked) -> Result:
+async def _pair(pool: Pool, asked: Asked, transcript: int = 0) -> Result:
     """Two jobs that are joined by pipes; what the first says comes by its stderr."""
-    rest = {name: value for name, value in asked.rest.items() if name != "input"}
-    rest["env"] = {**rest.get("env", {}), "ISOJOB_SAY": "2"}
-    jobs = tuple(
-        pool.job(command, asked.limits, collect=collect, **rest)
-        for command, collect in ((asked.command, asked.collect), (asked.beside, ()))
+    given = _by_stderr(asked)
+    found = await pool.run_pair(
+        asked.command,
+        asked.beside,
+        limits=asked.limits,
+        interactor_limits=asked.limits,
+        collect=asked.collect,
+        transcript=transcript,
+        **given,
+        **{f"interactor_{name}": value for name, value in given.items()},
     )
-    one, other = (Member(pool, job) for job in jobs)
-    found = await pair(one, other, idle_time=None, transcript=0)
-    partner = found.interactor
-    problem = b"" if partner.ok else f"ESCAPED the partner: {partner}\n".encode()
-    solution = found.solution
-    return solution.model_copy(update={"stdout": (solution.stderr or b"") + problem})
+    return _unharmed(found.solution, found.interactor)
+
+
+async def _relayed(pool: Pool, asked: Asked) -> Result:
+    """The same, and the host passes on what they say."""
+    return await _pair(pool, asked, transcript=1000)
+
+
+async def _ring(pool: Pool, asked: Asked) -> Result:
+    """Three jobs, each with a pipe to the next."""
+    given = {"limits": asked.limits, **_by_stderr(asked)}
+    result, *others = await pool.run_group(
+        [
+            {"command": asked.command, "collect": asked.collect, **given},
+            {"command": asked.beside, **given},
+            {"command": asked.beside, **given},
+        ],
+        [(0, 1), (1, 2), (2, 0)],
+    )
+    return _unharmed(result, *others)
+
+
+def _by_stderr(asked: Asked) -> dict[str, Any]:
+    return {"files": asked.rest["files"], "env": {**asked.rest["env"], "ISOJOB_SAY": "2"}}
+
+
+def _unharmed(result: Result, *others: Result) -> Result:
+    lines = [f"ESCAPED to a partner: {one}\n".encode() for one in others if not one.ok]
+    return result.model_copy(update={"stdout": b"".join((result.stderr or b"", *lines))})
 
 
 def warm_door(python: PythonPool) -> Enter:
@@ -208,4 +235,6 @@ DOORS: dict[Door, Enter] = {
     "writable": _writable,
     "terminal": _terminal,
     "pair": _pair,
+    "relayed": _relayed,
+    "ring": _ring,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -56,13 +57,21 @@ _LAYERS: dict[str, tuple[str, Callable[[Path], list[list[Entry]]]]] = {
     ),
     "fifo": ("an image with a FIFO", lambda _: [[("f", {"type": tarfile.FIFOTYPE})]]),
     "bomb": ("an image far larger than allowed", lambda _: [[("f", bytes(2 * _MAX))]]),
+    "compressed_bomb": (
+        "an image that is small until it is unpacked",
+        lambda _: [[(f"f{n}", bytes(_MAX // 4)) for n in range(8)]],
+    ),
+    "deep": (
+        "an image with a file 5,000 directories deep",
+        lambda _: [[("d/" * 5000 + "f", b"")]],
+    ),
     "whiteout": (
         "an image that deletes above its root",
         lambda s: [[("../" * 40 + f"{s.parent}/.wh.{s.name}", b"")]],
     ),
     "digest": ("an image whose layer is not what its digest says", lambda _: [[("f", b"")]]),
 }
-_REFUSED = ("device", "fifo", "bomb", "digest")
+_REFUSED = ("device", "fifo", "bomb", "compressed_bomb", "deep", "digest")
 IMAGES = {name: title for name, (title, _) in _LAYERS.items()}
 """Their names, and what each tries."""
 
@@ -80,6 +89,8 @@ def import_image(name: str, secret: Path, directory: Path) -> Iterator[tuple[str
     """
     layers = [_tar(entries) for entries in _LAYERS[name][1](secret)]
     source, store = directory / "image", directory / "store"
+    if name == "compressed_bomb":
+        layers = [gzip.compress(layer) for layer in layers]
     _lay_out(source, layers, lie=name == "digest")
     names = {path.name for path in directory.iterdir()} | {"store"}
     try:

@@ -412,6 +412,39 @@ async def test_guessing_game(
     assert SLOW > 1 or lines[2].startswith("waiting: idle")
 
 
+# ------------------------------------------------------------------------- live, pipeline, layers
+
+
+async def test_live(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines come while the program runs; one without end does not."""
+    example = load("live")
+    monkeypatch.setattr(example, "LIMITS", scaled(example.LIMITS))
+    assert await example.main() == 0
+    output = capsys.readouterr().out
+    assert "CPU  29\nkilled: " in output
+    assert "a line of more than 1000 bytes" in output
+
+
+async def test_pipeline(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage has a verdict of its own."""
+    example = load("pipeline")
+    monkeypatch.setattr(example, "LIMITS", scaled(example.LIMITS))
+    assert await example.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "count: 100000"
+    assert lines[4] == "greedy: no answer"
+    assert [line.split()[1].rstrip(":") for line in lines[5:]] == ["ok", "ok", "memory_limit"]
+
+
+async def test_layers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task has what is shared and its own, and changes neither."""
+    example = load("layers")
+    monkeypatch.setattr(example, "LIMITS", scaled(example.LIMITS))
+    assert await example.main() == 0, capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------ problem packages
 
 READ = "n = int(input())\n"
@@ -460,6 +493,28 @@ PACKAGES: dict[str, dict[str, str]] = {
         "submissions/time_limit_exceeded/waiting.py": "input()",
         "submissions/run_time_error/dies.py": "print(500, flush=True); input(); raise SystemExit(3)",
     },
+    "directories": {
+        "problem.yaml": "name: Half, by programs of several files\nvalidation: custom\n",
+        "output_validators/check/build": "#!/bin/sh\ngcc -o compare compare.c",
+        "output_validators/check/run": '#!/bin/sh\nexec ./compare "$@"',
+        "output_validators/check/compare.c": (
+            "#include <stdio.h>\nint main(int argc, char **argv) { double a, b;\n"
+            'if (scanf("%lf", &a) != 1) return 43;\nFILE *f = fopen(argv[2], "r");\n'
+            'return fscanf(f, "%lf", &b) == 1 && a == b ? 42 : 43; }'
+        ),
+        "submissions/accepted/python/main.py": "import half\nprint(half.of(int(input())))",
+        "submissions/accepted/python/half.py": "def of(n): return n / 2",
+        "submissions/accepted/cpp/a.cpp": (
+            '#include "b.h"\n#include <iostream>\n'
+            "int main() { int n; std::cin >> n; std::cout << half(n) << std::endl; }"
+        ),
+        "submissions/accepted/cpp/b.h": "double half(int n);",
+        "submissions/accepted/cpp/b.cpp": '#include "b.h"\ndouble half(int n) { return n / 2.0; }',
+        "submissions/accepted/awk/run": "#!/bin/sh\nexec awk '{ print $1 / 2 }'",
+        "submissions/accepted/awk/README": "No language that anybody knows.",
+        "submissions/wrong_answer/script/run": "#!/bin/sh\nexec cat",
+        "submissions/run_time_error/none/run": "#!/bin/sh\nexec ./none",
+    },
 }
 CASES = {"sample/1": ("3", "1.5"), "secret/1": ("10", "5"), "secret/deep/2": ("777", "388.5")}
 
@@ -474,6 +529,8 @@ def package(directory: Path, files: dict[str, str]) -> Path:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+        if text.startswith("#!"):
+            path.chmod(0o755)
     return directory
 
 
@@ -487,7 +544,7 @@ def test_judge_package(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     for name in PACKAGES[kind]:
         if name.startswith("submissions/"):
-            assert Path(name).name in output
+            assert name.split("/")[2] in output
 
 
 @not_if_slow
@@ -500,15 +557,79 @@ def test_judge_package_tells_what_is_wrong(
         **PACKAGES["default"],
         "submissions/accepted/no.py": "print(0)",
         "submissions/accepted/ce.c": "int main(",
+        "submissions/accepted/script/run": "not executable",
+        "submissions/accepted/interpreter/run": "#!/nowhere\n",
     }
     assert example.main([str(package(tmp_path / "a", files))]) == 1
     output = capsys.readouterr().out
-    assert "WA" in output and "CE" in output
+    assert "WA" in output and output.count(" CE ") == 3, output
     files = {**PACKAGES["custom"], "output_validators/check.py": "raise SystemExit(1)"}
     assert example.main([str(package(tmp_path / "b", files))]) == 1
     assert "JE" in capsys.readouterr().out
+    files = {**PACKAGES["interactive"], "output_validators/guess.py": "raise SystemExit(1)"}
+    assert example.main([str(package(tmp_path / "c", files))]) == 1
+    output = capsys.readouterr().out
+    assert output.count(" JE ") == 5, (
+        output
+    )  # whatever became of the submission for want of answers
+    for text, problem in (("not executable", "not compile: no run"), ("#!/nowhere", "no program")):
+        files = {**PACKAGES["directories"], "output_validators/check/run": text}
+        assert example.main([str(package(tmp_path / problem, files))]) == 2
+        assert problem in capsys.readouterr().err
     assert example.main([str(tmp_path)]) == 2
     assert "problem.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"problem.yaml": "type: scoring"}, "scores"),
+        ({"problem.yaml": "validation: custom score"}, "scores"),
+        ({"problem.yaml": "validation: custom"}, "0 programs"),
+        ({"submissions/accepted/a.xyz": "?"}, "in none of the languages c,"),
+        (
+            {"submissions/accepted/java/A.java": "", "submissions/accepted/java/B.java": ""},
+            "Main.java",
+        ),
+        ({"data/secret/9.in": "1"}, "9.ans"),
+        ({"problem.yaml": "problem_format_version: 2023-07-draft"}, "2023-07-draft"),
+        ({"problem.yaml": "validation: default interactive"}, "'default interactive' is not known"),
+        ({"problem.yaml": "- a list"}, "problem.yaml"),
+        ({"problem.yaml": "limits: 5"}, "problem.yaml"),
+        ({"problem.yaml": "limits: {memory: lots}"}, "lots"),
+        ({"include/c/grader.h": ""}, "compiled along"),
+        ({"data/secret/testdata.yaml": "output_validator_flags: x"}, "flags for a group"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_packages_that_are_refused(
+    files: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything runs, with the reason."""
+    example = load("judge_package", "yaml", "rich")
+    whole = {"problem.yaml": "name: x\n", "submissions/accepted/a.py": "print(1)", **files}
+    assert example.main([str(package(tmp_path, whole))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_package_shows_no_file_of_the_host(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link out of the package would hand a file that we can read to a submission."""
+    example = load("judge_package", "yaml", "rich")
+    (tmp_path / "secret").write_text("of the host")
+    directory = package(tmp_path / "package", PACKAGES["default"])
+    (directory / "submissions/accepted/dir").mkdir()
+    for name in ("submissions/accepted/dir/main.py", "data/secret/9.in", "problem.yaml"):
+        (directory / name).unlink(missing_ok=True)
+        (directory / name).symlink_to(tmp_path / "secret")
+        assert example.main([str(directory)]) == 2
+        said = capsys.readouterr().err
+        assert f"{name} leads out of the package" in said
+    (directory / "problem.yaml").unlink()
+    os.mkfifo(directory / "problem.yaml")
+    assert example.main([str(directory)]) == 2
+    assert "problem.yaml is no file" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------ container

@@ -21,7 +21,7 @@ from isojob import (
     run_group,
     run_pair,
 )
-from isojob._group import _first
+from isojob._pair import _first
 
 GUESS = """
 low, high = 1, 1000
@@ -218,6 +218,29 @@ async def test_apart_but_for_the_pipes() -> None:
     )
     assert (result.solution.stderr or b"").split()[:2] == [b"mine", b"isojob"]
     assert (result.interactor.stderr or b"").split()[:2] == [b"theirs", b"other"]
+
+
+async def test_pair_of_a_pool() -> None:
+    """The sandbox and the limits are those of the pool where each runs."""
+    look = ["sh", "-c", "(hostname; ulimit -n) >&2"]
+    async with (
+        Pool(limits=Limits(open_files=50), max_jobs=2) as pool,
+        Pool(Sandbox(hostname="other"), Limits(open_files=60), max_jobs=1) as other,
+    ):
+        result = await pool.run_pair(look, look, interactor_pool=other)
+        assert result.solution.stderr == b"isojob\n50\n"
+        assert result.interactor.stderr == b"other\n60\n"
+        result = await pool.run_pair(look, look, limits=Limits(open_files=70), transcript=10)
+        assert result.solution.stderr == b"isojob\n70\n"
+        assert result.interactor.stderr == b"isojob\n70\n"
+        with pytest.raises(ValueError, match="2 jobs at once do not fit"):
+            await other.run_pair(look, look)
+        with pytest.raises(TypeError, match="takes no sandbox"):
+            await pool.run_pair(look, look, sandbox=Sandbox())  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="interactor_pool must be a pool, not str"):
+            await pool.run_pair(look, look, interactor_pool="x")  # type: ignore[arg-type]
+        for used in (pool, other):
+            assert (used.statistics().running, used.statistics().waiting) == (0, 0)
 
 
 async def test_one_cannot_start() -> None:

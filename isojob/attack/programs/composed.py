@@ -261,5 +261,19 @@ def partner():
         pass
 
 
+def talk_on():
+    """Writes until it is told that nobody reads."""
+    try:
+        while True:
+            os.write(1, b"x" * 65536)
+    except BrokenPipeError:
+        stopped("pipe", "nobody reads any more: EPIPE")
+
+
+def leaves():
+    """Ends at the first word, or when nobody will say one."""
+    os.read(0, 1)
+
+
 if __name__ == "__main__":
     main(globals())
