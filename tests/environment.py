@@ -36,7 +36,7 @@ def dedent(text: str) -> str:
 
 def rounds(share: int, whole: int) -> int:
     """How many rounds: ISOJOB_TEST_ROUNDS if it is set."""
-    ordinary = max(2, (whole if WHOLE else share) // SLOW)
+    ordinary = max(min(2, share), (whole if WHOLE else share) // SLOW)
     return int(os.environ.get("ISOJOB_TEST_ROUNDS", ordinary))
 
 

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 from environment import SLOW, children_of, rounds, seeded
 
-from isojob import IsojobError, Limits, Pool, PoolBrokenError, Result, Status
+from isojob import IsojobError, Limits, PairResult, Pool, PoolBrokenError, Result, Status
 
 ROUNDS = rounds(25, 250)
 BOUND = 20 * SLOW
@@ -87,6 +89,98 @@ async def test_random_kills() -> None:
     print(ends)
     assert set(ends) <= {"ok", "signaled", "PoolBrokenError", "SandboxSetupError"}
     assert ends["ok"] > ROUNDS
+
+
+def everybody(zygote: int) -> list[int]:
+    """The pool's zygote and all below: zygotes of sessions, inits, jobs and what these start."""
+    found, below = [], [zygote]
+    while below:
+        found.append(pid := below.pop())
+        with suppress(OSError):
+            below += children_of(pid)
+    return found
+
+
+async def in_session(pool: Pool) -> None:
+    async with pool.session(files={"a": b"hi\n"}) as session:
+        kept = await session.run(["sh", "-c", "cat a >b && sleep 0.01"])
+        assert not kept.ok or (await session.collect("b")).files == {"b": b"hi\n"}
+        view = await session.run(["sh", "-c", "sleep 60 & exec cat a"], keep=False)
+        assert not view.ok or view.stdout == b"hi\n"
+        check_pair(await session.run_pair(["cat", "a"], ["cat"], transcript=100))
+
+
+async def in_pair(pool: Pool) -> None:
+    ask, answer = ["sh", "-c", "echo hi; read x; sleep 0.02"], ["sh", "-c", "read x; echo $x"]
+    check_pair(await pool.run_pair(ask, answer))
+
+
+async def in_pipeline(pool: Pool) -> None:
+    results = await pool.run_group(
+        [["echo", "hi"], ["cat"], ["sh", "-c", "sleep 0.02 && exec cat"]]
+    )
+    if all(result.ok for result in results):
+        assert results[2].stdout == b"hi\n"
+
+
+async def in_talk(pool: Pool) -> None:
+    async with pool.open(["cat"]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            await process.stdin.send(b"hi\n")
+            assert await process.stdout.receive() == b"hi\n"
+            await process.stdin.aclose()
+        result = await process.result()
+        assert result.ok or result.signal == signal.SIGKILL, result
+
+
+def check_pair(pair: PairResult) -> None:
+    """Each is well, or was killed, or has met the end of the other's pipe."""
+    assert not pair.idle
+    for one in (pair.solution, pair.interactor):
+        assert one.status in (Status.OK, Status.NONZERO_EXIT, Status.SIGNALED), one
+
+
+async def test_random_kills_of_what_is_composed() -> None:
+    """Sessions, pairs, pipelines and conversations end with an answer or a named error."""
+    chance, ends = seeded(), {"ended": 0}
+    async with Pool(limits=LIMITS, parked=2, max_jobs=8) as pool:
+        for _ in range(rounds(12, 125)):
+
+            async def one(call: Callable[[Pool], Coroutine[Any, Any, None]]) -> None:
+                name = "ended"
+                try:
+                    await call(pool)
+                except IsojobError as error:
+                    name = type(error).__name__
+                ends[name] = ends.get(name, 0) + 1
+
+            with anyio.fail_after(BOUND):
+                async with anyio.create_task_group() as tasks:
+                    for call in (in_session, in_pair, in_pipeline, in_talk):
+                        tasks.start_soon(one, call)
+                    await anyio.sleep(chance.uniform(0, 0.1 * SLOW))
+                    zygote = pool._stock.zygote
+                    if zygote is not None:
+                        first, *others = everybody(zygote.pid)
+                        victim = (
+                            first if chance.random() < 0.2 else chance.choice(others or [first])
+                        )
+                        with suppress(OSError):
+                            os.kill(victim, signal.SIGKILL)
+            assert (pool.statistics().running, pool.statistics().waiting) == (0, 0)
+            with anyio.fail_after(BOUND):
+                for attempt in range(2):
+                    try:
+                        assert (await pool.run(JOBS[0])).stdout == b"hi\n"
+                        break
+                    except PoolBrokenError:
+                        if attempt:
+                            raise
+    print(ends)
+    assert set(ends) <= {"ended", "PoolBrokenError", "PoolClosedError", "SandboxSetupError"}
+    assert ends["ended"] or rounds(12, 125) < 5
 
 
 HOST = """
