@@ -79,6 +79,12 @@ for version in $(scripts/pythons.sh --missing); do
     absent "Python $version: no interpreter on this machine"
 done
 
+# The legacy branch as an ordinary user; what v2 has of that runs in the guests.
+if [[ $(id -u) == 0 && ! -e /sys/fs/cgroup/cgroup.controllers ]]; then
+    ISOJOB_TEST_BACKEND=trio stage 'cgroup v1 on this kernel as uid 1000: integration, on trio' \
+        scripts/test-user.sh "${pythons[0]#*$'\t'}" "$wheel"
+fi
+
 stage packaging scripts/test-native.sh "${pythons[0]#*$'\t'}" "$wheel" tests/packaging
 
 stage 'integration with ASan and UBSan' scripts/sanitized.sh
