@@ -14,6 +14,7 @@ The commands are those of Debian's packages; the programs have to be in the sand
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ _BUILD = Limits(
 _LARGE_BUILD = _BUILD.model_copy(
     update={"cpu_time": 60.0, "wall_time": 120.0, "memory": 2 << 30, "processes": 256}
 )
+
+
+_WORD = re.compile(r"\{(heap|main|stem)\}")
 
 
 class Language(Model, frozen=True):
@@ -207,18 +211,17 @@ class Program:
 
     def _filled(self, parts: Iterable[str], limits: Limits) -> Iterator[str]:
         memory = limits.memory
-        heap = 2**20 if memory is None else max(16, memory * 3 // 4 >> 20)
-        stem = os.path.splitext(self.main)[0]
+        words = {
+            "heap": str(2**20 if memory is None else max(16, memory * 3 // 4 >> 20)),
+            "main": self.main,
+            "stem": os.path.splitext(self.main)[0],
+        }
         for part in parts:
             if part == "{sources}":
                 # No name of a stranger's choosing is taken for an option.
                 yield from (f"./{name}" for name in sorted(self.files) if self.language.has(name))
             else:
-                yield (
-                    part.replace("{heap}", str(heap))
-                    .replace("{main}", self.main)
-                    .replace("{stem}", stem)
-                )
+                yield _WORD.sub(lambda found: words[found[1]], part)
 
 
 class Languages(dict[str, Language]):
@@ -237,7 +240,7 @@ class Languages(dict[str, Language]):
         raise LookupError(f"no language has the extension {extension!r}")
 
 
-# A program that recurses deeply uses its memory as it likes: the stack is no smaller than that.
+# All memory may be stack: who recurses deeply is stopped by the one limit, not by another.
 _NATIVE = Limits(memory="256MiB", stack="256MiB", processes=32)
 
 languages = Languages(

@@ -151,6 +151,7 @@ def test_which_file_to_start_with() -> None:
     assert python.program({"main.py": b"", "other.py": b""}).main == "main.py"
     assert python.program({"x.py": b"", "x.txt": b""}).main == "x.py"
     assert python.program({"x.py": b""}).command() == ["python3", "./x.py"]
+    assert python.program({"{stem}.py": b""}).command() == ["python3", "./{stem}.py"]
     with pytest.raises(ValueError, match=r"which of a.py, b.py .* Call it main.py"):
         python.program({"a.py": b"", "b.py": b""})
     assert c.program({"a.c": b"", "b.c": b""}).command() == ["./main"]
