@@ -48,7 +48,7 @@ def archive(chance: random.Random) -> bytes:
             member.type = chance.choice(
                 (tarfile.REGTYPE,) * 4
                 + (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
-                + (tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE)[:3]
+                + (tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE)
             )
             member.linkname = chance.choice(TARGETS)
             member.mode = chance.choice((0, 0o644, 0o755, 0o4755))
@@ -58,7 +58,14 @@ def archive(chance: random.Random) -> bytes:
             if chance.random() < 0.1 and form == tarfile.PAX_FORMAT:
                 member.pax_headers = {
                     chance.choice(
-                        ("size", "path", "linkpath", "GNU.sparse.map", "mtime")
+                        (
+                            "size",
+                            "path",
+                            "linkpath",
+                            "GNU.sparse.map",
+                            "GNU.sparse.realsize",
+                            "mtime",
+                        )
                     ): chance.choice(("-5", "1e9", "../../x", "1,2,3", "\0", "9" * 30))
                 }
             try:

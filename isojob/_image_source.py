@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import lzma
 import os
 import stat
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import IO, Any
 
 from typing_extensions import override
 
-from isojob._unpack import COMPRESSED, Header, decompressed
+from isojob._tar import BROKEN, COMPRESSED, Archive, decompressed
 from isojob.errors import ImageError
 
 __all__ = ["MAX_JSON", "Source", "opened"]
@@ -78,6 +77,10 @@ class _Directory(Source):
         return (self._path / name).is_file()
 
 
+class _Outer(Archive):
+    headers_left = 8 << 20  # its members are all kept
+
+
 class _Archive(Source):
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
@@ -123,14 +126,14 @@ def opened(path: Path, store: Path, max_bytes: int) -> Iterator[Source]:
     with path.open("rb") as file, TemporaryFile(dir=store) as room:
         try:
             plain = _plain(file, room, max_bytes)
-            archive = tarfile.open(fileobj=plain, mode="r:", tarinfo=Header)  # noqa: SIM115
+            archive = _Outer.open(fileobj=plain, mode="r:")
             source = _Archive(archive)
-        except (
-            *(tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error),
-            lzma.LZMAError,
-        ) as error:
-            # gzip and bz2 say OSError, without a number, of what they cannot read.
-            if isinstance(error, ImageError) or getattr(error, "errno", None) is not None:
+        except BROKEN as error:
+            # gzip and bz2 say OSError, without a number, of what they cannot read; and a seek that
+            # no file system could follow is an invalid one.
+            if isinstance(error, ImageError):
+                raise
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             raise ImageError(f"{path} is no image: {error}") from error
         with archive:

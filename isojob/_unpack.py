@@ -7,33 +7,23 @@ are used. What a layer deletes (``.wh.`` names of the OCI image specification, l
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
-import io
-import lzma
 import os
 import stat
 import tarfile
-import zlib
 from contextlib import suppress
-from typing import IO, Any, TypeAlias
+from typing import IO, TypeAlias
 
-from typing_extensions import override
-
+from isojob._tar import BROKEN, Archive, Ended, decompressed
 from isojob.errors import ImageError
 
-__all__ = ["COMPRESSED", "MAX_BYTES", "MAX_ENTRIES", "Header", "Unpacker", "decompressed"]
+__all__ = ["MAX_BYTES", "MAX_ENTRIES", "Unpacker"]
 
 MAX_BYTES = 16 << 30
 """Of all files of an image together."""
 MAX_ENTRIES = 2_000_000
-_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
-COMPRESSED = (_GZIP, _BZIP2, _XZ, _ZSTD)
-"""How what is compressed begins."""
 _MAX_LINKS = 40
 _MAX_DEPTH = 200
-_MAX_HEADER = 1 << 20
 _THEIRS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
 """Errors of the file system that a name brings about."""
 _WHITEOUT = ".wh."
@@ -41,22 +31,6 @@ _OPAQUE = ".wh..wh..opq"
 Made: TypeAlias = dict[str, "Made"]
 """What a layer has put there: names, and what is below each."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Header(tarfile.TarInfo):
-    """A member whose headers are bounded: tarfile reads long names and pax records at once."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        headers = (
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-            tarfile.SOLARIS_XHDTYPE,
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-        )
-        if self.type in headers and self.size > _MAX_HEADER:
-            raise ImageError("a layer has a header of unlikely size")
-        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class Unpacker:
@@ -92,21 +66,18 @@ class Unpacker:
             # Not by tarfile itself: it reads the first of several gzip members, which pgzip writes.
             with (
                 decompressed(stream) as plain,
-                tarfile.open(fileobj=_Ended(plain), mode="r|", tarinfo=Header) as archive,
+                Archive.open(fileobj=Ended(plain), mode="r|") as archive,
             ):
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # kept for ever before 3.13
-                    if member.size < 0:
+                    if member.size < 0:  # by a pax record
                         raise ImageError(f"{member.name!r} has a negative size")
                     self._take(1, member.size + len(member.name))
                     self.used += member.size
                     self._member(archive, member, made)
         except ImageError:
             raise
-        except (
-            *(tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError),
-            RecursionError,
-        ) as error:
+        except BROKEN as error:
             if isinstance(error, OSError) and error.errno not in (None, *_THEIRS):
                 raise
             raise ImageError(f"a layer is no tar archive: {error}") from error
@@ -240,53 +211,6 @@ class Unpacker:
                     self._empty(fd, made[name])
                 finally:
                     os.close(fd)
-
-
-class _Ended(io.RawIOBase):
-    """An archive with its end: umoci leaves out the last block's padding, and the end's blocks."""
-
-    def __init__(self, plain: IO[bytes]) -> None:
-        super().__init__()
-        self._plain = plain
-        self._total = 0
-        self._end: bytes | None = None
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def readinto(self, buffer: Any) -> int:
-        data = self._plain.read(len(buffer)) if self._end is None else b""
-        self._total += len(data)
-        if not data:
-            if self._end is None:
-                self._end = bytes(-self._total % 512 + 1024)
-            data, self._end = self._end[: len(buffer)], self._end[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def decompressed(stream: IO[bytes]) -> IO[bytes]:
-    """What is in it, compressed or not.
-
-    Raises:
-        ImageError: It is compressed in a way that the standard library cannot read.
-    """
-    if isinstance(stream, io.BufferedReader):
-        buffered = stream
-    else:
-        buffered = io.BufferedReader(stream, 1 << 16)  # pyright: ignore[reportArgumentType]
-    start = buffered.peek(6)
-    if start.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]
-    if start.startswith(_BZIP2):
-        return bz2.BZ2File(buffered)
-    if start.startswith(_XZ):
-        return lzma.LZMAFile(buffered)
-    if start.startswith(_ZSTD):
-        raise ImageError("it is compressed by zstd: write the image with gzip")
-    return buffered
 
 
 def _parts(name: str) -> list[str]:

@@ -65,13 +65,17 @@ _LAYERS: dict[str, tuple[str, Callable[[Path], list[list[Entry]]]]] = {
         "an image with a file 5,000 directories deep",
         lambda _: [[("d/" * 5000 + "f", b"")]],
     ),
+    "endless": (
+        "an image with a sparse file that ends beyond any disk",
+        lambda _: [[("f", {"type": tarfile.GNUTYPE_SPARSE, "size": 1 << 80})]],
+    ),
     "whiteout": (
         "an image that deletes above its root",
         lambda s: [[("../" * 40 + f"{s.parent}/.wh.{s.name}", b"")]],
     ),
     "digest": ("an image whose layer is not what its digest says", lambda _: [[("f", b"")]]),
 }
-_REFUSED = ("device", "fifo", "bomb", "compressed_bomb", "deep", "digest")
+_REFUSED = ("device", "fifo", "bomb", "compressed_bomb", "deep", "digest", "endless")
 IMAGES = {name: title for name, (title, _) in _LAYERS.items()}
 """Their names, and what each tries."""
 
@@ -113,14 +117,17 @@ def import_image(name: str, secret: Path, directory: Path) -> Iterator[tuple[str
 
 def _tar(entries: list[Entry]) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    # A size that no octal digits hold stands in a GNU header itself, else in a record beside it.
+    huge = any(isinstance(content, dict) and "size" in content for _, content in entries)
+    form = tarfile.GNU_FORMAT if huge else tarfile.PAX_FORMAT
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
         for name, content in entries:
             member = tarfile.TarInfo(name)
             data = content if isinstance(content, bytes) else b""
             member.size = len(data)
             for key, value in (content if isinstance(content, dict) else {}).items():
                 setattr(member, key, value)
-            archive.addfile(member, io.BytesIO(data))
+            archive.addfile(member, io.BytesIO(data) if data else None)
     return out.getvalue()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from isojob import Image, ImageError, Root
+from isojob._tar import Archive
 from isojob._unpack import Unpacker
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -368,6 +369,72 @@ def test_hostile_headers(layout: Layout, store: Path, tmp_path: Path) -> None:
             continue
         with pytest.raises(ImageError, match="configuration"):
             Image.load(layout.path, store=store)
+
+
+def header(name: str, kind: bytes, size: int, **fields: Any) -> bytes:
+    """A header as it stands; sizes beyond octal digits are written as GNU tar does."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[482] = fields.get("extended", 0)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def records(kind: bytes, **given: str) -> bytes:
+    """A pax header."""
+    data = b""
+    for key, value in given.items():
+        record = f" {key}={value}\n".encode()
+        length = len(record) + len(str(len(record) + 3))
+        data += str(length).encode() + record
+    return header("x", kind, len(data)) + data + bytes(-len(data) % 512)
+
+
+HUGE = 1 << 80
+REG, SPARSE, PAX, GLOBAL = tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE, tarfile.XGLTYPE
+ENDLESS = {
+    "sparse": header("f", SPARSE, HUGE),
+    "sparse, of a usual size": header("f", SPARSE, 512) + bytes(512),
+    "sparse, extended": header("f", SPARSE, 0, extended=1),
+    "stored size": header("f", REG, HUGE),
+    "stored size, and a real one": records(PAX, **{"GNU.sparse.realsize": "1"})
+    + header("f", REG, HUGE),
+    "stored size, and a global one": records(GLOBAL, size="0") + header("f", REG, HUGE),
+    "far offset": records(GLOBAL, size="0") + header("f", REG, 1 << 49),
+    "sparse 0.0": records(PAX, **{"GNU.sparse.size": "1"}) + header("f", REG, 1),
+    "sparse 0.1": records(PAX, **{"GNU.sparse.map": "0,1"}) + header("f", REG, 1),
+    "sparse 1.0": records(PAX, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+    + header("f", REG, 4)
+    + b"999999999\n".ljust(512, b"0"),
+    "globals": b"".join(records(GLOBAL, **{f"k{n}": "v" * 400}) for n in range(20))
+    + header("f", REG, 0),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_endless_archives(name: str, layout: Layout, store: Path, tmp_path: Path) -> None:
+    """Sizes that lead beyond any end, and what is read into memory at once, are refused."""
+    data = ENDLESS[name] + bytes(20480)
+    with pytest.raises(ImageError):
+        Image.load(layout.image(data), store=store)
+    for outer in (data, ENDLESS[name]):
+        (tmp_path / "outer.tar").write_bytes(outer)
+        with pytest.raises(ImageError):
+            Image.load(tmp_path / "outer.tar", store=store)
+    assert list(store.iterdir()) == []
+
+
+def test_headers_together(layout: Layout, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All headers of a layer are bounded, however small each is; an ordinary layer has room."""
+    monkeypatch.setattr(Archive, "headers_left", 100_000)
+    many = b"".join(records(PAX, comment="c" * 900) + header("f", REG, 0) for _ in range(100))
+    with pytest.raises(ImageError, match="headers of unlikely size"):
+        Image.load(layout.image(many + bytes(1024)), store=store)
+    layout.manifests.clear()
+    few = records(GLOBAL, comment="c" * 40) + records(PAX, path="g") + header("f", REG, 0)
+    assert tree(Image.load(layout.image(few + bytes(1024)), store=store)) == {"g": ""}
 
 
 def test_links_do_not_lead_out(layout: Layout, store: Path, tmp_path: Path) -> None:
