@@ -22,6 +22,13 @@ class Cache:
 
     Args:
         size: Bytes of files and output to keep at most, or a string such as ``"256MiB"``.
+
+    Attributes:
+        hits: How often something was found.
+        misses: How often not.
+
+    Raises:
+        ValueError: The size makes no sense.
     """
 
     def __init__(self, size: int | str = "256MiB") -> None:
@@ -95,4 +102,6 @@ class Cache:
 def _size(result: Result) -> int:
     """Of all that a result holds, what is remembered of its files among it."""
     output = len(result.stdout or b"") + len(result.stderr or b"")
-    return 4096 + output + sum(map(len, result.files.values()))
+    # Four bytes for a character: what Python may take.
+    words = 4 * sum(map(len, (*result.args, *result.uncollected, *result.uncollected.values())))
+    return 4096 + output + words + sum(map(len, result.files.values()))

@@ -19,6 +19,7 @@ from isojob._attempt import attempt
 from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike
+from isojob._shield import in_thread
 from isojob._streams import Meter
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError
@@ -95,6 +96,19 @@ class Member:
             self._lease = None
             self.close()
 
+    async def check_accounts(self) -> None:
+        """Looks, before it starts, whether its CPU time can be told while it runs.
+
+        Raises:
+            HostNotSupportedError: There is no cgroup that counts it.
+        """
+        stock = self._stock or self.pool.stock
+        maker = stock.zygote
+        if maker is None:
+            maker = await in_thread(stock.start)
+        if maker.driver.files.cpu is None:
+            raise HostNotSupportedError("idle_time without CPU accounting", "give the host cgroups")
+
     def end_idle(self) -> None:
         """Ends the job; its status is ``killed``."""
         if self._lease is not None and self._outcome is not None:
@@ -108,8 +122,6 @@ class Member:
         lease = self._lease
         if lease is None:
             return None
-        if lease.zygote.driver.files.cpu is None:
-            raise HostNotSupportedError("idle_time without CPU accounting", "give the host cgroups")
         try:
             return live.read(lease.zygote.driver, lease.zygote.cell_directories(lease.cell))[1]
         except OSError:

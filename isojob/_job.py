@@ -136,8 +136,6 @@ class Job:
             raise TypeError(f"limits must be isojob.Limits, not {type(limits).__name__}")
         if env is not None and not isinstance(env, Mapping):
             raise TypeError(f"env must be a mapping, not {type(env).__name__}")
-        if files is not None and not isinstance(files, Mapping):
-            raise TypeError(f"files must be a mapping, not {type(files).__name__}")
         args, argv = _argv(command)
         job = cls(
             args=args,
@@ -148,7 +146,7 @@ class Job:
             else Environment.make(sandbox.environment(env)),
             cwd=None if cwd is None else _cwd(cwd),
             workdir=sandbox.workdir,
-            files=check_files(files, limits) if files else _NOTHING,
+            files=_NOTHING if files is None else check_files(files, limits),
             collect=_patterns(collect) if collect else (),
         )
         if input is not None:
@@ -280,6 +278,8 @@ def check_files(files: Mapping[str, Content], limits: Limits) -> dict[str, Conte
     Raises:
         TypeError, ValueError: They do not.
     """
+    if not isinstance(files, Mapping):
+        raise TypeError(f"files must be a mapping, not {type(files).__name__}")
     total = 0
     for name, content in files.items():
         _check_relative(name, "files")

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Annotated, Self, Unpack
 
 from pydantic import Field, model_validator
 
@@ -71,6 +71,9 @@ class Language(Model, frozen=True):
         env: Variables for both.
         compile_limits: Of compiling.
         limits: Of running, where the caller gives none.
+
+    Raises:
+        pydantic.ValidationError: It could not run, or would not keep what it compiles.
     """
 
     name: str
@@ -78,7 +81,7 @@ class Language(Model, frozen=True):
     source: str
     compile: tuple[str, ...] = ()
     outputs: tuple[str, ...] | None = ()
-    execute: tuple[str, ...]
+    execute: Annotated[tuple[str, ...], Field(min_length=1)]
     env: dict[str, str] = Field(default_factory=dict)
     compile_limits: Limits = _BUILD
     limits: Limits = Limits()
@@ -176,6 +179,9 @@ class Program:
 
         Returns:
             The compiler's result, or None where there is nothing to compile.
+
+        Raises:
+            IsojobError: As `Session.put` and `Session.run`.
         """
         language = self.language
         limits = language.compile_limits

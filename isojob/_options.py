@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from isojob._job import Content, StdioArg
 from isojob.limits import Limits
 
-__all__ = ["OpenOptions", "PairOptions", "RunOptions", "check_options"]
+__all__ = ["OpenOptions", "PairOptions", "RunOptions", "check_options", "terminal_size"]
 
 
 class _JobOptions(TypedDict, total=False):
@@ -56,3 +56,16 @@ def check_options(call: str, options: Mapping[str, Any], known: frozenset[str]) 
     """
     if unknown := options.keys() - known:
         raise TypeError(f"{call}() takes no {', '.join(sorted(unknown))}")
+
+
+def terminal_size(pty: object) -> tuple[int, int] | None:
+    """Rows and columns of the terminal that was asked for, if any.
+
+    Raises:
+        TypeError: It is neither a bool nor two numbers.
+    """
+    if isinstance(pty, bool):
+        return (24, 80) if pty else None
+    if not isinstance(pty, tuple) or len(pty) != 2:
+        raise TypeError(f"pty must be True, False or (rows, columns), not {pty!r}")
+    return pty

@@ -37,7 +37,8 @@ class PairResult(Model, frozen=True):
         interactor: The result of the other.
         first_to_end: Whose main process ended first, as their cells saw it. The end of one that
             ends the other, by the end of its input, may be seen moments after that; with a
-            transcript cause and effect are told apart.
+            transcript cause and effect are told apart: of two that end within 0.2 s of each other
+            the one is first that was the first to close a stream.
         first_to_close: Who was the first to close a stream to the other, at its end or before.
             None: nobody looked, which takes a transcript.
         idle: Both waited without using any CPU for ``idle_time``, and were ended for it (one may
@@ -145,11 +146,15 @@ class Pair:
         """Both, from the start of the first to the end of the last.
 
         Raises:
+            HostNotSupportedError: Idleness cannot be seen on this host.
             IsojobError: One of them could not be run; the other was ended.
         """
         solution, interactor, transcript = self.solution, self.interactor, self.transcript
         idle_time = self.idle_time
         members = (solution, interactor)
+        if idle_time is not None:
+            for member in members:
+                await member.check_accounts()
         said, idle = Transcript(transcript), list[bool]()
         relays: list[Relay] = []
         extra: list[Any] = []
@@ -175,7 +180,7 @@ class Pair:
             first_to_close=said.ends[0] if said.ends else None,
             first_to_end=_first(first, second, interactor.ended_ns - solution.ended_ns, said.ends),
             idle=bool(idle),
-            transcript=tuple(said.said),
+            transcript=said.said,
             transcript_truncated=said.truncated,
         )
 

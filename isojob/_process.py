@@ -21,6 +21,7 @@ from typing_extensions import override
 from isojob._account import usage_so_far
 from isojob._ends import Receiver, Sender, drop_after_fork
 from isojob._job import CAPTURE, DEVNULL, Job
+from isojob._options import terminal_size
 from isojob._streams import Capture, Feed, Meter
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError
@@ -236,7 +237,7 @@ class IsolatedProcess(anyio.abc.Process):
 
     @override
     def terminate(self) -> None:
-        """Sends SIGTERM to its main process."""
+        """Sends SIGTERM to its main process; see `send_signal`."""
         self.send_signal(signal.SIGTERM)
 
     @override
@@ -335,7 +336,7 @@ class IsolatedProcess(anyio.abc.Process):
         return self._usage or Usage(wall_time=wall_ns / 1e9)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Sets the size of its terminal; the job gets SIGWINCH.
+        """Sets the size of its terminal in characters, 1 to 65535; the job gets SIGWINCH.
 
         Raises:
             ValueError: It has none, or the size makes no sense.
@@ -362,7 +363,8 @@ async def opened(
     **options: Any,
 ) -> AsyncIterator[IsolatedProcess]:
     """`Pool.open`, in a cell of the pool's own stock or of a session's."""
-    if pty and not (stdin == stdout == stderr == PIPE):
+    size = terminal_size(pty)
+    if size is not None and not (stdin == stdout == stderr == PIPE):
         raise ValueError("pty: a terminal is all three streams; do not redirect one")
     own_stdin = isinstance(stdin, int) and not isinstance(stdin, bool) and stdin == PIPE
     job = pool.job(
@@ -375,7 +377,6 @@ async def opened(
     )
     if own_stdin:
         job.stdin_fd = PIPE
-    size = (24, 80) if pty is True else pty or None
     process = IsolatedProcess(job, size)
     failure: BaseException | None = None
     try:

@@ -42,22 +42,28 @@ class Transcript:
     """What two jobs say to each other, read along."""
 
     def __init__(self, most: int) -> None:
-        self.said: list[tuple[Side, bytes]] = []
         self.truncated = False
         self.ends: list[Side] = []
         """Whose streams were seen to end, in this order."""
         self._left = most
+        self._said: list[tuple[Side, bytearray]] = []
+
+    @property
+    def said(self) -> tuple[tuple[Side, bytes], ...]:
+        """What they said, in order; what one says in a row is one piece."""
+        return tuple((side, bytes(piece)) for side, piece in self._said)
 
     def note(self, side: Side, data: bytes) -> None:
-        """Keeps it as far as there is room; what one says in a row is one piece."""
+        """Keeps it as far as there is room."""
         self.truncated = self.truncated or len(data) > self._left
         data = data[: self._left]
         self._left -= len(data)
         if not data:
             return
-        if self.said and self.said[-1][0] == side:
-            data = self.said.pop()[1] + data
-        self.said.append((side, data))
+        if self._said and self._said[-1][0] == side:
+            self._said[-1][1].extend(data)
+        else:
+            self._said.append((side, bytearray(data)))
 
 
 class Relay:

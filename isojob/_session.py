@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import anyio
 
 from isojob._cache import Cache
-from isojob._job import Content, Job, StrOrBytesPath, read_content
+from isojob._job import Content, Job, StrOrBytesPath, check_files, read_content
 from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
 from isojob._pair import Pair, PairResult, Place
@@ -56,6 +56,9 @@ class Session:
     A job sees the directory as its working directory and owns what is in it. As root all jobs of a
     session have the same host id: they are one stranger's. /tmp, /dev/shm and everything else are
     fresh for each.
+
+    Attributes:
+        limits: Used where a run gives none.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class Session:
         Raises:
             PoolBrokenError: The zygote died, and with it the directory.
             PoolClosedError: The session or the pool is closed.
+            JobFailedError: `check` is set, and the status is another.
+            TypeError, ValueError, IsojobError: As `run_isolated`.
         """
         check_options("run", options, RunOptions.__optional_keys__)
         limits = self.limits if limits is None else limits
@@ -160,6 +165,7 @@ class Session:
         Raises:
             PoolBrokenError: The zygote died, and with it the directory.
             PoolClosedError: The session or the pool is closed.
+            TypeError, ValueError, IsojobError: As `open_isolated`.
         """
         check_options("open", options, OpenOptions.__optional_keys__)
         stock = self._kept if keep else self._private
@@ -199,6 +205,11 @@ class Session:
             interactor_session: May be of another pool, or this one.
             **options: As for `isojob.run_pair`, but for sandboxes; limits are by default those of
                 the session where a program runs.
+
+        Raises:
+            PoolBrokenError: A zygote died, and with it a directory.
+            PoolClosedError: A session or its pool is closed.
+            TypeError, ValueError, IsojobError: As `isojob.run_pair`.
         """
         other = interactor_session
         if other is not None and not isinstance(other, Session):
@@ -275,6 +286,8 @@ class Session:
 
         Raises:
             SandboxSetupError: There is no room, or a directory stands in the way.
+            PoolBrokenError, PoolClosedError: As `run`.
+            TypeError, ValueError: Files that no job can be given.
         """
         await self._run(_NOTHING, self._own_limits, keep=True, no_exec=True, files=files)
 
@@ -286,11 +299,19 @@ class Session:
 
         Returns:
             A result whose ``files`` and ``uncollected`` tell what was found.
+
+        Raises:
+            PoolBrokenError, PoolClosedError: As `run`.
+            TypeError, ValueError: Names that lead out of the directory.
         """
         return await self._run(_NOTHING, self.limits, keep=False, no_exec=True, collect=patterns)
 
     def usage(self) -> Usage:
-        """What all runs so far have used: sums of times and counts, the highest of the peaks."""
+        """What the runs so far have used: sums of times and counts, the highest of the peaks.
+
+        Of those that came to a result: neither cancelled ones nor what a cache had, and not what
+        `put` and `collect` do.
+        """
         return self._total
 
     async def aclose(self) -> None:
@@ -337,17 +358,20 @@ async def opened_session(
         raise TypeError(f"inodes must be an int, not {type(most).__name__}")
     if most < 1:
         raise ValueError("inodes must be at least 1")
-    if not pool.stock.open:
+    if files is not None:
+        files = check_files(files, limits.model_copy(update={"disk": size}))
+    stock = pool.stock  # the pool has another when it is closed and opened again meanwhile
+    if not stock.open:
         raise PoolClosedError
-    zygote = await in_thread(pool.stock.start)
+    zygote = await in_thread(stock.start)
     assert isinstance(zygote, Zygote)
     made: list[SessionZygote] = []
-    pool.stock.guests.append(zygote)
+    stock.guests.append(zygote)
     try:
         await in_thread(lambda: made.append(SessionZygote(zygote, size, most)))
         session = Session(pool, made[0], limits, cache)
     except BaseException:  # a cancel may come after it was made
-        pool.stock.guests.remove(zygote)
+        stock.guests.remove(zygote)
         await in_thread(lambda: [one.close() for one in made])
         raise
     sessions.add(session)
@@ -357,5 +381,5 @@ async def opened_session(
         yield session
     finally:
         sessions.discard(session)
-        pool.stock.guests.remove(zygote)
+        stock.guests.remove(zygote)
         await session.aclose()

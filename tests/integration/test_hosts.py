@@ -70,9 +70,14 @@ def test_no_cgroup_accepted_by_name() -> None:
         "assert 5 <= int(r.stdout) <= 10, r",
         "r = run(['/usr/bin/python3', '-I', '-S', '-c', 'bytearray(1 << 30)'], sandbox=s)",
         "assert b'MemoryError' in r.stderr, r",
+        "import anyio",
+        "from isojob import HostNotSupportedError, run_pair",
+        "try: anyio.run(lambda: run_pair(['true'], ['sleep', '60'], sandbox=s, idle_time=50))",
+        "except HostNotSupportedError as error: print(error.missing)",
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[b'1000', b'1000', b'0', b'1']\n"
+    told = "[b'1000', b'1000', b'0', b'1']\nidle_time without CPU accounting\n"
+    assert done.stdout == told
 
 
 def test_no_descriptor_left() -> None:

@@ -170,6 +170,8 @@ def test_which_file_to_start_with() -> None:
         c.program("int main;")  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="outputs: name what compiling makes"):
         Language(name="", extensions=(), source="a", compile=("cc", "a"), execute=("./a",))
+    with pytest.raises(ValidationError, match="execute"):
+        Language(name="", extensions=(), source="a", compile=("cc", "a"), execute=())
     heap = isojob.languages["java"].program(b"")
     assert "-Xmx96m" in heap.command(Limits(memory="128MiB")) and heap.command()[-1] == "Main"
     assert isojob.languages["go"].program(b"").env(Limits(memory="64MiB"))["GOMEMLIMIT"] == "48MiB"

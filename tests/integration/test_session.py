@@ -322,7 +322,9 @@ def test_cache_is_bounded() -> None:
     """The least used goes first; what is larger than all of it is not kept."""
 
     def made(data: bytes, said: bytes = b"") -> Any:
-        return SimpleNamespace(stdout=said, stderr=None, files={"a": data})
+        return SimpleNamespace(
+            stdout=said, stderr=None, files={"a": data}, args=("x",), uncollected={}
+        )
 
     cache = Cache(50_000)
     for number in range(20):
@@ -398,7 +400,9 @@ async def test_end_of_the_pool(keep: bool) -> None:
             await pool.aclose()
         with pytest.raises(PoolClosedError):
             await session.run(["true"])
-        await session_manager.__aexit__(None, None, None)
+        async with pool:  # its zygote is another one
+            await session_manager.__aexit__(None, None, None)
+            assert (await pool.run(["true"])).ok
     assert errors == [PoolClosedError]
 
 

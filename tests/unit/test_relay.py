@@ -45,4 +45,4 @@ async def test_hanging_up_on_one_who_never_stops(monkeypatch: pytest.MonkeyPatch
     os.close(solution.stdout)
     os.close(interactor.stdin)
     assert 0 < read <= 1 << 20
-    assert transcript.said == [("solution", b"x" * read)]
+    assert transcript.said == (("solution", b"x" * read),)
