@@ -145,6 +145,7 @@ def make_evidence(outcome: Outcome, limits: Limits) -> Evidence:
         stderr_bytes=0 if err is None else err.total,
         stdout_exceeded=out is not None and out.exceeded,
         stderr_exceeded=err is not None and err.exceeded,
+        output_limit=limits.output,
         cpu_limit_ns=None if cpu is None else round(cpu * 1e9),
         wall_limit_ns=None if wall is None else round(wall * 1e9),
     )

@@ -307,6 +307,7 @@ class Evidence(Model, frozen=True):
         max_rss: Largest resident set of one process, bytes (getrusage(2)).
         stdout_bytes: Bytes of stdout seen by the host, beyond the cap if it was exceeded.
         stdout_exceeded: Whether stdout went over its cap.
+        output_limit: The cap of each in force, bytes.
         cpu_limit_ns: The CPU time limit in force.
         wall_limit_ns: The wall time limit in force.
     """
@@ -342,6 +343,7 @@ class Evidence(Model, frozen=True):
     stderr_bytes: int = 0
     stdout_exceeded: bool = False
     stderr_exceeded: bool = False
+    output_limit: int | None = None
     cpu_limit_ns: int | None = None
     wall_limit_ns: int | None = None
 

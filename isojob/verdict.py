@@ -155,9 +155,11 @@ def explain(evidence: Evidence, status: Status) -> str:
         case Status.WALL_TIME_LIMIT:
             return f"the job ran into its wall time limit{_of_seconds(evidence.wall_limit_ns)}"
         case Status.MEMORY_LIMIT:
-            return f"the kernel killed {_oom_victims(evidence)} at the job's memory limit"
+            limit = _of_bytes(evidence.memory_limit)
+            return f"the kernel killed {_oom_victims(evidence)} at the job's memory limit{limit}"
         case Status.OUTPUT_LIMIT:
-            return f"the job wrote more to {_streams(evidence)} than its output limit"
+            limit = _of_bytes(evidence.output_limit)
+            return f"the job wrote more to {_streams(evidence)} than its output limit{limit}"
         case Status.SECCOMP_VIOLATION:
             call = f"the system call {evidence.syscall}" if evidence.syscall else "a system call"
             return f"the job made {call}, which the seccomp profile answers by killing"
@@ -182,6 +184,15 @@ def _end(evidence: Evidence) -> str:
 
 def _of_seconds(limit_ns: int | None) -> str:
     return "" if limit_ns is None else f" of {limit_ns / _NS:g} s"
+
+
+def _of_bytes(limit: int | None) -> str:
+    if limit is None:
+        return ""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if limit and limit % size == 0:
+            return f" of {limit // size} {unit}"
+    return f" of {limit} bytes"
 
 
 def _oom_victims(evidence: Evidence) -> str:

@@ -124,7 +124,7 @@ def test_the_log_line_of_a_job_over_its_memory_limit() -> None:
     """One line: status, how it ended, what it used, and why."""
     assert str(result(OOM)) == (
         "memory_limit: SIGKILL after 0.21 s (cpu 0.20 s, peak 64.0 MiB of 64.0 MiB):"
-        " the kernel killed 1 process at the job's memory limit"
+        " the kernel killed 1 process at the job's memory limit of 64 MiB"
     )
 
 

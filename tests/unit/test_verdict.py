@@ -206,6 +206,7 @@ IDLE = {
     "max_rss": MAYBE,
     "stdout_bytes": st.integers(0, 2**62),
     "stderr_bytes": st.integers(0, 2**62),
+    "output_limit": MAYBE,
 }
 
 
@@ -396,7 +397,20 @@ def test_usage_knows_nothing_from_unknown() -> None:
             "the kernel killed 3 processes at the job's memory limit",
         ),
         (V2_OWN_GROUP, "the kernel killed the job's processes at the job's memory limit"),
+        (V1_OWN, "the kernel killed 1 process at the job's memory limit of 64 MiB"),
         (STDOUT, "the job wrote more to stdout than its output limit"),
+        (
+            {**STDOUT, "output_limit": 0},
+            "the job wrote more to stdout than its output limit of 0 bytes",
+        ),
+        (
+            {**STDOUT, "output_limit": 1025},
+            "the job wrote more to stdout than its output limit of 1025 bytes",
+        ),
+        (
+            {**STDERR, "output_limit": 3 << 10},
+            "the job wrote more to stderr than its output limit of 3 KiB",
+        ),
         (STDERR, "the job wrote more to stderr than its output limit"),
         ({**STDOUT, **STDERR}, "the job wrote more to stdout and stderr than its output limit"),
         (
