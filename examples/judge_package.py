@@ -6,8 +6,9 @@ The package (https://www.kattis.com/problem-package-format): ``problem.yaml``, c
 interactive. A program is one file or a directory: its sources, or scripts ``build`` and ``run``. Each
 is compiled once; its cases run side by side, each in a fresh sandbox on a private copy; validators
 are strangers' programs, too. The time limit follows from the accepted submissions: the slowest of
-them, times ``time_multiplier``. Groups of cases are judged as one. What of the format there is not is
-refused: scores, files that are compiled along (``include``), flags for groups, versions after "legacy".
+them, times ``time_multiplier``. Groups of cases are judged as one. What of the format
+there is not is refused (scores, files that are compiled along, flags for groups, versions after "legacy")
+or plays no part here (other directories of submissions, limits on compiling and validating).
 
 A verdict is that of the first case, in order, that is not accepted:
 
@@ -22,8 +23,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +259,15 @@ def _same(one: bytes, other: bytes, options: dict[str, str]) -> bool:
 class Judge:
     """Judges the submissions of one problem."""
 
-    def __init__(self, problem: Problem, pool: Pool, at_once: int) -> None:
+    def __init__(
+        self, problem: Problem, pool: Pool, at_once: int, done: Callable[[], None]
+    ) -> None:
         self.problem = problem
         self.pool = pool
         self.limits = problem.limits
         self.cache = Cache()
         self.slots = anyio.CapacityLimiter(at_once)
+        self.done = done
 
     async def grade(self, submission: Submission, validator: Session | None) -> Graded:
         """One submission on all cases, side by side."""
@@ -281,6 +286,7 @@ class Judge:
                         verdicts[case.name] = await self._talk(program, session, validator, case)
                     else:
                         verdicts[case.name] = await self._case(program, session, validator, case)
+                self.done()
 
             try:
                 async with anyio.create_task_group() as tasks:
@@ -396,10 +402,11 @@ async def judge(directory: Path, console: Console, at_once: int = 2) -> list[Gra
                 await problem.validator.program.run(validator, limits=_VALIDATION)
             except NOT_BUILT as error:
                 raise PackageError(f"the validator makes no program: {error}") from error
-        judge = Judge(problem, pool, at_once)
         custom = validator if problem.validator is not None else None
         with Progress(console=console, transient=True) as progress:
-            bar = progress.add_task(escape(problem.name), total=len(problem.submissions))
+            steps = len(problem.cases)
+            bar = progress.add_task(escape(problem.name), total=steps * len(problem.submissions))
+            judge = Judge(problem, pool, at_once, partial(progress.advance, bar))
             for submission in problem.submissions:  # the accepted ones first
                 if submission.expected != "AC" and judge.limits is problem.limits:
                     slowest = max(one.cpu_time for one in graded)
@@ -408,7 +415,7 @@ async def judge(directory: Path, console: Console, at_once: int = 2) -> list[Gra
                         update={"cpu_time": limit, "wall_time": 4 * limit}
                     )
                 graded.append(await judge.grade(submission, custom))
-                progress.advance(bar)
+                progress.update(bar, completed=steps * len(graded))  # also of what was not run
     show(problem, judge.limits, graded, console)
     return graded
 
@@ -418,7 +425,7 @@ def show(problem: Problem, limits: Limits, graded: Sequence[Graded], console: Co
     table = Table(
         title=f"{escape(problem.name)}: {len(problem.cases)} cases, {limits.cpu_time:g} s"
     )
-    for heading in ("submission", "expected", "verdict", "slowest", "memory", "why"):
+    for heading in ("submission", "expected", "verdict", "cases", "slowest", "memory", "why"):
         table.add_column(heading)
     for one in graded:
         right = one.verdict == one.submission.expected
@@ -426,6 +433,7 @@ def show(problem: Problem, limits: Limits, graded: Sequence[Graded], console: Co
             escape(one.submission.name),
             one.submission.expected,
             f"[{'green' if right else 'red'}]{one.verdict}[/]",
+            f"{one.cases.count('AC')}/{len(problem.cases)}",
             f"{one.cpu_time:.2f} s",
             f"{one.memory / 2**20:.0f} MiB",
             escape("".join(c if c.isprintable() else "?" for c in one.why)[:100]),

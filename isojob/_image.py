@@ -86,8 +86,9 @@ class Image(Model, frozen=True):
 
         Raises:
             ImageError: It cannot be read, its digests are wrong, or it holds what an image must
-                not: names that lead out, devices, FIFOs, more than is allowed.
+                not: names that lead out, devices, FIFOs, sparse files, more than is allowed.
             OSError: The file or the store cannot be read or written.
+            ValueError: `max_bytes` makes no sense.
         """
         max_bytes = parse_bytes(max_bytes)
         where = default_store() if store is None else Path(store)
@@ -125,13 +126,16 @@ class Image(Model, frozen=True):
         Args:
             writable: As for `Root.directory`.
             **options: Of `Sandbox`; variables in ``env`` are over the image's.
+
+        Raises:
+            pydantic.ValidationError: An option that `Sandbox` refuses.
         """
         env = {**self.env, **options.pop("env", {})}
         return Sandbox(root=Root.directory(self.path, writable=writable), env=env, **options)
 
     @classmethod
     def stored(cls, store: str | os.PathLike[str] | None = None) -> list[Self]:
-        """The images of the store, the last used first."""
+        """The images of the store, the last used first; what cannot be read is left out."""
         where = default_store() if store is None else Path(store)
         found: list[tuple[float, Self]] = []
         for file in where.glob("*/image.json"):
@@ -151,6 +155,10 @@ class Image(Model, frozen=True):
 
         Returns:
             What was removed.
+
+        Raises:
+            ValueError: `keep` is no number of images.
+            OSError: The store cannot be written.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise ValueError(f"keep: {keep!r} is no number of images")

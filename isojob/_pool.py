@@ -162,7 +162,7 @@ class Pool:
         check: bool = False,
         **options: Unpack[RunOptions],
     ) -> Result:
-        """Runs one job in a fresh cell; the arguments are those of `run_isolated`."""
+        """Runs one job in a fresh cell; arguments and errors are those of `run_isolated`."""
         check_options("run", options, RunOptions.__optional_keys__)
         return await self._run(command, limits=limits, check=check, **options)
 
@@ -173,7 +173,7 @@ class Pool:
         limits: Limits | None = None,
         **options: Unpack[OpenOptions],
     ) -> AbstractAsyncContextManager[IsolatedProcess]:
-        """Starts a job to talk to; the arguments are those of `open_isolated`."""
+        """Starts a job to talk to; arguments and errors are those of `open_isolated`."""
         check_options("open", options, OpenOptions.__optional_keys__)
         return opened(self, command, limits=limits, **options)
 
@@ -204,6 +204,7 @@ class Pool:
             cache: Remembers what runs with ``outputs=`` made, also for other sessions.
 
         Raises:
+            TypeError, ValueError: An argument that makes no sense.
             PoolClosedError: The pool is closed.
             PoolBrokenError: The zygote died.
             SandboxSetupError: The directory could not be made.
@@ -230,7 +231,8 @@ class Pool:
             **options: As for `isojob.run_pair`, but for sandboxes.
 
         Raises:
-            ValueError: This pool has one slot, and both are to run here.
+            TypeError: An argument of the wrong type, or one that there is not.
+            ValueError: An argument that makes no sense: this pool has one slot, and both run here.
             IsojobError: One could not be run: the other was ended.
         """
         if interactor_pool is not None and not isinstance(interactor_pool, Pool):
@@ -260,6 +262,7 @@ class Pool:
             The results, in the order of the jobs; ``stdout`` is None where a pipe has it.
 
         Raises:
+            TypeError: What is no job, or no pipe.
             ValueError: More jobs than slots, or pipes that make no sense.
             IsojobError: A job could not be run: the others were ended.
         """

@@ -306,6 +306,7 @@ async def run_group(
         sandbox: What they can see.
 
     Raises:
+        TypeError: What is no job, or no pipe.
         ValueError: More jobs than slots, or pipes that make no sense.
         IsojobError: A job could not be run: the others were ended.
     """

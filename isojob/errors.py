@@ -10,6 +10,7 @@ part, or that the caller asked for one with ``check=True``::
     ├── HostNotSupportedError                            the host lacks a protection
     ├── PoolClosedError                                  the pool is not, or no longer, open
     ├── PoolBrokenError                                  the zygote or a cell's init died
+    ├── PreloadError                                     a warm interpreter could not be made ready
     ├── QueueFullError                                   too many jobs are waiting
     ├── ProfileError               (ValueError)          a seccomp profile was refused
     ├── ImageError                 (ValueError)          a container image was refused
@@ -39,6 +40,7 @@ __all__ = [
     "JobFailedError",
     "PoolBrokenError",
     "PoolClosedError",
+    "PreloadError",
     "ProfileError",
     "QueueFullError",
     "SandboxSetupError",
@@ -146,8 +148,9 @@ class CommandNotExecutableError(IsojobError, PermissionError):
 class HostNotSupportedError(IsojobError):
     """The host lacks something that the sandbox needs and that the caller did not give up.
 
-    Raised when a pool starts or a profile is compiled, before any job. What to do: apply `cure`,
-    or accept the weaker sandbox by naming the protection in ``Sandbox.allow_missing``.
+    Raised when a pool starts or a profile is compiled, before any job; and by what takes the
+    accounts of a running job (`IsolatedProcess.send_signal`). What to do: apply `cure`, or accept
+    the weaker sandbox by naming the protection in ``Sandbox.allow_missing``.
 
     Args:
         missing: What the host lacks.
@@ -177,8 +180,9 @@ class PoolClosedError(IsojobError):
 class PoolBrokenError(IsojobError):
     """The zygote or a cell's init died under the job, so nothing true can be said about the job.
 
-    Raised for every job that was in flight and for every later use of a pool whose zygote died.
-    What to do: open a new pool; run the job again only if running it twice does no harm.
+    Raised for every job that was in flight, and for every later use of a session, whose directory
+    went with its zygote. The pool starts another for its next job. What to do: run the job again
+    only if running it twice does no harm; open a new session.
     """
 
     def __init__(self, message: str = "the pool's zygote died") -> None:

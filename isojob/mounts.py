@@ -172,6 +172,9 @@ class Root(Model, frozen=True):
             writable: The job owns what uid and gid 0 own in there (rootless: what the caller owns),
                 and works on a copy-on-write view of its own, which goes with it. What it writes
                 counts as its `Limits.disk` and `Limits.inodes`. The directory itself never changes.
+
+        Raises:
+            pydantic.ValidationError: The path is not absolute, or is ``/``.
         """
         return cls(kind="directory", path=_path_of(path), writable=writable)
 
@@ -194,6 +197,10 @@ class Root(Model, frozen=True):
                 for a squashfs or EROFS image and mounted, which only root can (at most 32). The
                 kernel reads it: an image of a stranger's making can attack the kernel.
             writable: As for `directory`.
+
+        Raises:
+            TypeError: One path instead of a sequence.
+            pydantic.ValidationError: A path is not absolute or is listed twice; none, or too many.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise TypeError("layers takes a sequence of paths, the lowest first")
@@ -202,12 +209,17 @@ class Root(Model, frozen=True):
 
     @classmethod
     def oci(cls, path: str | os.PathLike[str], *, writable: bool = False, **options: Any) -> Self:
-        """The root file system of a container image, unpacked once by `Image.load`.
+        """The root file system of a container image, unpacked once by `Image.load` (blocking).
+
+        The files alone: `Image.sandbox` and `Image.command` have its variables and its program.
 
         Args:
             path: As for `Image.load`.
             writable: As for `directory`.
             **options: The other arguments of `Image.load`.
+
+        Raises:
+            ImageError, OSError, ValueError: As `Image.load`.
         """
         from isojob._image import Image
 

@@ -36,6 +36,7 @@ EVERY_ERROR = [
     errors.HostNotSupportedError("no cgroup", "delegate one"),
     errors.PoolClosedError(),
     errors.PoolBrokenError("init died"),
+    errors.PreloadError("numpy", "it hung", "Traceback ..."),
     errors.QueueFullError(),
     errors.ProfileError("rule 3: unknown action"),
     errors.ImageError("a layer has another digest"),
