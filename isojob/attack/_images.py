@@ -117,17 +117,17 @@ def import_image(name: str, secret: Path, directory: Path) -> Iterator[tuple[str
 
 def _tar(entries: list[Entry]) -> bytes:
     out = io.BytesIO()
-    # A size that no octal digits hold stands in a GNU header itself, else in a record beside it.
-    huge = any(isinstance(content, dict) and "size" in content for _, content in entries)
-    form = tarfile.GNU_FORMAT if huge else tarfile.PAX_FORMAT
-    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, content in entries:
             member = tarfile.TarInfo(name)
             data = content if isinstance(content, bytes) else b""
             member.size = len(data)
             for key, value in (content if isinstance(content, dict) else {}).items():
                 setattr(member, key, value)
-            archive.addfile(member, io.BytesIO(data) if data else None)
+            if member.size == len(data):
+                archive.addfile(member, io.BytesIO(data))
+            else:  # a header that lies, which tarfile would not write
+                out.write(member.tobuf(tarfile.GNU_FORMAT))
     return out.getvalue()
 
 

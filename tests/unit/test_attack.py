@@ -19,7 +19,7 @@ from environment import PYTHON
 from isojob import Image, ImageError
 from isojob.attack import ATTACKS, Attack
 from isojob.attack._attack import KINDS
-from isojob.attack._images import import_image
+from isojob.attack._images import IMAGES, import_image
 from isojob.attack._scene import Scene
 
 PROGRAMS = Path(str(files("isojob.attack") / "programs"))
@@ -83,6 +83,17 @@ def test_without_a_sandbox_it_tells(one: Attack) -> None:
             env={key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
         )
     assert "ESCAPED" in done.stdout, (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_image_is_made_and_stopped(name: str, tmp_path: Path) -> None:
+    """By each Python's own tarfile, which does not write all that lies."""
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    (tmp_path / "work").mkdir()
+    told = dict(import_image(name, secret, tmp_path / "work"))
+    assert set(told) == {"stopped"}
+    assert secret.read_text() == "of the host"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone writes where these images lead")
