@@ -226,6 +226,32 @@ if how == "shutdown":
 else:
     anyio.run(tasks)
 """
+LATE = """
+import atexit, glob, os
+def late():
+    try:
+        print(isojob.run_isolated_sync(["true"]).status)
+    except isojob.PoolClosedError as error:
+        print(error)
+    print(glob.glob(f"/sys/fs/cgroup/**/isojob-{os.getpid()}-*", recursive=True))
+atexit.register(late)
+import isojob
+print(isojob.run_isolated_sync(["true"]).status)
+"""
+
+
+def test_a_call_after_the_end() -> None:
+    """What a thread asks for while the interpreter shuts down is refused: nobody would end it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=BOUND + 40,
+    )
+    assert done.stdout == "ok\nthe interpreter is shutting down\n[]\n", done.stderr
+
+
 ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "_exit", "fork", "shutdown")
 
 
