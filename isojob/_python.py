@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import sys
@@ -29,6 +28,7 @@ from isojob._python_result import (
     understand,
 )
 from isojob._shield import in_thread
+from isojob._shutdown import refuse_late
 from isojob._stock import Stock
 from isojob._template import Template
 from isojob.errors import IsojobError
@@ -346,6 +346,7 @@ _default: PythonPool | None = None
 async def run_python(code: str | bytes | Path, **options: Any) -> PythonResult:
     """`PythonPool.run_python` on a pool of the process, without preloads."""
     global _default
+    refuse_late()
     pool = _default
     if pool is None:
         pool = PythonPool()
@@ -354,7 +355,6 @@ async def run_python(code: str | bytes | Path, **options: Any) -> PythonResult:
             first = _default is None
             if first:
                 _default = pool
-                atexit.register(pool.close)
         if not first:  # another call was faster
             await pool.aclose()
             assert _default is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from isojob._pair import Pair, PairResult, Place
 from isojob._pool import Pool
 from isojob._process import PIPE, IsolatedProcess
 from isojob._shield import in_thread
-from isojob.errors import PoolClosedError
+from isojob._shutdown import refuse_late
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import Sandbox
@@ -30,14 +29,12 @@ MAX_POOLS = 8
 
 _lock = threading.Lock()
 _pools: OrderedDict[Sandbox, Pool] = OrderedDict()
-_over = False
 
 
 def _default_pool(sandbox: Sandbox) -> tuple[Pool, list[Pool]]:
     """The process-wide pool of a sandbox, and those it displaced: the longest unused, if idle."""
+    refuse_late()
     with _lock:
-        if _over:
-            raise PoolClosedError("the interpreter is shutting down")
         pool = _pools.get(sandbox)
         if pool is None:
             pool = _pools[sandbox] = Pool(sandbox)
@@ -73,6 +70,7 @@ async def _pool_of(sandbox: Sandbox | None, name: str = "sandbox") -> AsyncItera
 
 
 def _close_pools() -> None:
+    """Ends them all; the next call starts another."""
     with _lock:
         pools = list(_pools.values())
         _pools.clear()
@@ -90,15 +88,6 @@ def _after_fork_in_child() -> None:
     _lock = threading.Lock()
 
 
-def _at_exit() -> None:
-    # A daemon thread may call once more: a pool that it began would be cut off anywhere.
-    global _over
-    with _lock:
-        _over = True
-    _close_pools()
-
-
-atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 

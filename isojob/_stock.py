@@ -15,6 +15,7 @@ from isojob._loop import later, soon
 from isojob._maker import Maker
 from isojob._shelf import LATE_NS, Level, Shelf
 from isojob._shield import in_thread
+from isojob._shutdown import starting
 from isojob._spec import CellSpec
 from isojob._template import Template
 from isojob._watch import Watch
@@ -105,7 +106,7 @@ class Stock:
         Raises:
             IsojobError: It cannot be started, or the stock is closed.
         """
-        with self._lock:
+        with starting(), self._lock:
             if not self.open:
                 raise PoolClosedError
             if self.zygote is not None and self.zygote.alive:
@@ -135,14 +136,15 @@ class Stock:
         Raises:
             IsojobError: It cannot be started; the old one stays.
         """
-        zygote = self._start()
-        with self._lock:
-            if self.open:
-                if self.zygote is not None:
-                    self._discard(self.zygote)
-                self._install(zygote)
-                return
-        zygote.close()
+        with starting():
+            zygote = self._start()
+            with self._lock:
+                if self.open:
+                    if self.zygote is not None:
+                        self._discard(self.zygote)
+                    self._install(zygote)
+                    return
+            zygote.close()
 
     def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
         return CellSpec(zygote.driver, limits, self.devices)

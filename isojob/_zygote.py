@@ -17,6 +17,7 @@ from typing_extensions import override
 from isojob import wire
 from isojob._descriptors import sealed_memfd, send_fds
 from isojob._maker import Maker
+from isojob._shutdown import ending
 from isojob._spec import FIXED_RLIMITS, rlimit
 from isojob._template import Imports, Template
 from isojob.cgroups import Driver, Subtree
@@ -281,7 +282,7 @@ class Zygote(Maker):
 
         Idempotent, from any thread.
         """
-        with self._lock:
+        with ending(), self._lock:
             if self._control is not None:
                 # Not close alone: a forked child of ours may hold the socket open.
                 with suppress(OSError):

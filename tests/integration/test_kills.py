@@ -187,12 +187,12 @@ token, how, delay = sys.argv[1], sys.argv[2], float(sys.argv[3])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def job(n):
     return ["sh", "-c", "sleep 60 & sleep 0.0" + str(n), token]
-def threads():
-    def again(n):
-        while True:
-            isojob.run_isolated_sync(job(n))
+def again(n):
+    while True:
+        isojob.run_isolated_sync(job(n))
+def threads(target):
     for n in range(4):
-        threading.Thread(target=again, args=(n,), daemon=True).start()
+        threading.Thread(target=target, args=(n,), daemon=True).start()
 async def tasks():
     async with isojob.Pool() as pool:
         async def again(n):
@@ -216,8 +216,16 @@ def end():
         os._exit(0)
     if how.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, how))
-if how == "shutdown":
-    threads()
+def opens(n):
+    async def one():
+        if n == 3:
+            await isojob.run_python("")
+        async with isojob.Pool(parked=0) as pool:
+            await pool.run(job(n))
+    while True:
+        anyio.run(one)
+if how in ("shutdown", "opens"):
+    threads(opens if how == "opens" else again)
     time.sleep(0.2)
     print("ready", flush=True)
     time.sleep(delay)
@@ -238,21 +246,6 @@ print(isojob.run_isolated_sync(["true"]).status)
 """
 
 
-def test_a_call_after_the_end() -> None:
-    """What a thread asks for while the interpreter shuts down is refused: nobody would end it."""
-    done = subprocess.run(
-        [sys.executable, "-c", LATE],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=BOUND + 40,
-    )
-    assert done.stdout == "ok\nthe interpreter is shutting down\n[]\n", done.stderr
-
-
-ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "_exit", "fork", "shutdown")
-
-
 def of(pid: int, token: str) -> list[str]:
     """What there is of a host process: its jobs' processes and its pools' cgroups."""
     found = []
@@ -267,6 +260,51 @@ def of(pid: int, token: str) -> list[str]:
     for top, names, _ in os.walk("/sys/fs/cgroup"):
         found += [f"{top}/{name}" for name in names if name.startswith(f"isojob-{pid}-")]
     return found
+
+
+def test_a_call_after_the_end() -> None:
+    """What a thread asks for while the interpreter shuts down is refused: nobody would end it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=BOUND + 40,
+    )
+    assert done.stdout == "ok\nthe interpreter is shutting down\n[]\n", done.stderr
+
+
+CUT = """
+import os, threading, time, anyio, isojob
+from isojob._zygote import Zygote
+begun, spawn = threading.Event(), Zygote._spawn
+def slow(*arguments):
+    begun.set()
+    time.sleep(0.5)
+    spawn(*arguments)
+Zygote._spawn = slow
+async def one():
+    async with isojob.Pool():
+        await anyio.sleep_forever()
+threading.Thread(target=anyio.run, args=(one,), daemon=True).start()
+begun.wait()
+print(os.getpid())
+"""
+
+
+def test_shutdown_waits_for_a_start() -> None:
+    """A zygote whose cgroups are there, but which is not, is not left half-way."""
+    done = subprocess.run(
+        [sys.executable, "-c", CUT],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=BOUND + 40,
+    )
+    assert of(int(done.stdout), "no job") == []
+
+
+ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "_exit", "fork", "shutdown", "opens")
 
 
 def test_host_ends() -> None:
