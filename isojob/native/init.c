@@ -89,8 +89,8 @@ int init_settle(struct cell *cell, struct failure *f)
         return fail_at(f, "open", c->workdir);
     if (unshare(CLONE_NEWCGROUP) < 0)
         return fail(f, "cgroup namespace");
-    /* One capability beyond the job's (none) makes init's scheduling and affinity untouchable by a
-     * job of the same uid; reading is for collect.c. */
+    /* CAP_KILL, beyond the job's (none), makes init's scheduling and affinity untouchable by a job of the
+     * same uid; reading is for collect.c. */
     if (set_capabilities(1ULL << CAP_KILL | 1ULL << CAP_DAC_READ_SEARCH) < 0)
         return fail(f, "init's capabilities");
     if (prctl(PR_SET_DUMPABLE, 0) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)

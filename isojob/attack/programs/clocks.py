@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from attacker import denied, main, refused, say
+from attacker import attempt, denied, main, refused, say
 
 
 def burn(seconds):
@@ -134,14 +134,8 @@ def flags_of_pipes():
 
 def truncate_output():
     """Output that is a file could be rewritten."""
-    try:
-        os.ftruncate(1, 0)
-    except OSError as error:
-        denied("ftruncate of stdout", error.errno, "pipe")
-    try:
-        os.lseek(1, 1 << 40, os.SEEK_SET)
-    except OSError as error:
-        denied("lseek of stdout", error.errno, "pipe")
+    attempt("ftruncate of stdout", os.ftruncate, 1, 0, layer="pipe")
+    attempt("lseek of stdout", os.lseek, 1, 1 << 40, os.SEEK_SET, layer="pipe")
 
 
 if __name__ == "__main__":

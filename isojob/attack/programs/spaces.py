@@ -1,5 +1,6 @@
 """Attacks on namespaces, the network and the other jobs."""
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -164,6 +165,12 @@ def hostname():
     say("NOTE", "here it is", os.uname().nodename)
 
 
+KEYRINGS = (-3, -4, -5)
+"""Of the session, of the user, the user's session (keyrings(7))."""
+ANY, LOCAL = 0xFFFFFFFF, 1
+"""Addresses of vsock(7)."""
+
+
 def leave_traces(marker):
     """Leaves something in every place that another job might share."""
     for directory in ("/box", "/tmp", "/dev/shm"):
@@ -172,9 +179,20 @@ def leave_traces(marker):
     for name in ("shmget", "msgget", "semget"):
         arguments = {"shmget": (4242, 4096, 0o1666), "msgget": (4242, 0o1666)}
         syscall(name, *arguments.get(name, (4242, 1, 0o1666)))
+    syscall("mq_open", marker.encode(), os.O_CREAT | os.O_RDWR, 0o666, 0)
+    for keyring in KEYRINGS:
+        syscall("add_key", b"user", marker.encode(), b"x", 1, keyring)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(15, marker.encode()[:15])
     kept = []
+    for path in ("/dev/ptmx", "/dev/pts/ptmx"):
+        with contextlib.suppress(OSError):
+            kept.append(open(path, "r+b", buffering=0))
+    with contextlib.suppress(OSError):
+        listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        listening.bind((ANY, 4242))
+        listening.listen()
+        kept.append(listening)
     for address in ("\0" + marker, f"/tmp/{marker}.socket"):
         server = socket.socket(socket.AF_UNIX)
         server.bind(address)
@@ -208,6 +226,17 @@ def find_traces(marker):
     for address in ("\0" + marker, f"/tmp/{marker}.socket"):
         with socket.socket(socket.AF_UNIX) as out:
             attempt("a socket of the other job", out.connect, address)
+    if syscall("mq_open", marker.encode(), os.O_RDWR, 0, 0)[0] >= 0:
+        escaped("a message queue of the other job")
+    for keyring in KEYRINGS:
+        if syscall("keyctl", 10, keyring, b"user", marker.encode(), 0)[0] >= 0:
+            escaped("a key of the other job")
+    with contextlib.suppress(OSError):
+        for name in set(os.listdir("/dev/pts")) - {"ptmx"}:
+            escaped(f"terminal {name} of the other job")
+    with contextlib.suppress(OSError), socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as out:
+        out.settimeout(1)
+        attempt("a vsock of the other job", out.connect, (LOCAL, 4242))
     for pid in (name for name in os.listdir("/proc") if name.isdigit()):
         try:
             with open(f"/proc/{pid}/comm") as file:
