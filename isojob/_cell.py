@@ -12,7 +12,7 @@ from functools import partial
 
 from isojob import wire
 from isojob._account import Outcome
-from isojob._descriptors import close_all
+from isojob._descriptors import close_all, sized_memfd
 from isojob._job import CAPTURE, STDOUT, Job
 from isojob._lease import Lease
 from isojob._loop import running_asyncio, serve
@@ -192,7 +192,9 @@ class Run:
         elif job.stderr >= 0:
             fds.append(job.stderr)
             stdio |= Stdio.ERR
-        if job.result_fd >= 0:
+        if job.result_size > 0:
+            if job.result_fd < 0:  # else from an attempt before
+                job.result_fd = sized_memfd("isojob-result", job.result_size)
             fds.append(job.result_fd)
             stdio |= Stdio.RESULT
         if job.attended is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["close_all", "read_into", "receive_fds", "sealed_memfd", "send_fds"]
+__all__ = ["close_all", "read_into", "receive_fds", "sealed_memfd", "send_fds", "sized_memfd"]
 
 _INT = array.array("i").itemsize
 # Windows has no CMSG_SPACE, and nobody who receives anything.
@@ -42,6 +42,19 @@ def sealed_memfd(name: str, data: bytes) -> int:
         while view:
             view = view[os.write(fd, view) :]
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sized_memfd(name: str, size: int) -> int:
+    """A file of so many zeros, for another process to fill: its size is fixed."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
         os.close(fd)

@@ -103,8 +103,10 @@ class Job:
     attended: Attended | None = None
     no_exec: bool = False
     """Its files are all there is to do."""
+    result_size: int = 0
+    """Bytes of a memfd for the words of a warm interpreter; 0: it is none."""
     result_fd: int = -1
-    """A memfd for the words of a warm interpreter."""
+    """That memfd, made with the job's streams; who asked for it closes it."""
     modes: dict[str, int] = field(default_factory=dict)
     """Permissions of the files that were collected; set with its result."""
 

@@ -21,9 +21,10 @@ from isojob._job import Content, Job, StrOrBytesPath
 from isojob._models import parse_bytes, parse_seconds
 from isojob._pool import Pool
 from isojob._python_result import (
+    MAX_VALUE,
     PythonException,
     PythonResult,
-    answer_file,
+    answer_size,
     read_answer,
     understand,
 )
@@ -136,6 +137,8 @@ class PythonPool:
         self._preload_limits = PRELOAD_LIMITS if preload_limits is None else preload_limits
         self._preload_time = parse_seconds(preload_time)
         self._max_value = parse_bytes(max_value)
+        if self._max_value >= MAX_VALUE:
+            raise ValueError(f"max_value: {max_value} is too much")
         self._rotate_jobs = rotate_jobs
         self._rotate_seconds = None if rotate_seconds is None else parse_seconds(rotate_seconds)
         self._options = {"limits": limits, **options}
@@ -268,13 +271,14 @@ class PythonPool:
         job.argv = [os.fsencode(word) for word in argv]
         if any(b"\0" in word for word in job.argv):
             raise ValueError("args: a NUL byte")
-        job.result_fd = answer_file(self._max_value)
+        job.result_size = answer_size(self._max_value)
         try:
             async with self._branches.stock(modules) as stock:
                 result = await self._pool.perform(job, stock=stock)
             data = read_answer(job.result_fd, self._max_value)
         finally:
-            os.close(job.result_fd)
+            if job.result_fd >= 0:
+                os.close(job.result_fd)
         self._count()
         python = understand(result, data)
         if check:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import struct
-import sys
 from typing import Any
 
 from pydantic_core import to_json
@@ -14,11 +12,17 @@ from pydantic_core import to_json
 from isojob._models import Model
 from isojob.result import Result, extended, pending_kind
 
-if sys.platform == "linux":
-    import fcntl
+__all__ = [
+    "MAX_VALUE",
+    "PythonException",
+    "PythonResult",
+    "answer_size",
+    "read_answer",
+    "understand",
+]
 
-__all__ = ["PythonException", "PythonResult", "answer_file", "read_answer", "understand"]
-
+MAX_VALUE = 1 << 62
+"""No file can be larger, tmpfs(5)."""
 _LENGTH = struct.Struct("<Q")
 
 
@@ -53,21 +57,9 @@ class PythonResult(Result, frozen=True):
     value_problem: str | None = None
 
 
-def answer_file(most: int) -> int:
-    """Room for the job's words, which it writes and we read when it is dead; charged to the job."""
-    size = _LENGTH.size + most
-    fd = os.memfd_create("isojob-result", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(
-            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        )
-    except OSError as error:
-        os.close(fd)
-        if error.errno == errno.EINVAL:
-            raise ValueError(f"max_value: {size} bytes are too much") from None
-        raise
-    return fd
+def answer_size(most: int) -> int:
+    """Bytes of the memfd that the job writes its words to, and we read when it is dead."""
+    return _LENGTH.size + most
 
 
 def read_answer(fd: int, most: int) -> bytes:

@@ -554,6 +554,20 @@ async def test_many_at_once() -> None:
         assert answers == {n: n**2 for n in answers} and len(answers) >= 8
 
 
+async def test_waiting_calls_hold_no_descriptors() -> None:
+    """Thousands may wait for their turn: what a call needs of the host it takes when it has one."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, max_jobs=1, parked=1) as pool:
+        await pool.run_python("")
+        before = len(os.listdir("/proc/self/fd"))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(pool.run_python, "import time; time.sleep(60)")
+            while pool.statistics().waiting < 99:  # noqa: ASYNC110 - a figure, no event
+                await anyio.sleep(0.01)
+            assert len(os.listdir("/proc/self/fd")) < before + 50
+            tasks.cancel_scope.cancel()
+
+
 async def test_files_and_streams(pool: PythonPool, tmp_path: Path) -> None:
     """The options of any job: files, collect, env, cwd, args, output to a file."""
     program = tmp_path / "prog.py"
@@ -646,6 +660,7 @@ async def test_bad_pools(tmp_path: Path) -> None:
         ({"rotate_jobs": 0}, ValueError),
         ({"preload_time": -1}, ValueError),
         ({"max_value": "5 apples"}, ValueError),
+        ({"max_value": 1 << 62}, ValueError),
         ({"max_jobs": 0}, ValueError),
     ]
     for options, error in cases:
