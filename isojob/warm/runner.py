@@ -263,7 +263,7 @@ def _streams(wanted):
         setattr(sys, f"__{name}__", text)
 
 
-def _run(path, argument, call):
+def _run(path, argument, call, kept):
     """Runs the job as ``__main__``; its value."""
     if call:
         module, _, name = call.partition(":")
@@ -278,6 +278,7 @@ def _run(path, argument, call):
     for given in argument:
         main.argument = given
     sys.modules["__main__"] = main
+    kept.append(main.__dict__)
     with open(path, "rb") as file:
         source = file.read()
     exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
@@ -344,15 +345,15 @@ def _job(argv, answer, end):
     sys.path.insert(0, path.rpartition("/")[0] if path else "")
     sys.dont_write_bytecode = False
     said = {"value": None, "exception": None}
+    kept = []  # the program's variables, whatever it does to sys.modules
     code = 0
     interrupted = False
     try:
-        value = _run(path, json.loads(argument), call)
+        value = _run(path, json.loads(argument), call, kept)
         if value is not None:
             said["value"] = value
     except SystemExit as error:
-        main = sys.modules["__main__"].__dict__
-        said["value"] = main.get("result") if "argument" in main or path else None
+        said["value"] = kept[0].get("result") if kept else None
         code = _exit_code(error.code)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -375,7 +376,7 @@ def _job(argv, answer, end):
         said = {"value": None, "exception": said["exception"], "too_large": size}
         if not answer(json.dumps(said).encode("utf-8", "surrogatepass")):
             answer(json.dumps({"value": None, "exception": None, "too_large": size}).encode())
-    said = text = value = None
+    said = text = value = kept = None
     if interrupted:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.stdout.flush()

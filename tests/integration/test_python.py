@@ -50,6 +50,7 @@ PROGRAMS = {
         print(sorted(n for n in globals() if n not in ('sys', '__annotations__')))
         """,
     "exit codes": "import sys; sys.exit(argument_of if 0 else 7)",
+    "exit without a main module": "import sys; del sys.modules['__main__']; sys.exit(0)",
     "exit none": "import sys; print(1); sys.exit()",
     "exit text": "import sys; print('a'); sys.exit('b')",
     "exit huge": "raise SystemExit(2**40)",
