@@ -5,7 +5,7 @@
 # $TEST_VM is the beginning of a command line:
 #     $TEST_VM [-u UID] [--systemd] -e NAME=VALUE -- COMMAND...
 # The guest sees this machine's files, keeps no change to them, and is about 20 times slower;
-# tests find that number in ISOJOB_TEST_SLOWNESS.
+# tests find that number in ISOJOB_TEST_SLOWNESS. ISOJOB_TEST_ROUNDS, _SEED and _BACKEND pass on.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 (($# >= 2)) || die "usage: test-vm.sh root|user|systemd WHEEL [PYTEST-ARGUMENT...]"
 [[ -n ${TEST_VM:-} ]] || die "TEST_VM is not set"
@@ -34,6 +34,10 @@ user) options=(-u 1000) ;;
 systemd) options=(-u 1000 --systemd) ;;
 *) die "unknown user: $who" ;;
 esac
+
+for name in ISOJOB_TEST_ROUNDS ISOJOB_TEST_SEED ISOJOB_TEST_BACKEND; do
+    [[ -z ${!name:-} ]] || options+=(-e "$name=${!name}")
+done
 
 export PATH=$dir/bin:$PATH VIRTUAL_ENV=$dir
 # shellcheck disable=SC2086  # a command with its options
