@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -297,7 +298,7 @@ async def test_bad_mounts(tmp_path: Path) -> None:
 async def test_unreadable_bind_source(tmp_path: Path, is_root: bool) -> None:
     """A source that the caller may not read is refused."""
     if is_root:
-        return  # root reads everything; the check runs as uid 1000
+        pytest.skip("root may read everything; runs as uid 1000")
     (tmp_path / "closed").mkdir(mode=0o000)
     sandbox = Sandbox(mounts=(Mount.bind(tmp_path / "closed", "/closed"),))
     with pytest.raises(SandboxSetupError, match="closed"):
@@ -327,9 +328,10 @@ async def test_root_directory(tmp_path: Path) -> None:
 
 async def test_consecutive_jobs_share_nothing() -> None:
     """Files, shared memory and SysV objects of one job are gone in the next."""
-    await run_isolated(
-        ["sh", "-c", "echo x > /box/a; echo x > /tmp/b; echo x > /dev/shm/c; ipcmk -M 4096"]
+    first = await run_isolated(
+        ["sh", "-ec", "echo x > /box/a; echo x > /tmp/b; echo x > /dev/shm/c; ipcmk -M 4096"]
     )
+    assert first.ok, first
     result = await run_isolated(["sh", "-c", "ls -A /box /tmp /dev/shm; ipcs -m | grep 0x; true"])
     assert result.stdout is not None
     assert sorted(result.stdout.split()) == [b"/box:", b"/dev/shm:", b"/tmp:"]
@@ -413,13 +415,22 @@ async def test_seccomp_late_filter(python: str, tmp_path: Path) -> None:
 async def test_keyring_is_empty(python: str) -> None:
     """The caller's session keyring does not come along, also without a filter."""
     code = (
-        "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+        "import ctypes, sys; libc = ctypes.CDLL(None, use_errno=True)\n"
         "b = ctypes.create_string_buffer(4096)\n"
-        "print(libc.syscall(250, 11, -3, b, 4096))"  # KEYCTL_READ of the session keyring
+        "print(libc.syscall(250, 11, -3, b, 4096))\n"  # KEYCTL_READ of the session keyring
+        "print(libc.syscall(250, 10, -3, b'user', sys.argv[1].encode(), 0))"  # KEYCTL_SEARCH
     )
-    sandbox = Sandbox(seccomp=SeccompProfile.unconfined())
-    result = await run_isolated([python, "-I", "-S", "-c", code], sandbox=sandbox)
-    assert result.stdout in (b"0\n", b"-1\n"), result
+    libc = ctypes.CDLL(None, use_errno=True)
+    name = f"isojob-test-{os.getpid()}"
+    key = libc.syscall(248, b"user", name.encode(), b"x", ctypes.c_size_t(1), -3)  # add_key
+    assert key > 0, os.strerror(ctypes.get_errno())
+    try:
+        # The pool must come after the key: its zygote would hold a keyring of before.
+        async with Pool(Sandbox(seccomp=SeccompProfile.unconfined())) as pool:
+            result = await pool.run([python, "-I", "-S", "-c", code, name])
+    finally:
+        assert libc.syscall(250, 9, key, -3) == 0  # KEYCTL_UNLINK
+    assert result.stdout in (b"0\n-1\n", b"-1\n-1\n"), result
 
 
 async def test_planted_link_below_a_writable_bind(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -249,10 +250,19 @@ async def test_closed_stdio_is_not_the_end() -> None:
     assert result.usage.wall_time >= 0.5
 
 
+def has_word(pid: str, word: str) -> bool:
+    """Whether a process has it in its command line; a zombie has none."""
+    try:
+        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 async def test_daemons_die(python: str) -> None:
     """Double fork, setsid and ignored signals do not survive the main process."""
     code = (
         "import os, signal, time\n"
+        "ready, there = os.pipe()\n"
         "for _ in range(5):\n"
         "    if os.fork() == 0:\n"
         "        os.setsid()\n"
@@ -260,10 +270,14 @@ async def test_daemons_die(python: str) -> None:
         "            try: signal.signal(s, signal.SIG_IGN)\n"
         "            except OSError: pass\n"
         "        if os.fork(): os._exit(0)\n"
-        "        time.sleep(600)"
+        "        os.write(there, b'x')\n"
+        "        time.sleep(600)\n"
+        "for _ in range(5): assert os.read(ready, 1)"
     )
-    result = await run_isolated([python, "-I", "-c", code])
+    token = f"daemons-{os.getpid()}"
+    result = await run_isolated([python, "-I", "-c", code, token])
     assert result.ok
+    assert [pid for pid in os.listdir("/proc") if pid.isdigit() and has_word(pid, token)] == []
 
 
 async def test_unlimited() -> None:
