@@ -451,7 +451,10 @@ async def test_template_is_isolated(tmp_path: Path) -> None:
             "uid": os.getuid(),
             "writable": [p for p in ("/", "/usr", "/etc", "/box", "/dev") if os.access(p, os.W_OK)],
             "namespaces": {k: os.readlink(f"/proc/self/ns/{k}") for k in os.listdir("/proc/self/ns")},
-            "descriptors": sorted(os.listdir("/proc/self/fd")),
+            "descriptors": sorted(
+                os.readlink(f"/proc/self/fd/{n}").partition("[")[0]
+                for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}")
+            ),
             "interfaces": [l.split(":")[0].strip() for l in open("/proc/net/dev") if ":" in l],
             "cgroup": open("/proc/self/cgroup").read(),
         }
@@ -469,7 +472,9 @@ async def test_template_is_isolated(tmp_path: Path) -> None:
     assert len(seen["processes"]) == 2  # pid 1 of its namespace, itself
     assert "ISOJOB_TEST_SECRET" not in seen["environment"]
     assert seen["writable"] == []
-    assert seen["descriptors"] == ["0"]
+    # Its requests, and the program that it executes as init: nothing of the host.
+    program = "/memfd:isojob-zygote (deleted)"
+    assert seen["descriptors"] == ["/dev/null"] * 3 + [program, "socket:"]
     assert seen["interfaces"] == ["lo"]
     assert set(seen["cgroup"].rstrip().replace("\n", ":").split(":")[2::3]) == {"/"}
     for kind in ("mnt", "net", "pid", "ipc", "uts", "cgroup"):
