@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 import time
-import weakref
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -32,9 +28,8 @@ from isojob._pair import Pair, PairResult, Place
 from isojob._process import IsolatedProcess, opened
 from isojob._session import Session, opened_session
 from isojob._shield import in_thread
-from isojob._shutdown import shut_down
+from isojob._shutdown import end_with_process
 from isojob._stock import Stock
-from isojob._zygote import START_SECONDS
 from isojob.errors import PoolClosedError
 from isojob.host.ids import DEFAULT_RANGE
 from isojob.limits import Limits
@@ -101,8 +96,7 @@ class Pool:
         self._queue = queue
         self._uid_range = uid_range
         self._reset()
-        with _lock:
-            _pools.add(self)
+        end_with_process(self)
 
     def _reset(self) -> None:
         self._slots = Slots(self._max_jobs, self._queue, self._memory)
@@ -376,27 +370,3 @@ class Pool:
             parked_target=self._stock.wanted,
             zygotes=self._stock.started,
         )
-
-
-_lock = threading.Lock()
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
-    for pool in list(_pools):
-        pool.forget()
-
-
-def _at_exit() -> None:
-    shut_down(START_SECONDS)
-    with _lock:
-        pools = list(_pools)
-    for pool in pools:
-        pool.close()
-
-
-atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,4 +1,6 @@
-"""The end of the interpreter: what it would cut off half-way is waited for, what is new is refused.
+"""The end of the interpreter, and forks of it: pools are closed here, and let go of there.
+
+What the end would cut off half-way is waited for, what is new is refused.
 
 A daemon thread stops wherever it is when the interpreter finalizes (`threading`, "Thread Objects"):
 in the middle of a start, a zygote and its cgroups would have no owner yet.
@@ -6,14 +8,30 @@ in the middle of a start, a zygote and its cgroups would have no owner yet.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from isojob.errors import PoolClosedError
 
-__all__ = ["ending", "refuse_late", "shut_down", "starting"]
+__all__ = ["end_with_process", "ending", "refuse_late", "starting"]
+
+PATIENCE_SECONDS = 20.0
+"""As long as a zygote may take to start."""
+
+
+class Owner(Protocol):
+    """Of zygotes and cells."""
+
+    def close(self) -> None:
+        """Ends them."""
+
+    def forget(self) -> None:
+        """In a forked child: lets go of them."""
 
 
 class _State:
@@ -21,6 +39,7 @@ class _State:
         self.changed = threading.Condition()
         self.under_way = 0
         self.over = False
+        self.owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 
 
 _state = _State()
@@ -62,18 +81,30 @@ def ending() -> Iterator[None]:
             state.changed.notify_all()
 
 
-def shut_down(seconds: float) -> None:
-    """Refuses further starts, and waits so long for those that are under way."""
+def end_with_process(owner: Owner) -> None:
+    """Has it closed at the end of the interpreter, and told of forks."""
+    with _state.changed:
+        _state.owners.add(owner)
+
+
+def _at_exit() -> None:
     with _state.changed:
         _state.over = True
-        _state.changed.wait_for(lambda: _state.under_way == 0, seconds)
+        _state.changed.wait_for(lambda: _state.under_way == 0, PATIENCE_SECONDS)
+        owners = list(_state.owners)
+    for owner in owners:
+        owner.close()
 
 
 def _after_fork_in_child() -> None:
     # The threads of the parent, one of which may hold the lock, are not here.
     global _state
-    _state = _State()
+    owners, _state = _state.owners, _State()
+    _state.owners = owners
+    for owner in list(owners):
+        owner.forget()
 
 
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
