@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 MAX_VALUE = 1 << 62
-"""No file can be larger, tmpfs(5)."""
+"""Bytes: with the length before it, still below what a file can have, 2^63 - 1."""
 _LENGTH = struct.Struct("<Q")
 
 

@@ -60,6 +60,14 @@ def run_python(*lines: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def cmdline(pid: int) -> bytes:
+    """Words of a process, each with a NUL; empty: it is dead."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def children_of(pid: int) -> list[int]:
     """Children of a process with one thread: of a zygote, the inits of its cells."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

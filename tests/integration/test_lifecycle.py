@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 import trio
-from environment import SLOW, WHOLE, children_of, run_python
+from environment import SLOW, WHOLE, children_of, cmdline, run_python
 
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, PoolClosedError, QueueFullError, run_isolated
@@ -50,16 +50,9 @@ async def test_cancel_leaves_nothing() -> None:
             await pool.run(["sh", "-c", "for i in 1 2 3 4; do sleep 7654 & done; sleep 7654"])
         assert scope.cancelled_caught
         assert not cells()
-        assert not [pid for pid in named("sleep") if b"7654" in _cmdline(pid)]
+        assert not [pid for pid in named("sleep") if b"7654" in cmdline(pid)]
         assert pool.statistics().running == 0
         assert (await pool.run(["echo", "next"])).stdout == b"next\n"
-
-
-def _cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 async def test_cancel_at_any_time() -> None:
@@ -291,7 +284,7 @@ asyncio.run(main())
     left: list[int] = []
     end = time.monotonic() + 5 * SLOW
     while time.monotonic() < end:
-        left = [p for p in named("sleep") if b"4321" in _cmdline(p)]
+        left = [p for p in named("sleep") if b"4321" in cmdline(p)]
         if not left and not Path(directory).exists() and not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.05)

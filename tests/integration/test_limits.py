@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from environment import SLOW, cgroup_version
+from environment import SLOW, cgroup_version, cmdline
 
 from isojob import Limits, Result, Sandbox, SeccompProfile, Status, run_isolated
 
@@ -250,14 +250,6 @@ async def test_closed_stdio_is_not_the_end() -> None:
     assert result.usage.wall_time >= 0.5
 
 
-def has_word(pid: str, word: str) -> bool:
-    """Whether a process has it in its command line; a zombie has none."""
-    try:
-        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
 async def test_daemons_die(python: str) -> None:
     """Double fork, setsid and ignored signals do not survive the main process."""
     code = (
@@ -277,7 +269,8 @@ async def test_daemons_die(python: str) -> None:
     token = f"daemons-{os.getpid()}"
     result = await run_isolated([python, "-I", "-c", code, token])
     assert result.ok
-    assert [pid for pid in os.listdir("/proc") if pid.isdigit() and has_word(pid, token)] == []
+    there = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    assert [pid for pid in there if token.encode() in cmdline(pid)] == []
 
 
 async def test_unlimited() -> None:
