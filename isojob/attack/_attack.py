@@ -21,7 +21,6 @@ __all__ = [
     "Door",
     "ends",
     "nothing_collected",
-    "soon",
 ]
 
 LIMITS = Limits(
@@ -70,6 +69,7 @@ class Attack:
         collect: What the host is asked to read back.
         input: Given to stdin.
         check: What is wrong with the result, in words.
+        soon: Whether it has to end long before its wall time limit.
         answer: ``layer: how`` for what the program itself cannot see.
         before: A program that runs to its end in a job of its own before.
         beside: A program that runs in a job of its own meanwhile.
@@ -90,6 +90,7 @@ class Attack:
     collect: tuple[str, ...] = ()
     input: bytes | None = None
     check: Check | None = None
+    soon: bool = False
     answer: str = ""
     before: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
@@ -112,9 +113,3 @@ def nothing_collected(result: Result) -> Iterator[str]:
     """A check: the host has read nothing back."""
     for name, data in result.files.items():
         yield f"the host collected {name}: {data[:40]!r}"
-
-
-def soon(result: Result) -> Iterator[str]:
-    """A check: it ended long before its wall time limit."""
-    if result.usage.wall_time > 10:
-        yield f"the end came after {result.usage.wall_time:.1f} s"

@@ -12,7 +12,6 @@ from isojob.attack._attack import (
     Attack,
     Door,
     nothing_collected,
-    soon,
 )
 from isojob.attack._images import IMAGES
 
@@ -95,7 +94,7 @@ def composed_attacks() -> Iterator[Attack]:
             "hold_pipes",
             beside=partner,
             answer=DIES,
-            check=soon,
+            soon=True,
         )
         yield composed(
             f"talk_on{ending}",
@@ -103,7 +102,7 @@ def composed_attacks() -> Iterator[Attack]:
             door,
             "talk_on",
             beside=("composed", "leaves"),
-            check=soon,
+            soon=True,
         )
     for name, title in IMAGES.items():
         yield Attack(

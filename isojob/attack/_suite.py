@@ -215,10 +215,11 @@ class _Runner:
             return await anyio.to_thread.run_sync(self._import, attack)
         token = secrets.token_hex(8)
         try:
-            result = await self._doors[attack.door](self._pool, self._asked(attack, token))
+            asked = self._asked(attack, token)
+            result = await self._doors[attack.door](self._pool, asked)
         except IsojobError as error:
             return self._finding(attack, Outcome.ERROR, problems=(str(error),))
-        return self._judge(attack, result, token)
+        return self._judge(attack, asked, result, token)
 
     def _asked(self, attack: Attack, token: str) -> Asked:
         limits = self._pool.limits.model_copy(update=attack.limits)
@@ -260,7 +261,7 @@ class _Runner:
             stopped_by=tuple(what for word, what in told if word == "stopped"),
         )
 
-    def _judge(self, attack: Attack, result: Result, token: str) -> Finding:
+    def _judge(self, attack: Attack, asked: Asked, result: Result, token: str) -> Finding:
         escapes: list[str] = []
         stopped: list[str] = []
         notes: list[str] = []
@@ -272,6 +273,8 @@ class _Runner:
         escapes += [f"process {pid} is left" for pid in self._scene.survivors(token)]
         escapes += self._scene.damage()
         wrong = [] if attack.check is None else list(attack.check(result))
+        if attack.soon and result.usage.wall_time > (asked.limits.wall_time or 1) / SPARE:
+            wrong.append(f"the end came after {result.usage.wall_time:.1f} s")
         if result.status in _LAYERS:
             stopped.append(_LAYERS[result.status])
         elif attack.answer:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import PYTHON
+from environment import PATIENT, PYTHON
 from pydantic import ValidationError
 
 from isojob import (
     HostNotSupportedError,
-    Limits,
     Mount,
     Pool,
     PythonPool,
@@ -106,7 +105,7 @@ async def test_side_by_side(top: Path) -> None:
 
 async def test_it_is_capped(top: Path) -> None:
     """What is written counts as the job's disk and inodes, with /tmp and the working directory."""
-    limits = Limits(disk="8MiB", inodes=100)
+    limits = PATIENT.model_copy(update={"disk": 8 * 2**20, "inodes": 100})
     script = """
         head -c 20000000 /dev/zero >/opt/fill; stat -c %s /opt/fill
         head -c 1000000 /dev/zero >/tmp/fill; stat -c %s /tmp/fill; rm /opt/fill /tmp/fill
