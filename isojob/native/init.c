@@ -50,9 +50,12 @@ static int become_init(struct cell *cell, struct failure *f)
     char byte;
     if (cgroup_open(cell, f) < 0 || init_equip(cell, channel, f) < 0)
         return -1;
-    /* Up to here nothing needs the maps, which the zygote writes meanwhile. */
+    /* Up to here nothing needs the maps, which the zygote writes meanwhile. Should it be gone, the
+     * pipe's end says so, unless somebody else has come to hold that: then this does. */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (read(cell->go, &byte, 1) != 1)
         _exit(1);
+    prctl(PR_SET_PDEATHSIG, 0); /* a running job's end does not wait for the zygote's */
     close_fd(&cell->go);
     /* Before our own change of uid: CLONE_INTO_CGROUP is judged by the caller's credentials. */
     struct clone_args args = {.exit_signal = SIGCHLD};
@@ -321,8 +324,9 @@ _Noreturn void init_main(struct cell *cell)
     int keep[LOWER + MAX_LOWER] = {cell->lease, cell->alive, cell->go, cell->out[0], cell->out[1]};
     memcpy(keep + FIXED, cell->dir, sizeof(cell->dir));
     memcpy(keep + LOWER, cell->lower, sizeof(cell->lower));
-    close_all_but(keep, LOWER + cell->config->nlower);
-    if (become_init(cell, &f) < 0) {
+    if (close_all_but(keep, LOWER + cell->config->nlower) < 0)
+        fail(&f, "close descriptors");
+    if (f.error || become_init(cell, &f) < 0) {
         report_error(cell->lease, &f);
         _exit(1);
     }

@@ -24,7 +24,7 @@ _Noreturn void job_fail(struct cell *cell, const struct failure *f)
     _exit(125);
 }
 
-static void keep_only(const struct cell *cell)
+static int keep_only(const struct cell *cell)
 {
     const struct config *c = cell->config;
     int keep[MAX_CG_FILES + 8];
@@ -37,7 +37,7 @@ static void keep_only(const struct cell *cell)
     keep[n++] = cell->out[1];
     for (unsigned i = 0; i < c->nlimits; i++)
         keep[n++] = cell->limit_fd[i];
-    close_all_but(keep, n);
+    return close_all_but(keep, n);
 }
 
 static int become_harmless(struct cell *cell, struct failure *f)
@@ -50,10 +50,13 @@ static int become_harmless(struct cell *cell, struct failure *f)
     /* We are the first and only process of the cgroup until execve: what it has been charged with by
      * then is our own CPU time since here. Cheaper to ask for than the cgroup's file. */
     cell->shared->cpu_base_ns = c->into && !cell->warm ? 0 : cpu_ns();
+    if (cell->shared->cpu_base_ns < 0)
+        return fail(f, "cpu clock");
     /* Only now: a write to cgroup.procs from a new cgroup namespace is ENOENT (v2). */
     if (unshare(CLONE_NEWCGROUP) < 0)
         return fail(f, "cgroup namespace");
-    keep_only(cell);
+    if (keep_only(cell) < 0)
+        return fail(f, "close descriptors");
     if (c->mode != IDS_SINGLE) {
         if (setresgid(c->job_gid, c->job_gid, c->job_gid) < 0)
             return fail(f, "setresgid");
@@ -348,8 +351,13 @@ void job_take(struct cell *cell, struct job *job)
         job_fail(cell, &f);
     const struct config *c = cell->config;
     struct shared *s = cell->shared;
-    s->cpu_base_ns = cpu_ns() - s->cpu_base_ns;
+    int64_t used = cpu_ns();
+    s->cpu_base_ns = used - s->cpu_base_ns;
     s->start_ns = now_ns();
+    if (used < 0) {
+        fail(&f, "cpu clock");
+        job_fail(cell, &f);
+    }
     if (arm(cell->wall, s->wall_ns) < 0 ||
         (c->cpu >= 0 && s->cpu_ns > 0 && arm(cell->cpu, s->cpu_ns / s->ncpus + 1) < 0)) {
         fail(&f, "timer");
@@ -357,7 +365,10 @@ void job_take(struct cell *cell, struct job *job)
     }
     /* These are close-on-exec; everything else goes now. */
     const int keep[] = {cell->channel, started, job->result};
-    close_all_but(keep, ARRAY_LEN(keep));
+    if (close_all_but(keep, ARRAY_LEN(keep)) < 0) {
+        fail(&f, "close descriptors");
+        job_fail(cell, &f);
+    }
     sigemptyset(&none);
     if (sigprocmask(SIG_SETMASK, &none, NULL) < 0) {
         fail(&f, "signal mask");

@@ -39,7 +39,7 @@ static int mount_directory(const struct zygote *z, const struct directory *d, st
     return 0;
 }
 
-static void keep_ours(struct zygote *z, int control)
+static int keep_ours(struct zygote *z, int control)
 {
     const struct config *c = &z->config;
     int keep[MAX_HIERARCHIES + 4];
@@ -50,7 +50,7 @@ static void keep_ours(struct zygote *z, int control)
     keep[n++] = z->alive_read;
     for (unsigned i = 0; i < c->nhier; i++)
         keep[n++] = c->hier[i];
-    close_all_but(keep, n); /* leases above all: their end of file is the pool's to give */
+    return close_all_but(keep, n); /* leases above all: their end of file is the pool's to give */
 }
 
 _Noreturn static void session_main(struct zygote *z, uint32_t ids, int control,
@@ -58,14 +58,16 @@ _Noreturn static void session_main(struct zygote *z, uint32_t ids, int control,
 {
     struct failure f = {0};
     prctl(PR_SET_NAME, "isojob-session");
-    keep_ours(z, control);
+    int kept = keep_ours(z, control);
     z->control = control;
     z->parent = z->alive_read;
     z->session = true;
     z->ids = ids;
     z->live = z->removing = z->next_slot = 0;
     z->stubborn = false;
-    if (zygote_slots(z) < 0)
+    if (kept < 0)
+        fail(&f, "close descriptors");
+    else if (zygote_slots(z) < 0)
         fail(&f, "memory");
     else if (zygote_watch(z) < 0)
         fail(&f, "signalfd");

@@ -163,7 +163,7 @@ int zygote_shed(enum id_mode mode)
     return set_capabilities(caps & (data[0].permitted | (uint64_t)data[1].permitted << 32));
 }
 
-void close_all_but(const int *keep, unsigned n)
+int close_all_but(const int *keep, unsigned n)
 {
     unsigned from = 3;
     for (;;) {
@@ -173,10 +173,11 @@ void close_all_but(const int *keep, unsigned n)
                 next = (unsigned)keep[i];
         if (next == ~0U)
             break;
-        sys_close_range(from, next - 1);
+        if (sys_close_range(from, next - 1) < 0)
+            return -1;
         from = next + 1;
     }
-    sys_close_range(from, ~0U);
+    return sys_close_range(from, ~0U);
 }
 
 /* KEYCTL_JOIN_SESSION_KEYRING: the caller's own would come along with the credentials. */

@@ -30,9 +30,8 @@ _Noreturn static void reaper_main(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, "isojob-reaper");
     /* First this: without its capabilities, a template of the same uid could trace it. */
-    if (prctl(PR_SET_DUMPABLE, 0) < 0 || set_capabilities(0) < 0)
+    if (prctl(PR_SET_DUMPABLE, 0) < 0 || set_capabilities(0) < 0 || close_all_but(NULL, 0) < 0)
         _exit(1);
-    close_all_but(NULL, 0);
     struct sigaction ignore = {.sa_handler = SIG_IGN}; /* no zombies */
     sigaction(SIGCHLD, &ignore, NULL);
     for (;;)
@@ -94,8 +93,7 @@ static int own_descriptors(const struct warm *w, int sock, struct failure *f)
         if (null < 0 || dup2(null, i) < 0)
             return fail(f, "template's descriptors");
     const int keep[] = {FD_REQUESTS, FD_PROGRAM, FD_CONFIG};
-    close_all_but(keep, ARRAY_LEN(keep));
-    return 0;
+    return close_all_but(keep, ARRAY_LEN(keep)) < 0 ? fail(f, "close descriptors") : 0;
 }
 
 _Noreturn static void template_main(struct zygote *z, struct cell *cell, int sock, uint32_t slot)

@@ -88,7 +88,8 @@ static inline int sys_close_range(unsigned first, unsigned last)
 static inline int64_t clock_ns(clockid_t clock)
 {
     struct timespec ts;
-    clock_gettime(clock, &ts);
+    if (clock_gettime(clock, &ts) < 0)
+        return -1;
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 

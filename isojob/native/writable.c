@@ -6,6 +6,7 @@
  * makes it its root; with the template's own root go the layers' mounts. */
 #include <stdio.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -29,7 +30,9 @@ static int owner_namespace(struct zygote *z, const struct slot *s)
     if (pid == 0) {
         /* Of others' leases there must be no copy: their end of file means that a cell is gone. */
         const int keep[] = {theirs, z->proc};
-        close_all_but(keep, ARRAY_LEN(keep));
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (close_all_but(keep, ARRAY_LEN(keep)) < 0)
+            _exit(1);
         int fd = openat(z->proc, "self/ns/user", O_RDONLY | O_CLOEXEC);
         if (fd >= 0 && send_byte(theirs, fd) == 0)
             (void)!read(theirs, map, 1);

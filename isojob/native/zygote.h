@@ -286,7 +286,7 @@ int inside_mounts(const struct config *c, struct failure *f);
 /* A directory of the job's. */
 int make_dir(const struct config *c, const char *name, mode_t mode);
 /* shed.c */
-void close_all_but(const int *keep, unsigned n);
+int close_all_but(const int *keep, unsigned n);
 int join_keyring(void);
 int drop_bounding_set(void);
 int set_capabilities(uint64_t caps);

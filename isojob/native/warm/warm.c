@@ -88,9 +88,8 @@ static int pid_one(void *arg)
         __builtin_longjmp(launcher_begins, 1);
     }
     const int keep[] = {program, request.zygote, channel[0]};
-    close_all_but(keep, ARRAY_LEN(keep));
-    if (launcher < 0 || keep_capabilities() < 0 || fcntl(request.zygote, F_SETFD, 0) < 0 ||
-        fcntl(channel[0], F_SETFD, 0) < 0)
+    if (close_all_but(keep, ARRAY_LEN(keep)) < 0 || launcher < 0 || keep_capabilities() < 0 ||
+        fcntl(request.zygote, F_SETFD, 0) < 0 || fcntl(channel[0], F_SETFD, 0) < 0)
         _exit(1);
     snprintf(sock, sizeof(sock), "%d", request.zygote);
     snprintf(to_launcher, sizeof(to_launcher), "%d", channel[0]);
