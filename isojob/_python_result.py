@@ -81,7 +81,9 @@ def understand(result: Result, data: bytes) -> PythonResult:
     if isinstance(said, dict):
         if isinstance(found := said.get("unserializable"), str):
             problem = _clean(found)[:200]
-        if isinstance(size := said.get("too_large"), int):
+        size = said.get("too_large")
+        # Of what the memfd could not take: bool is an int, and one can have thousands of digits.
+        if type(size) is int and 0 <= size < MAX_VALUE:
             problem = f"{size} bytes of JSON, more than max_value"
         words = said.get("exception")
         if isinstance(words, dict):
