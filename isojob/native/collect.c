@@ -180,9 +180,10 @@ void collect_files(const struct cell *cell)
         const char *text = f.tag == TAG_CWD || f.tag == TAG_PATTERN ? wire_string(&f) : NULL;
         if (f.tag == TAG_COLLECT_MAX)
             wire_u64(&f, &s.left);
-        else if (f.tag == TAG_CWD && text)
+        else if (f.tag == TAG_CWD && text) {
+            close_fd(&dir);
             dir = open_cwd(cell, text);
-        else if (f.tag == TAG_PATTERN && text && dir >= 0)
+        } else if (f.tag == TAG_PATTERN && text && dir >= 0)
             search(&s, dir, text, 0, 0, !strpbrk(text, "*?["));
         else if (f.tag == TAG_PATTERN && text) {
             snprintf(s.name, sizeof(s.name), "%s", text);
