@@ -1,17 +1,17 @@
 """Seccomp profiles: any JSON is a profile that compiles or a named error, and nothing is loosened.
 
 The shipped profiles are changed at random places. What still loads must refuse at least the calls by which
-a job could reach init, and its filter must pass the kernel's checks. The seed is printed.
+a job could reach init, and its filter must pass the kernel's checks.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import random
-import time
 from typing import Any
+
+import campaign
 
 from isojob.errors import HostNotSupportedError, ProfileError
 from isojob.seccomp import _profile, evaluator
@@ -20,6 +20,8 @@ ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 1, 2**31, 2**32, 2**64, 1.5, "", "x", [], {}, [None], [[]]),
     *("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_CMP_MASKED_EQ", "read", "openat"),
 )
+
+SHIPPED = [json.loads(_profile.shipped_text(name)) for name in ("default", "compute")]
 
 
 def places(node: Any) -> list[tuple[Any, Any]]:
@@ -51,31 +53,31 @@ def spoil(document: Any, chance: random.Random) -> None:
                 )
 
 
+def make(chance: random.Random) -> bytes:
+    """A shipped profile with something wrong, sometimes no JSON."""
+    document = copy.deepcopy(chance.choice(SHIPPED))
+    spoil(document, chance)
+    text = json.dumps(document).encode()
+    if chance.random() < 0.05:
+        at = chance.randrange(len(text))
+        text = text[:at] + chance.randbytes(3) + text[at + 3 :]
+    return text
+
+
+def check(text: bytes) -> bool:
+    """Reads and compiles it; whether there is a filter."""
+    try:
+        filtered = _profile._parse("fuzzed", text).compile()
+    except (ProfileError, HostNotSupportedError):
+        return False
+    evaluator.check(filtered.bpf)
+    return True
+
+
 def main() -> None:
     """Runs for $ISOJOB_FUZZ_SECONDS."""
-    seed = int(os.environ.get("ISOJOB_FUZZ_SEED", random.randrange(2**32)))
-    chance = random.Random(seed)
-    end = time.monotonic() + float(os.environ.get("ISOJOB_FUZZ_SECONDS", "60"))
-    shipped = [json.loads(_profile.shipped_text(name)) for name in ("default", "compute")]
-    tried = loaded = compiled = 0
-    print(f"seed {seed}")
-    while time.monotonic() < end:
-        document = copy.deepcopy(chance.choice(shipped))
-        spoil(document, chance)
-        text = json.dumps(document).encode()
-        if chance.random() < 0.05:
-            at = chance.randrange(len(text))
-            text = text[:at] + chance.randbytes(3) + text[at + 3 :]
-        tried += 1
-        try:
-            profile = _profile._parse("fuzzed", text)
-            loaded += 1
-            filtered = profile.compile()
-        except (ProfileError, HostNotSupportedError):
-            continue
-        compiled += 1
-        evaluator.check(filtered.bpf)
-    print(f"{tried} documents, {loaded} profiles, {compiled} filters")
+    tried, compiled = campaign.run("profile", make, check)
+    print(f"{tried} documents, {compiled} filters")
 
 
 if __name__ == "__main__":

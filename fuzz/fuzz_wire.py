@@ -1,26 +1,34 @@
 """What the host reads from a cell: any bytes are a message or a `WireError`, never anything else.
 
-Well-formed messages are spoilt at random places, besides bytes of no form at all. The seed is printed.
+Well-formed messages are spoilt at random places, besides bytes of no form at all. What a template says
+of its imports is text, or a `PreloadError`.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import struct
-import time
+from contextlib import suppress
 
-from isojob import wire
+import campaign
+
+from isojob import Limits, PreloadError, wire
+from isojob._interpreter import Interpreter
+from isojob._template import Imports, Template
 from isojob.wire import MessageType, Tag, WireError, Writer
 from isojob.wire_result import UsualResult, parse_result
 
 REPORT = struct.Struct("<IIiiIi11q")
+TEMPLATE = Template(Interpreter("/usr/bin/python3", (), (3, 11)), ("numpy",), Limits(), 30.0)
 
 
 def messages(chance: random.Random) -> bytes:
     """A message that init could send."""
     kind = chance.choice(
-        (MessageType.RESULT, MessageType.FILE, MessageType.ERROR, MessageType.READY)
+        (
+            *(MessageType.RESULT, MessageType.FILE, MessageType.ERROR, MessageType.READY),
+            MessageType.PRELOAD,
+        )
     )
     out = Writer(kind)
     if kind is MessageType.RESULT:
@@ -36,6 +44,10 @@ def messages(chance: random.Random) -> bytes:
     if kind is MessageType.ERROR or chance.random() < 0.1:
         out.text(Tag.STAGE, "mount /proc")
         out.put(Tag.ERRNO, struct.pack("<i", chance.randrange(-5, 200)))
+    if kind is MessageType.READY:
+        out.number(Tag.PID, chance.choice((0, 1, 4711, 2**64 - 1)))
+    if kind is MessageType.PRELOAD:
+        out.put(Tag.TEXT, chance.choice((b"Inumpy", b"Enumpy\0why\0trace", b"E", b"\xff\0", b"")))
     return out.message()
 
 
@@ -70,6 +82,11 @@ def read(data: bytes, usual: UsualResult) -> bool:
             wire.parse_file(message)
         elif message.kind is MessageType.ERROR:
             wire.parse_failure(message)
+        elif message.kind is MessageType.READY:
+            wire.parse_ready(message)
+        elif message.kind is MessageType.PRELOAD:
+            with suppress(PreloadError):
+                Imports(TEMPLATE).hear(message)
     except WireError:
         if short is not None:
             raise AssertionError(f"one reader takes what the other refuses: {data!r}") from None
@@ -77,19 +94,17 @@ def read(data: bytes, usual: UsualResult) -> bool:
     return True
 
 
+def make(chance: random.Random) -> bytes:
+    """A message with something wrong, or noise."""
+    if chance.random() < 0.02:
+        return chance.randbytes(chance.randrange(200))
+    return spoil(messages(chance), chance)
+
+
 def main() -> None:
     """Runs for $ISOJOB_FUZZ_SECONDS."""
-    seed = int(os.environ.get("ISOJOB_FUZZ_SEED", random.randrange(2**32)))
-    chance, usual = random.Random(seed), UsualResult(4)
-    end = time.monotonic() + float(os.environ.get("ISOJOB_FUZZ_SECONDS", "60"))
-    tried = good = 0
-    print(f"seed {seed}")
-    while time.monotonic() < end:
-        data = messages(chance)
-        if chance.random() < 0.02:
-            data = chance.randbytes(chance.randrange(200))
-        good += read(spoil(data, chance), usual)
-        tried += 1
+    usual = UsualResult(4)
+    tried, good = campaign.run("wire", make, lambda data: read(data, usual))
     print(f"{tried} messages, {good} of them well-formed")
 
 

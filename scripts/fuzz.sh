@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# fuzz.sh [SECONDS]: runs each fuzzer of fuzz/ for so long (60 s); each reads ISOJOB_FUZZ_SECONDS. The
+# fuzz.sh [SECONDS]: runs each fuzzer of fuzz/ for so long (60 s), from what fuzz/corpus/ has on; what they
+# find is in build/fuzz/. ISOJOB_FUZZ_SEED repeats a run; the seeds are printed. The
 # one of the C side needs clang with its sanitizers.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian clang clang
