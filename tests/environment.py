@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,9 @@ WHOLE = bool(os.environ.get("ISOJOB_TEST_WHOLE"))
 
 PYTHON = "/usr/bin/python3"
 
+DATA = Path(__file__).parent / "data"
+"""What others have published; its README says who."""
+
 PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4))
 """For jobs whose times are not the question."""
 
@@ -32,6 +36,19 @@ PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4)
 def dedent(text: str) -> str:
     """A program as it stands in a test, without its margin."""
     return textwrap.dedent(text).lstrip("\n")
+
+
+@cache
+def declared_arguments() -> dict[str, str]:
+    """The types of each call's arguments, a letter each, as the kernel declares them."""
+    lines = (DATA / "syscall-arguments.txt").read_text().splitlines()
+    return dict(line.replace(" -", " ").split(" ") for line in lines)
+
+
+def declared_bits(call: str, index: int) -> int:
+    """How many low bits the kernel reads of an argument; KeyError: nobody has looked it up."""
+    letters = declared_arguments()[call].ljust(6, "l")  # what is not declared is not read
+    return {"i": 32, "I": 32, "m": 16, "l": 64, "p": 64}[letters[index]]
 
 
 def rounds(share: int, whole: int) -> int:

@@ -2,9 +2,9 @@
 
 Two ways to the same answer. `run` interprets a filter, whoever compiled it, as the kernel does.
 `Reference` reads the JSON of a profile call by call, in the plainest way that the formats' texts
-allow: no numbers sorted, no ranges merged, nothing shared with the compiler but the table of
-argument widths and the names of the numbers. Tests compare the two; so can anybody who wants to
-know what a profile does.
+allow: no numbers sorted, no ranges merged, nothing shared with the compiler but the names of the
+numbers and, unless another is given, the table of argument widths. Tests compare the two, with a
+table of their own; so can anybody who wants to know what a profile does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from isojob.seccomp._arguments import argument_bits
 from isojob.seccomp._names import syscall_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["Call", "Reference", "check", "describe", "run"]
 
@@ -159,6 +159,8 @@ class Reference:
         arch: AUDIT_ARCH constant of the machine.
         kernel: Its kernel's version, for ``minKernel``; the running one's by default.
         guards: Names of the calls for which isojob's own guards hold.
+        bits: How many low bits the kernel reads of an argument, by the call's name and its
+            position; by default what the compiler believes, too.
     """
 
     def __init__(
@@ -168,8 +170,10 @@ class Reference:
         arch: int = X86_64,
         kernel: tuple[int, int] | None = None,
         guards: tuple[str, ...] = ("prlimit64", "socket", "socketpair", "ioctl"),
+        bits: Callable[[str, int], int] = argument_bits,
     ) -> None:
         self.arch = arch
+        self.bits = bits
         self.guards = guards
         self.kernel = kernel or _version(os.uname().release)
         self.default = _action(
@@ -192,7 +196,7 @@ class Reference:
         hits = [
             _action(rule["action"], rule.get("errnoRet"), rule.get("errno"))
             for rule in self.rules
-            if name in _names(rule) and all(_holds(name, arg, call) for arg in _args(rule))
+            if name in _names(rule) and all(self._holds(name, arg, call) for arg in _args(rule))
         ]
         if USER_NOTIF in hits:
             return USER_NOTIF
@@ -229,6 +233,27 @@ class Reference:
         if any(arch in go_name for arch in never.get("arches") or ()):
             return False
         return not (never.get("minKernel") and self.kernel >= _version(never["minKernel"]))
+
+    def _holds(self, name: str, arg: Mapping[str, Any], call: Call) -> bool:
+        width: int = 1 << self.bits(name, arg["index"])
+        index, value, second = int(arg["index"]), int(arg["value"]), int(arg.get("valueTwo") or 0)
+        given, value = call.args[index] % width, value % width
+        match arg["op"]:
+            case "SCMP_CMP_EQ":
+                return given == value
+            case "SCMP_CMP_NE":
+                return given != value
+            case "SCMP_CMP_LT":
+                return given < value
+            case "SCMP_CMP_LE":
+                return given <= value
+            case "SCMP_CMP_GT":
+                return given > value
+            case "SCMP_CMP_GE":
+                return given >= value
+            case "SCMP_CMP_MASKED_EQ":
+                return (given & value) == second % width
+        raise ValueError(f"{arg['op']} is no comparison")
 
     def _guard(self, name: str, call: Call) -> int:
         if name not in self.guards:
@@ -270,25 +295,3 @@ def _action(name: str, number: int | None, error: str | None) -> int:
             number = getattr(errno, error)
         return ERRNO | (errno.EPERM if number is None else number)
     return {"SCMP_ACT_ALLOW": ALLOW, "SCMP_ACT_LOG": LOG}.get(name, USER_NOTIF)
-
-
-def _holds(name: str, arg: Mapping[str, Any], call: Call) -> bool:
-    width: int = 1 << argument_bits(name, arg["index"])
-    index, value, second = int(arg["index"]), int(arg["value"]), int(arg.get("valueTwo") or 0)
-    given, value = call.args[index] % width, value % width
-    match arg["op"]:
-        case "SCMP_CMP_EQ":
-            return given == value
-        case "SCMP_CMP_NE":
-            return given != value
-        case "SCMP_CMP_LT":
-            return given < value
-        case "SCMP_CMP_LE":
-            return given <= value
-        case "SCMP_CMP_GT":
-            return given > value
-        case "SCMP_CMP_GE":
-            return given >= value
-        case "SCMP_CMP_MASKED_EQ":
-            return (given & value) == second % width
-    raise ValueError(f"{arg['op']} is no comparison")

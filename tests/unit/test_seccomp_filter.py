@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,10 +13,6 @@ from isojob.errors import ProfileError
 from isojob.seccomp import SETUP_SYSCALLS, SeccompProfile, libseccomp_filter, syscall_name
 from isojob.seccomp.evaluator import Call, check, describe, run
 
-if TYPE_CHECKING:
-    pass
-
-DATA = Path(os.environ.get("ISOJOB_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 I386, ARM = 0x40000003, 0x40000028
 KERNEL = (6, 1)

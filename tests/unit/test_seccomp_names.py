@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environment import declared_arguments, declared_bits
 
 import isojob.seccomp
 from isojob.errors import HostNotSupportedError
@@ -94,6 +95,16 @@ def test_argument_table_names_real_calls() -> None:
 def test_argument_bits(call: str, bits: list[int]) -> None:
     """Arguments are as wide as the kernel's prototype says, file modes 16 bits."""
     assert [argument_bits(call, index) for index in range(len(bits))] == bits
+
+
+def test_arguments_are_as_declared() -> None:
+    """The table of widths says of each call what the kernel's own prototypes say."""
+    declared = declared_arguments()
+    assert len(declared) > 300
+    places = [(call, index) for call in declared for index in range(6)]
+    assert {place: argument_bits(*place) for place in places} == {
+        place: declared_bits(*place) for place in places
+    }
 
 
 def test_binding_is_up_to_date() -> None:

@@ -1,18 +1,14 @@
-"""Seccomp profiles: what is read, what is refused and how, and that refusing is all that happens.
-
-The tests that take the ``published`` fixture read Docker's and Podman's own default profiles from
-the directory in ISOJOB_SHARED_DATA, or from one beside the checkout; without it they skip.
-"""
+"""Seccomp profiles: what is read, what is refused and how, and that refusing is all that happens."""
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,15 +16,10 @@ from pydantic import ValidationError
 from isojob.errors import ProfileError
 from isojob.seccomp import SeccompProfile
 
-DATA = Path(os.environ.get("ISOJOB_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
-
 
 @pytest.fixture(params=["docker", "podman"])
 def published(request: pytest.FixtureRequest) -> Path:
-    path = DATA / f"{request.param}-default-seccomp.json"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    return path
+    return DATA / f"{request.param}-default-seccomp.json"
 
 
 def document(*rules: dict[str, Any], **more: Any) -> dict[str, Any]:
