@@ -118,7 +118,7 @@ def _own_pages():
 
     Addresses and lengths, by pagemap(5): bit 63 a page that is there, bit 56 nobody else's. Pages
     of files are left alone: the kernel maps sixteen of them at a fault, and each that is mapped
-    has to be unmapped at the end.
+    has to be unmapped at the end. A mapping of more than a million pages is reserved, not in use.
     """
     size = os.sysconf("SC_PAGESIZE")
     mine = 1 << 63 | 1 << 56
@@ -126,9 +126,9 @@ def _own_pages():
     with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", 0) as pagemap:
         for line in maps.read().splitlines():
             where, mode = line.split()[:2]
-            if not mode.startswith("rw") or mode[3] != "p":
-                continue
             low, high = (int(word, 16) // size for word in where.split("-"))
+            if not mode.startswith("rw") or mode[3] != "p" or high - low > 1 << 20:
+                continue
             pagemap.seek(8 * low)
             entries = array.array("Q", pagemap.read(8 * (high - low)))
             for page, entry in enumerate(entries, low):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environment import run_python
 
 from isojob import CommandNotExecutableError, CommandNotFoundError, Root
 from isojob._interpreter import Interpreter, _follow
@@ -73,3 +74,18 @@ def test_the_running_one(tmp_path: Path) -> None:
     assert sys.base_prefix in found.prefixes or sys.prefix in found.prefixes
     with pytest.raises(CommandNotFoundError):
         Interpreter.find(tmp_path / "python")
+
+
+def test_reserved_memory_is_not_looked_at() -> None:
+    """What a preload reserves and never touches, 16 TiB of it, has no part in the rehearsal."""
+    done = run_python(
+        "import mmap, resource, runpy, sys",
+        "from importlib.resources import files",
+        "runner = runpy.run_path(str(files('isojob').joinpath('warm', 'runner.py')))",
+        "private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE",
+        "reserved = mmap.mmap(-1, 1 << 44, private)",
+        "resource.setrlimit(resource.RLIMIT_AS, ((1 << 44) + (1 << 32), resource.RLIM_INFINITY))",
+        "ranges = runner['_own_pages']()",
+        "assert ranges and sum(ranges[1::2]) < 1 << 32, ranges",
+    )
+    assert done.returncode == 0, done.stderr
