@@ -38,12 +38,18 @@ has_apt() {
 # apt_install PACKAGE
 apt_install() {
     printf 'installing %s\n' "$1" >&2
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1"; } >&2
+    {
+        # Lists that are fresh enough for one package are for the next.
+        [[ -n ${apt_updated:-} ]] || apt-get update -qq && apt_updated=1
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1"
+    } >&2
 }
 
-# with_debian PROGRAM PACKAGE: installs what a test needs, where we can.
+# with_debian PROGRAM PACKAGE: installs what a test needs, where we can; without it that test is
+# skipped. A program that must not be just anywhere on PATH is named by its path.
 with_debian() {
-    command -v "$1" >/dev/null || ! has_apt || apt_install "$2"
+    command -v "$1" >/dev/null || ! has_apt || apt_install "$2" ||
+        printf 'cannot install %s: what needs %s does not run\n' "$2" "$1" >&2
 }
 
 # install_checkout EXTRAS: the checkout, as a user would install it, into the main environment.

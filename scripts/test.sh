@@ -13,6 +13,11 @@ with_debian mkfs.erofs erofs-utils
 with_debian umoci umoci
 with_debian skopeo skopeo
 with_debian musl-gcc musl-tools
+# Languages, below /usr, where Root.host() shows them.
+with_debian /usr/bin/go golang-go
+with_debian /usr/bin/rustc rustc
+with_debian /usr/bin/node nodejs
+with_debian /usr/bin/javac default-jdk-headless
 
 work=$(mktemp -d)
 declare -A beside=()
