@@ -330,6 +330,7 @@ async def test_jobs_share_no_data(pool: PythonPool) -> None:
             where, mode, *rest = line.split()
             low, high = (int(x, 16) for x in where.split("-"))
             if "r" not in mode or "[v" in line: continue
+            if high - low > 1 << 32: continue  # what a sanitizer keeps of all addresses
             with open("/proc/self/mem", "rb", 0) as memory:
                 try:
                     memory.seek(low); data = memory.read(high - low)

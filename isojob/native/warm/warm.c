@@ -19,6 +19,17 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 
+#ifdef __SANITIZE_ADDRESS__
+/* The test build: the runtime comes with us, into an interpreter that knows nothing of it. It keeps its
+ * hands off what jobs see: signals, core dumps, the heap (bound to the C library by then). */
+PUBLIC const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "verify_asan_link_order=0:detect_leaks=0:disable_coredump=0:use_sigaltstack=0:"
+           "handle_segv=0:handle_sigbus=0:handle_abort=0:handle_sigill=0:handle_sigfpe=0";
+}
+#endif
+
 /* Of the interpreter that has loaded us. */
 extern void PyOS_BeforeFork(void) __attribute__((weak));
 extern void PyOS_AfterFork_Parent(void) __attribute__((weak));
@@ -160,7 +171,8 @@ PUBLIC int isojob_warm_open(int program_fd, int config_fd)
 PUBLIC void isojob_warm_hot(const struct pages *ranges, unsigned n)
 {
     nhot = n < ARRAY_LEN(hot) ? n : ARRAY_LEN(hot);
-    memcpy(hot, ranges, nhot * sizeof(hot[0]));
+    if (nhot) /* else they may be at NULL */
+        memcpy(hot, ranges, nhot * sizeof(hot[0]));
 }
 
 /* Another template, the zygote's child as we are. */
