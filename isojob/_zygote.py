@@ -24,6 +24,7 @@ from isojob.cgroups import Driver, Subtree
 from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
 from isojob.host import failures, ids
 from isojob.host.filesystems import mounted_files
+from isojob.host.posture import find_filter
 from isojob.host.rootfs import write_plan
 from isojob.sandbox import Sandbox
 from isojob.wire import FilterFlag, MessageType, Tag, Writer
@@ -116,8 +117,8 @@ class Zygote(Maker):
         config.number(Tag.JOB_GID, sandbox.gid)
         config.text(Tag.HOSTNAME, sandbox.hostname)
         config.text(Tag.WORKDIR, sandbox.workdir)
-        compiled = sandbox.seccomp.compile()
-        if compiled.bpf:
+        compiled = find_filter(sandbox)
+        if compiled is not None and compiled.bpf:
             flags = FilterFlag.EARLY if compiled.preload else FilterFlag(0)
             flags |= FilterFlag.NOTIFY if compiled.notify else FilterFlag(0)
             config.put(Tag.FILTER, compiled.bpf, flags)

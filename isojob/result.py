@@ -42,7 +42,7 @@ class Posture(Model, frozen=True):
             subordinate ids (``user+ranges``, subuid(5)).
         kernel: Release of the kernel, as uname(2) tells it.
         namespaces: The kinds of namespaces that were fresh (namespaces(7)).
-        seccomp: Name of the seccomp profile.
+        seccomp: Name of the seccomp profile; ``none``: it was accepted that there is no filter.
         missing: Protections that did not hold; all of them were in `Sandbox.allow_missing`.
         notes: What else an auditor would want to know.
     """

@@ -11,8 +11,9 @@ from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
 from isojob.result import Posture
 from isojob.sandbox import Sandbox
+from isojob.seccomp import CompiledProfile
 
-__all__ = ["check_limits", "find_driver", "posture"]
+__all__ = ["check_limits", "find_driver", "find_filter", "posture"]
 
 NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
 # Without these every job is less than it says; the others matter to jobs that ask for them.
@@ -44,6 +45,24 @@ def find_driver(allowed: AbstractSet[str]) -> Driver:
                 f"{driver.missing[name]}; or accept it: Sandbox(allow_missing={{{name!r}}})",
             )
     return driver
+
+
+def find_filter(sandbox: Sandbox) -> CompiledProfile | None:
+    """The filter of the sandbox's jobs; None: this host cannot make one, and that is accepted.
+
+    Raises:
+        HostNotSupportedError: It cannot, and that is not accepted.
+        ProfileError: The profile asks for what cannot be done.
+    """
+    try:
+        return sandbox.seccomp.compile()
+    except HostNotSupportedError as error:
+        if "seccomp" in sandbox.allow_missing:
+            return None
+        raise HostNotSupportedError(
+            f"this host cannot give seccomp: {error.missing}",
+            f"{error.cure}; or accept it: Sandbox(allow_missing={{'seccomp'}})",
+        ) from error
 
 
 def _usable(driver: Driver) -> bool:
@@ -90,12 +109,15 @@ def posture(sandbox: Sandbox, driver: Driver, who: str) -> Posture:
     missing = [name for name in driver.missing if name in sandbox.allow_missing]
     if "cgroup" in driver.missing:
         missing = list(driver.missing)
+    filtered = find_filter(sandbox) is not None
+    if not filtered:
+        missing.append("seccomp")
     return Posture(
         cgroup="none" if driver.version == 0 else "v2" if driver.version == 2 else "v1",
         privilege="root" if who == "root" else "user" if who == "user" else "user+ranges",
         kernel=os.uname().release,
         namespaces=NAMESPACES,
-        seccomp=sandbox.seccomp.name,
+        seccomp=sandbox.seccomp.name if filtered else "none",
         missing=tuple(missing),
         notes=tuple(notes),
     )
