@@ -29,6 +29,7 @@ __all__ = [
     "EvidenceFile",
     "Subtree",
     "flat",
+    "host_has_swap",
     "known",
     "table",
 ]
@@ -120,6 +121,14 @@ def known(value: int) -> int | None:
 def table(keys: Sequence[str], values: Sequence[int]) -> dict[str, int] | None:
     """Counters by name, without those that this kernel lacks; None if it has none of them."""
     return {key: value for key, value in zip(keys, values, strict=True) if value >= 0} or None
+
+
+def host_has_swap() -> bool:
+    """Whether memory can be swapped out here, /proc/swaps; True where nobody can tell."""
+    try:
+        return len(Path("/proc/swaps").read_text().splitlines()) > 1
+    except OSError:
+        return True
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from isojob.cgroups.base import (
     Subtree,
     Write,
     flat,
+    host_has_swap,
     kill_processes,
     known,
     make_subtree,
@@ -80,8 +81,8 @@ class V1(Driver):
         }
         self.swap = False
         if "memory" in self.own:
-            self.swap = (self.own["memory"] / "memory.memsw.limit_in_bytes").exists()
-            if not self.swap and _host_has_swap():
+            self.swap = self._has("memory", "memory.memsw.limit_in_bytes")
+            if not self.swap and host_has_swap():
                 self.missing["swap_limit"] = "boot with swapaccount=1, or turn swap off"
         memory, pids = self.index.get("memory"), self.index.get("pids")
         limits: list[tuple[int, str]] = []
@@ -113,6 +114,9 @@ class V1(Driver):
         )
         if self.files.oom is not None:
             self.kills = (self.files.oom[1],)
+
+    def _has(self, controller: str, file: str) -> bool:
+        return (self.own[controller] / file).exists()
 
     def create(self) -> Subtree:
         for path in self.hierarchies:
@@ -241,10 +245,3 @@ def _blkio(bytes_served: bytes, operations: bytes) -> dict[str, dict[str, int]]:
                     key = f"{words[1][0].lower()}{suffix}"
                     out.setdefault(words[0], {})[key] = int(words[2])
     return out
-
-
-def _host_has_swap() -> bool:
-    try:
-        return len(Path("/proc/swaps").read_text().splitlines()) > 1
-    except OSError:
-        return True

@@ -20,6 +20,7 @@ from isojob.cgroups.base import (
     Subtree,
     Write,
     flat,
+    host_has_swap,
     kill_processes,
     known,
     make_subtree,
@@ -74,6 +75,10 @@ class V2(Driver):
             for name, controller in {**_NEEDED, **_WANTED}.items()
             if controller not in available
         }
+        # Without the file there is no swap, or, before Linux 6.2, swapaccount=0 has taken it away.
+        # The root has neither.
+        if self._has("memory.max") and not self._has("memory.swap.max") and host_has_swap():
+            self.missing["swap_limit"] = "boot without swapaccount=0, or turn swap off"
         limits = (("memory.max", "memory"), ("pids.max", "pids"))
         self.files = CellFiles(
             limits=tuple((0, name) for name, controller in limits if controller in available),
@@ -85,6 +90,9 @@ class V2(Driver):
 
     def _read(self, name: str) -> str:
         return (self.base / name).read_text()
+
+    def _has(self, name: str) -> bool:
+        return (self.base / name).exists()
 
     def create(self) -> Subtree:
         try:
@@ -154,7 +162,7 @@ class V2(Driver):
         if "memory" in self.controllers:
             writes += [
                 Write(0, "memory.max", _maximum(limits.memory)),
-                # Absent without swap support, and then there is no swap.
+                # Absent where the kernel cannot swap.
                 Write(0, "memory.swap.max", b"0", optional=True),
                 Write(0, "memory.oom.group", b"1"),
             ]

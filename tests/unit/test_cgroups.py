@@ -89,6 +89,20 @@ def test_v2_values(v2: V2) -> None:
     }
 
 
+def test_v2_without_a_swap_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host can swap, and the file that forbids it is missing, the protection is."""
+    (tmp_path / "cgroup.controllers").write_text("memory pids cpu cpuset io\n")
+    for has_swap in (True, False):
+        monkeypatch.setattr("isojob.cgroups.v2.host_has_swap", lambda answer=has_swap: answer)
+        assert not V2(tmp_path).missing  # the root has no such files
+        (tmp_path / "memory.max").touch()
+        assert set(V2(tmp_path).missing) == ({"swap_limit"} if has_swap else set())
+        (tmp_path / "memory.swap.max").touch()
+        assert not V2(tmp_path).missing
+        for name in ("memory.max", "memory.swap.max"):
+            (tmp_path / name).unlink()
+
+
 def test_a_quota_is_lifted_at_the_end(v1: V1, v2: V2) -> None:
     """What a killed job would otherwise wait for: its CPU quota, if it has one."""
     for driver in (v1, v2):
