@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +56,19 @@ def _all_cpu(result: Result) -> Iterator[str]:
         yield f"0.8 s of CPU were burnt, {used:.2f} s are in the account"
 
 
+def _its_own_cpu(result: Result) -> Iterator[str]:
+    (said,) = re.findall(r"NOTE (\S+) s of CPU", result.stdout_text) or ("inf",)
+    used = result.usage.cpu_time
+    if used is not None and not 0.9 * float(said) <= used <= float(said) + 0.5:
+        yield f"{said} s of CPU were burnt, {used:.2f} s are in the account"
+
+
+def _within_collect(result: Result) -> Iterator[str]:
+    total = sum(map(len, result.files.values()))
+    if total > MIB:
+        yield f"the host collected {total} bytes"
+
+
 def _bytes_as_they_are(result: Result) -> Iterator[str]:
     if b"\xff\xfe\0\x1b[2J\xc3" not in (result.stdout or b""):
         yield "output was changed"
@@ -61,16 +76,21 @@ def _bytes_as_they_are(result: Result) -> Iterator[str]:
 
 _WAITID = "init: waitid tells exit and signal apart"
 _ACCOUNT = "cgroup: one account for all"
+_CPUS = "0.2"
+_CPU_SET = str(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else "0"
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 def _all() -> Iterator[Attack]:
+    marker = "{marker}"
+
     def processes(name: str, title: str, *program: str, **rest: Any) -> Attack:
         program = ("processes", *(program or (name,)))
         return Attack(name=name, kind="processes", title=title, program=program, **rest)
 
     yield processes("fork_bomb", "fork until it fails")
-    yield processes("fork_doubling", "every process forks", ends=_FULL)
+    # With so much memory that nothing but the number of processes stops it.
+    yield processes("fork_doubling", "every process forks", limits={"memory": "256MiB"})
     yield processes("thread_bomb", "start threads until it fails")
     yield processes("daemon", "leave a session leader behind that ignores all signals", answer=DIES)
     yield processes("moving_chain", "a process that forks and ends, for ever", answer=DIES)
@@ -78,6 +98,9 @@ def _all() -> Iterator[Attack]:
     yield processes("touch_init", "trace init, read its memory, take its descriptors")
     yield processes("orphans", "fill the process limit with orphans")
     yield processes("stop_oneself", "SIGSTOP itself", ends=WALL, limits=SHORT_WALL)
+    yield processes(
+        "asleep_in_vfork", "sleep in the kernel, in vfork", ends=WALL, limits=SHORT_WALL
+    )
     yield processes(
         "abort", "SIGABRT as process 1", answer=_WAITID, ends=ends("signaled"), check=_signal(6)
     )
@@ -90,6 +113,15 @@ def _all() -> Iterator[Attack]:
         return Attack(name=name, kind="memory", title=title, program=program, **rest)
 
     yield memory("touch", "page after page", ends=_MEMORY)
+    yield memory("populate", "all at once, by MAP_POPULATE", ends=_MEMORY)
+    yield memory(
+        "stack",
+        "grow its stack",
+        answer="rlimit: the stack ends",
+        limits={"stack": "1MiB"},
+        ends=ends("signaled"),
+        check=_signal(11),
+    )
     yield memory("many_processes", "eight processes, each below the limit", ends=_MEMORY)
     yield memory("fill_box", "fill the working directory", "fill", "/box", ends=_FULL)
     yield memory("fill_tmp", "fill /tmp", "fill", "/tmp", ends=_FULL)  # noqa: S108 - inside
@@ -127,6 +159,21 @@ def _all() -> Iterator[Attack]:
         "hidden",
         answer=_ACCOUNT,
         check=_all_cpu,
+    )
+    yield time(
+        "cpu_of_before",
+        "run after one that burnt a second: whose CPU time is told?",
+        "tell_cpu",
+        door="session",
+        before=("clocks", "burn", "1"),
+        answer="cgroup: a fresh account",
+        check=_its_own_cpu,
+    )
+    yield time(
+        "more_cpus", "burn on all processors", "more_cpus", _CPUS, limits={"cpus": float(_CPUS)}
+    )
+    yield time(
+        "other_cpus", "run on other processors", "other_cpus", _CPU_SET, limits={"cpuset": _CPU_SET}
     )
     yield time("strange_name", "a name that breaks /proc parsers", ends=_CPU, limits=_SHORT_CPU)
     yield time("leader_gone", "burn behind a dead first thread", ends=_CPU, limits=_SHORT_CPU)
@@ -169,24 +216,42 @@ def _all() -> Iterator[Attack]:
         "answer": "host: regular files alone, opened beneath the directory, sizes first",
     }
     yield files("bait_link", "links where the host collects", "bait_link", "{secret}", **bait)
-    yield files("bait_special", "a FIFO and a directory to collect", **bait)
+    yield files("bait_special", "a FIFO, a directory, a socket, devices to collect", **bait)
     yield files("bait_sparse", "a huge sparse file to collect", **bait)
+    yield files(
+        "bait_many",
+        "one file under many names to collect",
+        **bait | {"check": _within_collect},
+    )
     yield files(
         "tangle", "a tree that is hard to remove", answer="mount: a tmpfs that goes as a whole"
     )
     yield files("climb", "above the root")
     yield files("runtime", "overwrite init and the interpreter")
-    yield files("devices", "make and open device nodes")
+    yield files("devices", "make and open device nodes", harmless=True)
     yield files("set_id", "set-uid programs")
     yield files("hard_links", "hard links to the host's files")
-    yield files("proc_and_sys", "write to /proc and /sys")
+    yield files("proc_and_sys", "write to /proc and /sys", harmless=True)
     yield files("kernel_secrets", "read the kernel's own files", harmless=True)
     yield files("mounts", "mount, remount, unmount")
     yield files("terminal", "type into the terminal")
-    yield files("write_everywhere", "a file in every directory")
     yield files(
-        "secrets", "read the host's files", "secrets", "{secret}", "{marker}", harmless=True
+        "read_fast",
+        "read from a disk faster than it may",
+        "read_fast",
+        str(MIB),
+        limits={"io_read_bps": MIB},
     )
+    yield files(
+        "compile_in",
+        "include the host's files by a compiler",
+        "compile_in",
+        "{secret}",
+        marker,
+        harmless=True,
+    )
+    yield files("write_everywhere", "a file in every directory")
+    yield files("secrets", "read the host's files", "secrets", "{secret}", marker, harmless=True)
 
     def spaces(name: str, title: str, *program: str, **rest: Any) -> Attack:
         program = ("spaces", *(program or (name,)))
@@ -196,7 +261,6 @@ def _all() -> Iterator[Attack]:
     yield spaces("join", "enter other namespaces")
     numbers = [f"{{ns_{kind}}}" for kind in _NAMESPACES]
     yield spaces("compare", "share a namespace of the host", "compare", *numbers, harmless=True)
-    marker = "{marker}"
     yield spaces(
         "host_processes", "see the host's processes", "host_processes", marker, harmless=True
     )
@@ -217,7 +281,7 @@ def _all() -> Iterator[Attack]:
     yield Attack(
         name="concurrent",
         title="find what another running job has",
-        beside=("spaces", "stay", marker, "4"),
+        beside=("spaces", "stay", marker),
         **traces,
     )
 
@@ -229,7 +293,7 @@ def _all() -> Iterator[Attack]:
     yield calls("foreign_numbers", "numbers of x32, and unknown ones")
     yield calls("int80", "calls of 32-bit programs")
     yield calls("second_filter", "loosen the filter by another")
-    yield calls("personalities", "old behaviour, segments")
+    yield calls("personalities", "old behaviour, segments", harmless=True)
 
     def identity(name: str, title: str, *program: str, **rest: Any) -> Attack:
         program = ("identity", *(program or (name,)))
@@ -237,7 +301,7 @@ def _all() -> Iterator[Attack]:
 
     signaled, failed = ends("signaled"), ends("nonzero_exit")
     yield identity("ids", "become root")
-    yield identity("capabilities", "find a capability")
+    yield identity("capabilities", "find a capability", harmless=True)
     yield identity(
         "environment", "find the caller's environment", "environment", marker, harmless=True
     )

@@ -61,7 +61,7 @@ def composed_attacks() -> Iterator[Attack]:
             program=("spaces", "find_traces", marker),
             keep=False,
             before=("spaces", "leave_traces", marker) if when == "before" else (),
-            beside=("spaces", "stay", marker, "4") if when == "beside" else (),
+            beside=("spaces", "stay", marker) if when == "beside" else (),
         )
     for name, when in (("root_after", "before"), ("root_beside", "beside")):
         yield composed(
@@ -71,7 +71,7 @@ def composed_attacks() -> Iterator[Attack]:
             "leave_the_root",
             marker,
             before=("composed", "change_the_root", marker) if when == "before" else (),
-            beside=("composed", "stay_in_a_changed_root", marker, "4") if when == "beside" else (),
+            beside=("composed", "stay_in_a_changed_root", marker) if when == "beside" else (),
         )
     yield composed("on_a_terminal", "type into its terminal, find others", "terminal")
     yield composed(

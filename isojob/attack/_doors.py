@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,8 +21,6 @@ from isojob.mounts import Mount, Root
 from isojob.result import Result, Status
 
 __all__ = ["DOORS", "Asked", "Enter", "warm_door"]
-
-HEAD_START = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +113,7 @@ def _lay_out(root: Path) -> list[Mount]:
 async def _in_turn(
     asked: Asked,
     first: Callable[[Sequence[str]], Awaitable[Result]],
-    meanwhile: Callable[[Sequence[str]], Awaitable[Result]],
+    meanwhile: Callable[..., Awaitable[Result]],
     last: Callable[..., Awaitable[Result]],
 ) -> Result:
     if asked.before:
@@ -126,28 +123,42 @@ async def _in_turn(
     if not asked.beside:
         return await last(asked.command, collect=asked.collect)
     answer: Result | IsojobError | None = None
-    failed: Result | None = None
+    early: Result | IsojobError | None = None
+    reading, writing = os.pipe()
 
     async def beside() -> None:
-        nonlocal failed
-        with suppress(IsojobError):
-            result = await meanwhile(asked.beside)
-            failed = result if result.status is Status.NONZERO_EXIT else None
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(beside)
-        await anyio.sleep(HEAD_START)
+        nonlocal early
         try:
-            answer = await last(asked.command, collect=asked.collect)
+            early = await meanwhile(asked.beside, stdout=writing)
         except IsojobError as error:  # as it is, not in a group
-            answer = error
-        tasks.cancel_scope.cancel()
-    if failed is not None:  # the same
-        return failed
+            early = error
+        finally:
+            os.close(writing)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(beside)
+            await anyio.to_thread.run_sync(_until_ready, reading)
+            try:
+                answer = await last(asked.command, collect=asked.collect)
+            except IsojobError as error:
+                answer = error
+            tasks.cancel_scope.cancel()
+    finally:
+        os.close(reading)
+    if early is not None:  # it was to stay until it is cancelled
+        answer = early
     if isinstance(answer, IsojobError):
         raise answer
     assert answer is not None
     return answer
+
+
+def _until_ready(reading: int) -> None:
+    """Reads what the one beside says until it is ready, or gone."""
+    with open(reading, "rb", closefd=False) as said:
+        while said.readline() not in (b"READY\n", b""):
+            pass
 
 
 async def _terminal(pool: Pool, asked: Asked) -> Result:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +34,8 @@ class Scene:
 
     def __init__(self) -> None:
         self.marker = f"isojob-attack-{secrets.token_hex(6)}"
+        self.stamp = secrets.token_hex(6)
+        """What the arguments of every program begin with."""
         self._stack = ExitStack()
         self._servers: list[socket.socket] = []
         self._before: dict[str, str] = {}
@@ -93,6 +95,7 @@ class Scene:
             **{f"ns_{kind}": os.readlink(f"/proc/self/ns/{kind}") for kind in _NAMESPACES},
         }
         self._before = self._places()
+        self._children = set(self._own_children())
         self._pools = set(self._cgroups())
 
     def _end_victim(self) -> None:
@@ -143,6 +146,19 @@ class Scene:
                 if token.encode() in arguments:
                     found.append(entry.name)
         return found
+
+    def processes_left(self) -> list[str]:
+        """Attacking programs, and children of this process that were not there before."""
+        return [
+            *self.survivors(self.stamp),
+            *(pid for pid in self._own_children() if pid not in self._children),
+        ]
+
+    @staticmethod
+    def _own_children() -> Iterator[str]:
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # a thread that has ended
+                yield from (task / "children").read_text().split()
 
     def cgroups_left(self) -> list[str]:
         """Directories of pools of this process that were not there before."""

@@ -21,7 +21,8 @@ from isojob.attack._attack import LIMITS, Attack, Door
 from isojob.attack._doors import DOORS, Asked, Enter, warm_door
 from isojob.attack._images import import_image
 from isojob.attack._scene import Scene
-from isojob.errors import IsojobError
+from isojob.errors import HostNotSupportedError, IsojobError
+from isojob.host.posture import find_filter
 from isojob.limits import Limits
 from isojob.mounts import Mount
 from isojob.result import Result, Status
@@ -47,6 +48,8 @@ _MODULES = (
     "identity",
     "composed",
 )
+_NOT_EVERYWHERE = {"cpus", "cpuset", "io_read_bps"}
+"""Limits that some hosts cannot give; there no job has them, and nothing can be got past."""
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
 _INSIDE = "/opt/attacker"
 SPARE = 4
@@ -180,8 +183,8 @@ def _programs() -> dict[str, bytes]:
 @cache
 def _filtered(sandbox: Sandbox) -> str:
     """Calls that the filter refuses whatever their arguments."""
-    compiled = sandbox.seccomp.compile()
-    if not compiled.bpf:
+    compiled = find_filter(sandbox)
+    if compiled is None or not compiled.bpf:
         return ""
     import runpy
 
@@ -213,11 +216,14 @@ class _Runner:
         """Runs one and judges it."""
         if attack.door == "image":
             return await anyio.to_thread.run_sync(self._import, attack)
-        token = secrets.token_hex(8)
+        token = f"{self._scene.stamp}-{secrets.token_hex(4)}"
         try:
             asked = self._asked(attack, token)
             result = await self._doors[attack.door](self._pool, asked)
         except IsojobError as error:
+            if isinstance(error, HostNotSupportedError) and attack.limits.keys() & _NOT_EVERYWHERE:
+                refusal = f"pool: {error.missing}"
+                return self._finding(attack, Outcome.CONTAINED, stopped_by=(refusal,))
             return self._finding(attack, Outcome.ERROR, problems=(str(error),))
         return self._judge(attack, asked, result, token)
 
@@ -311,6 +317,7 @@ class _Runner:
 def _afterwards(scene: Scene) -> Finding:
     def all_problems() -> Iterator[str]:
         yield from scene.damage()
+        yield from (f"process {pid} is left" for pid in scene.processes_left())
         yield from (f"cgroup {path} is left" for path in scene.cgroups_left())
 
     problems = tuple(all_problems())

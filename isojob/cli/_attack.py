@@ -62,7 +62,7 @@ def attack(
         bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")
     ] = False,
 ) -> int:
-    """Attack the sandbox of this host with over 110 hostile programs, and tell what stopped them.
+    """Attack the sandbox of this host with over 120 hostile programs, and tell what stopped them.
 
     They try to break out, to use more than they may, to outlive their end, to forge their verdict
     and to reach other jobs; some are images to import. The exit status is 0 if all were

@@ -17,8 +17,9 @@ import pytest
 from environment import PYTHON
 
 from isojob import Image, ImageError
-from isojob.attack import ATTACKS, Attack
+from isojob.attack import ATTACKS, Attack, _scene
 from isojob.attack._attack import KINDS
+from isojob.attack._doors import _until_ready
 from isojob.attack._images import IMAGES, import_image
 from isojob.attack._scene import Scene
 
@@ -144,3 +145,33 @@ def test_the_scene_tells_damage() -> None:
         with socket.create_connection(("127.0.0.1", int(scene.words["port"]))):
             damage = list(scene.damage())
         assert len(damage) == 3
+
+
+def test_the_scene_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So are a child of this process and a mount."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("1 0 0:1 / / rw - ext4 /dev/vda rw\n")
+    monkeypatch.setattr(_scene, "_MOUNTS", str(mounts))
+    monkeypatch.setattr(_scene, "_PLACES", (str(mounts),))
+    with Scene() as scene:
+        assert (scene.processes_left(), list(scene.damage())) == ([], [])
+        with subprocess.Popen(["sleep", "60"]) as child:
+            assert scene.processes_left() == [str(child.pid)]
+            child.kill()
+        with mounts.open("a") as file:
+            file.write("2 1 0:2 / /tmp/x rw - tmpfs isojob rw\n")
+        assert list(scene.damage()) == [f"{mounts} has changed"]
+
+
+def test_the_one_beside_is_waited_for() -> None:
+    """Until it says that it is ready, whatever it says before, or until it is gone."""
+    for last in (b"READY\n", b""):
+        reading, writing = os.pipe()
+        with open(writing, "wb") as job:
+            job.write(b"STOPPED x: y\nNOTE READY\n" + last)
+            if last:  # it stays
+                job.flush()
+                _until_ready(reading)
+        if not last:
+            _until_ready(reading)
+        os.close(reading)

@@ -1,7 +1,8 @@
 """What the programs have in common. They run inside the sandbox: standard library alone.
 
 A line ``ESCAPED what`` says that something was reached that must not be; ``STOPPED layer: how``
-what an attempt met; ``NOTE text`` what a reader may want to know.
+what an attempt met; ``NOTE text`` what a reader may want to know; ``READY`` that the attack which
+runs beside this may begin.
 """
 
 import ctypes
@@ -49,6 +50,7 @@ X86_64 = {
     "pidfd_getfd": 438, "mount_setattr": 442, "vhangup": 153, "socket": 41, "seccomp": 317,
     "memfd_create": 319, "inotify_init1": 294, "timer_create": 222, "kexec_file_load": 320,
     "lookup_dcookie": 212, "mq_open": 240, "shmget": 29, "shmat": 30, "msgget": 68, "semget": 64,
+    "clone": 56,
 }  # fmt: skip
 AARCH64 = {
     "ptrace": 117, "syslog": 116, "personality": 92, "pivot_root": 41, "adjtimex": 171,
@@ -62,7 +64,7 @@ AARCH64 = {
     "clone3": 435, "pidfd_getfd": 438, "mount_setattr": 442, "vhangup": 58, "socket": 198,
     "seccomp": 277, "memfd_create": 279, "inotify_init1": 26, "timer_create": 107,
     "kexec_file_load": 294, "lookup_dcookie": 18, "mq_open": 180, "shmget": 194, "shmat": 196,
-    "msgget": 186, "semget": 190,
+    "msgget": 186, "semget": 190, "clone": 220,
 }  # fmt: skip
 NUMBERS = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine(), {})
 
@@ -70,6 +72,11 @@ NUMBERS = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine(), {})
 def say(*words):
     """Prints a line at once: the next thing may kill us."""
     os.write(SAY, (" ".join(map(str, words)) + "\n").encode("utf-8", "replace"))
+
+
+def ready():
+    """What another attack is to find is there."""
+    say("READY")
 
 
 def escaped(what):

@@ -7,12 +7,15 @@ import signal
 import threading
 import time
 
-from attacker import attempt, denied, main, refused, say
+from attacker import attempt, denied, escaped, main, refused, say, stopped
+
+BURNERS = 4
+MARGIN = 2
 
 
 def burn(seconds):
     """So many seconds of CPU."""
-    end = time.process_time() + seconds
+    end = time.process_time() + float(seconds)
     while time.process_time() < end:
         pass
 
@@ -63,6 +66,42 @@ def hidden():
             os._exit(0)
     os.close(writing)
     os.read(reading, 1)
+
+
+def tell_cpu():
+    """Burns a little, and tells what the kernel counts for this process alone."""
+    burn(0.1)
+    os.write(1, f"NOTE {time.process_time()} s of CPU\n".encode())
+    os._exit(0)
+
+
+def more_cpus(cpus):
+    """More processors' worth of CPU time than it may have, in several processes."""
+    start = time.monotonic()
+    for _ in range(BURNERS):
+        if os.fork() == 0:
+            while time.monotonic() < start + 2:
+                pass
+            os._exit(0)
+    for _ in range(BURNERS):
+        os.wait()
+    times = os.times()
+    share = (times.children_user + times.children_system) / (time.monotonic() - start)
+    if share > MARGIN * float(cpus):
+        escaped(f"{share:.2f} processors instead of {cpus}")
+    else:
+        stopped("cgroup", f"{share:.2f} processors")
+
+
+def other_cpus(allowed):
+    """Processors that it may not run on."""
+    for cpu in set(range(os.sysconf("SC_NPROCESSORS_CONF"))) - {int(allowed)}:
+        attempt(f"processor {cpu}", os.sched_setaffinity, 0, {cpu}, layer="cgroup")
+    found = os.sched_getaffinity(0)
+    if found != {int(allowed)}:
+        escaped(f"processors {sorted(found)}")
+    else:
+        stopped("cgroup", f"processor {allowed} alone")
 
 
 def strange_name():

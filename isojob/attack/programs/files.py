@@ -2,10 +2,15 @@
 
 import ctypes
 import fcntl
+import mmap
 import os
+import shutil
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 
 from attacker import attempt, denied, escaped, main, refused, say, stopped
 
@@ -20,9 +25,18 @@ def bait_link(secret):
 
 
 def bait_special():
-    """A FIFO, a socket, a directory and a device, where a file is expected."""
+    """A FIFO, a directory, a socket and devices, where a file is expected."""
     os.mkfifo("out.txt")
     os.mkdir("other.txt")
+    os.mkdir("directory")
+    socket.socket(socket.AF_UNIX).bind("directory/socket")
+    os.symlink("/dev/zero", "directory/link")
+    # The one device that needs no privilege (mknod(2), since 5.8): what overlayfs deletes by.
+    for name, device in (("whiteout", 0), ("zero", os.makedev(1, 5))):
+        try:
+            os.mknod(f"directory/{name}", stat.S_IFCHR | 0o666, device)
+        except OSError as error:
+            denied(f"device {name}", error.errno)
 
 
 def bait_sparse():
@@ -36,6 +50,15 @@ def bait_sparse():
             file.truncate(48 << 20)
         except OSError as error:
             denied("48 MiB", error.errno)
+
+
+def bait_many():
+    """One file under many names."""
+    os.mkdir("directory")
+    with open("directory/0", "wb") as file:
+        file.write(b"x" * (300 << 10))
+    for number in range(1, 100):
+        os.link("directory/0", f"directory/{number}")
 
 
 def tangle():
@@ -203,6 +226,60 @@ def terminal():
         fcntl.ioctl(0, 0x540E, 1)  # TIOCSCTTY
     except OSError as error:
         denied("controlling terminal", error.errno)
+
+
+def read_fast(rate, path=""):
+    """Reads from a disk, past the page cache, faster than it may."""
+    buffer = mmap.mmap(-1, 64 << 10)
+    before, start = _read_from_disks(), time.monotonic()
+    try:
+        file = os.open(path or os.path.realpath(sys.executable), os.O_RDONLY | os.O_DIRECT)
+        blocks = os.fstat(file).st_size // len(buffer)
+        for number in range(4 * int(rate) // len(buffer)):
+            os.preadv(file, [buffer], number % blocks * len(buffer))
+    except OSError as error:
+        denied("reads past the page cache", error.errno)
+        return
+    speed = (_read_from_disks() - before) / (time.monotonic() - start)
+    if speed > 2 * int(rate):
+        escaped(f"{speed:.0f} bytes a second instead of {rate}")
+    else:
+        stopped("cgroup", f"{speed:.0f} bytes a second")
+
+
+def _read_from_disks():
+    with open("/proc/self/io") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("read_bytes"))
+
+
+def compile_in(path, marker):
+    """Has a compiler read what it may not read itself."""
+    compilers = [name for name in ("gcc", "cc", "clang") if shutil.which(name)]
+    if not compilers:
+        say("NOTE", "no compiler is here")
+        stopped("mount", "no compiler")
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        for what, source, arguments in (
+            ("#include", f'#include "{path}"\n', ["-E", "-x", "c", "-"]),
+            (".incbin", f'.incbin "{path}"\n', ["-c", "-x", "assembler", "-", "-o", "out"]),
+            ("a file of options", "", [f"@{path}"]),
+        ):
+            done = subprocess.run(
+                [compilers[0], *arguments],
+                input=source.encode(),
+                capture_output=True,
+                check=False,
+                cwd=directory,
+            )
+            found = done.stdout + done.stderr
+            if os.path.exists(f"{directory}/out"):
+                with open(f"{directory}/out", "rb") as file:
+                    found += file.read()
+            if marker.encode() in found:
+                escaped(f"{what} shows a file of the host")
+            else:
+                stopped("mount", f"{what}: the compiler sees what the job sees")
 
 
 def write_everywhere():

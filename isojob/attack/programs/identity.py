@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from attacker import attempt, denied, escaped, main, say, stopped
+from attacker import attempt, denied, escaped, main, say, stopped, syscall
 
 
 def ids():
@@ -85,8 +85,8 @@ def traced():
 
 def sibling():
     """A child that is init's child, with an end of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pid = libc.syscall(56, 0x00008000 | 17, None, None, None, None)
+    flags = 0x8000 | signal.SIGCHLD  # CLONE_PARENT
+    pid, _ = syscall("clone", flags, 0, 0, 0, 0)
     if pid == 0:
         os._exit(99)
     time.sleep(0.1)

@@ -26,6 +26,21 @@ def touch():
     escaped(f"{FAR_TOO_MUCH} MiB")
 
 
+def populate():
+    """All at once, in one call of the kernel's."""
+    area = mmap.mmap(-1, FAR_TOO_MUCH * MIB, flags=0x2 | 0x20 | 0x8000)  # MAP_POPULATE
+    escaped(f"{len(area) // MIB} MiB")
+
+
+def stack():
+    """Its stack grows as it is touched, page by page."""
+    with open("/proc/self/maps") as file:
+        low = next(int(line.split("-")[0], 16) for line in file if line.endswith("[stack]\n"))
+    for page in range(1, FAR_TOO_MUCH * MIB // mmap.PAGESIZE):
+        ctypes.memset(low - page * mmap.PAGESIZE, 1, 1)
+    escaped(f"{FAR_TOO_MUCH} MiB of stack")
+
+
 def many_processes():
     """Each below the limit, all together far above."""
     for _ in range(8):

@@ -10,7 +10,7 @@ import time
 
 from attacker import attempt, denied, escaped, main, refused, say, stopped, syscall
 
-FAR_TOO_MANY = 400
+FAR_TOO_MANY = 64
 ORPHANS = 100
 
 
@@ -28,10 +28,10 @@ def fork_bomb():
 
 
 def fork_doubling():
-    """Every process forks: 512 if nobody stops it."""
+    """Every process forks: 128 if nobody stops it."""
     first = os.getpid()  # not by its parent: orphans have the same
     reading, writing = os.pipe()
-    for _ in range(9):
+    for _ in range(7):
         try:
             os.fork()
         except OSError:
@@ -42,7 +42,7 @@ def fork_doubling():
         alive = len(os.read(reading, 4096))
         if alive >= FAR_TOO_MANY:
             escaped(f"{alive} processes at once")
-        stopped("cgroup", f"{alive} of 512 processes")
+        stopped("cgroup", f"{alive} of 128 processes")
 
 
 def thread_bomb():
@@ -161,6 +161,15 @@ def orphans():
 def stop_oneself():
     """Stops, so that nothing ends."""
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def asleep_in_vfork():
+    """Sleeps in the kernel until a child is gone, and takes no signal meanwhile but SIGKILL."""
+    flags = 0x100 | 0x4000 | signal.SIGCHLD  # CLONE_VM, CLONE_VFORK
+    value, number = syscall("clone", flags, 0, 0, 0, 0)
+    if value != 0:
+        denied("vfork", number)
+    time.sleep(900)
 
 
 def abort():

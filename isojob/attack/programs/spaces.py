@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 
-from attacker import attempt, denied, escaped, main, refused, say, stopped, syscall
+from attacker import attempt, denied, escaped, main, ready, refused, say, stopped, syscall
 
 KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
@@ -203,14 +203,14 @@ def leave_traces(marker):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         denied("a lock on a file that all share", error.errno)
-    os.write(1, b"NOTE left\n")
+    ready()
     return kept, lock
 
 
-def stay(marker, seconds):
+def stay(marker):
     """The same, and stays while the other looks."""
     kept = leave_traces(marker)
-    time.sleep(float(seconds))
+    time.sleep(900)
     return kept
 
 
