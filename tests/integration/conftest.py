@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 from environment import PYTHON, SLOW, cgroup_version, settle
 
-from isojob import _run
+from isojob import Mount, Sandbox, _run
+from isojob.host.rootfs import block_devices
 
 
 def children() -> set[tuple[int, str]]:
@@ -106,6 +109,17 @@ def python() -> str:
     if not os.path.exists(PYTHON):
         pytest.fail("these tests need /usr/bin/python3")
     return PYTHON
+
+
+@pytest.fixture
+def disk() -> Iterator[Sandbox]:
+    """A sandbox with a writable directory of a block device at /disk."""
+    directory = tempfile.mkdtemp(prefix="disk-", dir=os.environ.get("SCRATCH_DIR", "/var/tmp"))
+    Path(directory).chmod(0o777)
+    sandbox = Sandbox(mounts=(Mount.bind(directory, "/disk", read_only=False),))
+    assert block_devices(sandbox), "these tests need a directory on a block device"
+    yield sandbox
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

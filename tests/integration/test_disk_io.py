@@ -6,32 +6,17 @@ is that of $SCRATCH_DIR (an ext4 in the v2 guest), else that of the temporary di
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from environment import cgroup_version
 
-from isojob import HostNotSupportedError, Limits, Mount, Result, Sandbox, run_isolated
+from isojob import HostNotSupportedError, Limits, Result, Sandbox, run_isolated
 from isojob.host.rootfs import block_devices
 
 MIB = 1 << 20
 RATE = 2 * MIB
 SIZE = 12 * MIB
-
-
-@pytest.fixture
-def disk() -> Iterator[Sandbox]:
-    """A sandbox with a writable directory of a block device at /disk."""
-    directory = tempfile.mkdtemp(prefix="disk-", dir=os.environ.get("SCRATCH_DIR", "/var/tmp"))
-    Path(directory).chmod(0o777)
-    sandbox = Sandbox(mounts=(Mount.bind(directory, "/disk", read_only=False),))
-    assert block_devices(sandbox), "these tests need a directory on a block device"
-    yield sandbox
-    shutil.rmtree(directory)
 
 
 async def at_the_rate(disk: Sandbox, command: list[str], limits: Limits) -> Result:

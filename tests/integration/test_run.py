@@ -38,7 +38,7 @@ async def test_two_calls_without_a_pool() -> None:
 
 async def test_arguments_are_exact(python: str) -> None:
     """No shell, no splitting: every byte of every argument arrives."""
-    arguments = ["", " ", "a b", "$HOME", "*", "new\nline", "-x", "ünï", "\udcff"]
+    arguments = ["", " ", "a b", "$HOME", "*", "new\nline", "\\", "-x", "--", "ünï", "\udcff"]
     code = "import os,sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
     result = await run_isolated([python, "-I", "-c", code, *arguments])
     assert result.stdout is not None
