@@ -75,7 +75,7 @@ class V2(Driver):
             for name, controller in {**_NEEDED, **_WANTED}.items()
             if controller not in available
         }
-        # Without the file there is no swap, or, before Linux 6.2, swapaccount=0 has taken it away.
+        # Without the file there is no swap, or, on older kernels, swapaccount=0 has taken it away.
         # The root has neither.
         if self._has("memory.max") and not self._has("memory.swap.max") and host_has_swap():
             self.missing["swap_limit"] = "boot without swapaccount=0, or turn swap off"
