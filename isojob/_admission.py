@@ -9,9 +9,7 @@ import os
 import threading
 from collections import deque
 
-import anyio
-
-from isojob._loop import from_threads
+from isojob._loop import Bell
 from isojob._models import Model
 from isojob.cgroups import memory_ceiling
 from isojob.errors import PoolClosedError, QueueFullError
@@ -46,21 +44,13 @@ class PoolStatistics(Model, frozen=True):
 
 
 class _Waiter:
-    """One waiting task; `wake` may be called from any thread."""
+    """One waiting task."""
 
     def __init__(self, memory: int, count: int) -> None:
-        self.event = anyio.Event()
+        self.bell = Bell()
         self.memory = memory
         self.count = count
         self.admitted = False
-        self._soon = from_threads()
-
-    def wake(self) -> None:
-        """Sets the event in its own loop, unless that loop is gone."""
-        try:
-            self._soon(self.event.set)
-        except RuntimeError:
-            self.admitted = False
 
 
 class Slots:
@@ -136,7 +126,7 @@ class Slots:
                 raise QueueFullError
             self._waiting.append(waiter)
         try:
-            await waiter.event.wait()
+            await waiter.bell.wait()
         except BaseException:
             with self._lock:
                 if waiter.admitted:
@@ -182,8 +172,9 @@ class Slots:
         # A large job at the head holds up small ones behind it: else it might wait for ever.
         while (waiting := self._waiting) and self._fits(waiting[0].memory, waiting[0].count):
             waiter = waiting.popleft()
+            # Before it wakes, in another thread; a loop that is gone takes no slot.
             waiter.admitted = True
-            waiter.wake()
+            waiter.admitted = waiter.bell.ring()
             if waiter.admitted:
                 self._take(waiter.memory, waiter.count)
 
@@ -193,7 +184,7 @@ class Slots:
             self._closed = True
             waiting, self._waiting = list(self._waiting), deque()
         for waiter in waiting:
-            waiter.wake()
+            waiter.bell.ring()
 
 
 def memory_budget() -> int:

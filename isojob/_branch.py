@@ -22,14 +22,18 @@ from isojob.host import failures
 from isojob.limits import Limits
 from isojob.wire import MessageType, Tag, Writer
 
-__all__ = ["Branch", "BranchStock", "memory_of"]
+__all__ = ["Branch", "BranchStock", "ParentGoneError", "memory_of"]
 
 MAX_BRANCHES = 15
 """Beside the first template; ``MAX_TEMPLATES`` of native/zygote.h."""
 
 
+class ParentGoneError(PoolBrokenError):
+    """The template to be forked is dead: nothing was begun."""
+
+
 class Branch:
-    """A template beside the first; it ends when it is closed.
+    """A template beside the first, asked for; it ends when it is closed.
 
     Args:
         zygote: Of all of them.
@@ -39,8 +43,8 @@ class Branch:
         names: What it has to import for that, beyond its parent.
 
     Raises:
-        PreloadError: An import failed.
-        PoolBrokenError: The zygote or the parent is dead.
+        PoolBrokenError: The zygote is dead, or does not answer.
+        PoolClosedError: The pool was closed.
     """
 
     def __init__(
@@ -56,14 +60,19 @@ class Branch:
         message.number(Tag.TEMPLATE_FROM, parent)
         for name in names:
             message.text(Tag.TEMPLATE_ARG, name)
+        self._imports = Imports(template)
         self._socket = ask(zygote, message.message())
-        try:
-            self._await_ready(Imports(template))
-        except BaseException:
-            self.close()
-            raise
 
-    def _await_ready(self, imports: Imports) -> None:
+    def await_ready(self) -> None:
+        """Waits for its imports (blocking), which `hang_up` in another thread ends.
+
+        Raises:
+            PreloadError: An import failed.
+            ParentGoneError: The parent is dead.
+            PoolBrokenError: The zygote is dead.
+            SandboxSetupError: It could not be forked; EBUSY: who had the number is not dead yet.
+        """
+        imports = self._imports
         while True:
             self._socket.settimeout(imports.left)
             try:
@@ -80,6 +89,8 @@ class Branch:
                 imports.hear(message)
                 continue
             failure = wire.parse_failure(message)
+            if failure.stage == "parent":
+                raise ParentGoneError("the pool's template died")
             raise imports.died() if failure.stage == "template" else failures.to_exception(failure)
 
     @property
@@ -94,10 +105,14 @@ class Branch:
         except OSError:
             return False
 
-    def close(self) -> None:
-        """Ends it; cells that came of it go on. Idempotent."""
-        with suppress(OSError):  # a forked child of ours may hold it, too
+    def hang_up(self) -> None:
+        """Ends it; cells that came of it go on."""
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """As `hang_up`, and closes the descriptor. Idempotent."""
+        self.hang_up()  # a forked child of ours may hold it, too
         self._socket.close()
 
     def let_go(self) -> None:

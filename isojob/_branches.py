@@ -9,9 +9,12 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 from isojob._admission import PoolStatistics
-from isojob._branch import MAX_BRANCHES, Branch, BranchStock, memory_of
+from isojob._branch import MAX_BRANCHES, Branch, BranchStock, ParentGoneError, memory_of
+from isojob._making import Call, Making
 from isojob._models import Model
 from isojob._pool import Pool
 from isojob._shield import in_thread
@@ -23,6 +26,9 @@ from isojob.errors import PoolClosedError, QueueFullError, SandboxSetupError
 __all__ = ["Branches", "PythonStatistics", "TemplateStatistics"]
 
 Names = tuple[str, ...]
+
+FORKS = 3
+"""Of a template that does not fork, before it is said."""
 
 
 class TemplateStatistics(Model, frozen=True):
@@ -56,6 +62,10 @@ class PythonStatistics(PoolStatistics, frozen=True):
 class Branches:
     """The templates of a pool beside its first.
 
+    Each is made by a thread of its own, for all calls that want it meanwhile: they wait in their
+    event loops, and hold up neither one another nor those that want something else. The thread
+    ends, and what it made with it, when the last of them is cancelled.
+
     Args:
         pool: Whose.
         template: Its first.
@@ -66,9 +76,11 @@ class Branches:
         self._pool = pool
         self._template = template
         self._budget = budget
-        self._lock = threading.Lock()
-        self._making = threading.Lock()
+        # Reentrant: allocating under it may collect garbage, and that an abandoned call.
+        self._lock = threading.RLock()
+        self._closed = False
         self._stocks: OrderedDict[Names, BranchStock] = OrderedDict()
+        self._makings: list[Making] = []
         self._old: list[BranchStock] = []
         """Of an earlier zygote or a dead template, with jobs that may end."""
         self._last = 0
@@ -82,81 +94,190 @@ class Branches:
         Raises:
             PreloadError: An import failed.
             QueueFullError: All templates that there may be are in use.
+            IsojobError: The pool was closed, or its zygote died.
         """
         key = tuple(dict.fromkeys(n for n in preload if n not in self._template.preload))
         if not key:
             yield None
             return
-        held: list[BranchStock] = []  # a cancelled call, too, knows what was made for it
+        call = self._call(key)
         try:
-            if (found := self._pinned(key)) is not None:
-                held.append(found)
-            else:
-                await in_thread(lambda: held.append(self._make(key)))
-            yield held[0]
+            yield await call.held()
         finally:
-            for stock in held:
-                await self._unpin(stock)
+            await self._leave(call)
 
-    async def _unpin(self, stock: BranchStock) -> None:
+    def _call(self, key: Names) -> Call:
+        call = Call()
+        with self._lock:
+            if self._closed:
+                raise PoolClosedError
+            stock = self._stocks.get(key)
+            if stock is not None and not self._is_over(stock):
+                self._stocks.move_to_end(key)
+                stock.pins += 1
+                call.stock = stock
+                return call
+            if any(making.key == key and making.join(call) for making in self._makings):
+                return call
+            # What it is to be forked from is not what makes room for it.
+            for length in range(1, len(key)):
+                if key[:length] in self._stocks:
+                    self._stocks.move_to_end(key[:length])
+            number, evicted = self._free_number()
+            making = Making(key, number)
+            making.join(call)
+            self._makings.append(making)
+        if evicted is not None:
+            self._end(evicted)
+        work = partial(self._work, making)
+        try:
+            threading.Thread(target=work, name="isojob-branch", daemon=True).start()
+        except RuntimeError:  # none can be started: as in_thread
+            work()
+        return call
+
+    async def _leave(self, call: Call) -> None:
+        with self._lock:
+            stock, call.stock = call.stock, None
+            making, call.making = call.making, None
+            if making is not None:
+                making.leave(call)
+        if stock is not None and self._unpin(stock):
+            await in_thread(lambda: self._end(stock))
+            await self._pool.stock.bury()
+
+    def _unpin(self, stock: BranchStock) -> bool:
+        """One holds it no longer; True: it is to be ended."""
         with self._lock:
             stock.pins -= 1
             over = stock.pins == 0 and stock in self._old
             if over:
                 self._old.remove(stock)
-        if over:
-            await in_thread(lambda: self._end(stock))
-            await self._pool.stock.bury()
-
-    def _pinned(self, key: Names) -> BranchStock | None:
-        with self._lock:
-            stock = self._stocks.get(key)
-            if stock is None or self._is_over(stock):
-                return None
-            self._stocks.move_to_end(key)
-            stock.pins += 1
-            return stock
+            return over
 
     def _is_over(self, stock: BranchStock) -> bool:
         return stock.zygote is not self._pool.stock.zygote or not stock.branch.alive
 
-    def _make(self, key: Names) -> BranchStock:
-        with self._making:
-            if (stock := self._pinned(key)) is not None:
-                return stock
-            zygote = self._pool.stock.start()
-            assert isinstance(zygote, Zygote)
-            self.forget_old()
-            branch = self._grow(zygote, key)
-            stock = BranchStock(self._pool.stock, branch)
-            stock.pins = 1
-            self._pool.stock.guests.append(zygote)  # not to be closed while jobs of ours run
+    def _work(self, making: Making) -> None:
+        """The thread's: in the end all calls are told, and all that was made has an owner."""
+        calls: list[Call] = []
+        stock: BranchStock | None = None
+        problem: BaseException | None = None
+        try:
+            try:
+                try:
+                    stock = self._make(making)
+                except ParentGoneError:  # nothing was begun: once more, with another zygote
+                    stock = self._make(making)
+            except BaseException as error:  # noqa: BLE001 - raised by those who wait
+                problem = error
             with self._lock:
-                self._stocks[key] = stock
-            if not self._pool.stock.open:
-                self.close()
-                raise PoolClosedError
+                if self._closed or not self._pool.stock.open:
+                    problem = PoolClosedError()
+                unwanted = problem is not None or making.over
+                making.over = True
+                making.disown()
+                calls, making.calls = making.calls, []
+                if stock is not None and not unwanted:
+                    self._stocks[making.key] = stock
+                    stock.pins = len(calls)
+                    for call in calls:
+                        call.stock = stock
+            if stock is not None and unwanted:
+                self._end(stock)
             self._keep_to_budget()
-            return stock
+            self._pool.stock.bury_now()
+        finally:
+            for call in calls:
+                if not call.tell(problem):
+                    self._abandon(call)
+            with self._lock:
+                self._makings.remove(making)
+            making.done.set()
+            problem = None  # whose traceback has this frame
+
+    def _abandon(self, call: Call) -> None:
+        """Its event loop is gone; and should its coroutine be collected, that is not twice."""
+        with self._lock:
+            stock, call.stock = call.stock, None
+        if stock is not None and self._unpin(stock):
+            self._end(stock)
+
+    def _make(self, making: Making) -> BranchStock:
+        zygote = self._visit()
+        branch = None
+        try:
+            self.forget_old()
+            branch = self._grow(zygote, making)
+            return BranchStock(self._pool.stock, branch)
+        except BaseException:
+            if branch is not None:
+                self._close(making, branch)
+            self._pool.stock.guests.remove(zygote)
+            raise
+
+    def _visit(self) -> Zygote:
+        """The zygote, which is not closed from now on though another may take its place."""
+        stock = self._pool.stock
+        while True:
+            zygote = stock.start()
+            assert isinstance(zygote, Zygote)
+            stock.guests.append(zygote)
+            if zygote is stock.zygote:
+                return zygote
+            stock.guests.remove(zygote)  # one has, and this one may be closed by now
 
     def _end(self, stock: BranchStock) -> None:
         stock.close()
         with suppress(ValueError):
             self._pool.stock.guests.remove(stock.branch.zygote)
 
-    def _grow(self, zygote: Zygote, key: Names) -> Branch:
-        template = replace(self._template, preload=(*self._template.preload, *key))
+    def _grow(self, zygote: Zygote, making: Making) -> Branch:
         deadline = time.monotonic() + STOP_SECONDS
-        while True:
-            self._last = number = self._free_number()
-            parent, known = self._parent(key)
+        for attempt in count(1):
+            parent, known = self._parent(making.key, zygote)
+            number = 0 if parent is None else parent.branch.number
             try:
-                return Branch(zygote, number, parent, template, key[known:])
+                return self._fork(zygote, making, number, known)
             except SandboxSetupError as error:
-                # Who had the number before is still on the way out.
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                # Who had the number before is still on the way out; or there was no fork, for want
+                # of processes, or since the parent was killed just now.
+                again = error.errno == errno.EBUSY or (
+                    error.errno == errno.ECHILD and attempt < FORKS
+                )
+                if not again or time.monotonic() > deadline:
                     raise
-                time.sleep(0.005)
+            except ParentGoneError:
+                if parent is None:
+                    zygote.broken = True
+                if parent is None or time.monotonic() > deadline:
+                    raise
+            finally:
+                if parent is not None and self._unpin(parent):
+                    self._end(parent)
+            if making.over:
+                raise PoolClosedError
+            time.sleep(0.005)
+        raise AssertionError
+
+    def _fork(self, zygote: Zygote, making: Making, parent: int, known: int) -> Branch:
+        template = replace(self._template, preload=(*self._template.preload, *making.key))
+        branch = Branch(zygote, making.number, parent, template, making.key[known:])
+        try:
+            with self._lock:
+                wanted = making.adopt(branch)
+            if not wanted:
+                raise PoolClosedError
+            branch.await_ready()
+        except BaseException:
+            self._close(making, branch)
+            raise
+        return branch
+
+    def _close(self, making: Making, branch: Branch) -> None:
+        with self._lock:  # who ends it may be about to use the descriptor
+            making.disown()
+        branch.close()
 
     def forget_old(self) -> None:
         """Ends those of an earlier zygote and those that died, or has them end with their jobs."""
@@ -164,56 +285,73 @@ class Branches:
             gone = [key for key, stock in self._stocks.items() if self._is_over(stock)]
             stocks = [self._stocks.pop(key) for key in gone]
             self._old += [stock for stock in stocks if stock.pins]
-        for stock in stocks:
-            if not stock.pins:
-                self._end(stock)
+            idle = [stock for stock in stocks if not stock.pins]
+        for stock in idle:
+            self._end(stock)
 
-    def _parent(self, key: Names) -> tuple[int, int]:
-        """The template that has imported most of it, and how many of its modules."""
+    def _parent(self, key: Names, zygote: Zygote) -> tuple[BranchStock | None, int]:
+        """The one that has imported most of it, pinned (None: the first), and how many of it."""
         with self._lock:
             for length in range(len(key) - 1, 0, -1):
-                if (stock := self._stocks.get(key[:length])) is not None:
-                    return stock.branch.number, length
-        return 0, 0
+                stock = self._stocks.get(key[:length])
+                if stock is not None and stock.zygote is zygote and stock.branch.alive:
+                    stock.pins += 1
+                    return stock, length
+        return None, 0
 
-    def _free_number(self) -> int:
-        while True:
-            with self._lock:
-                stocks = (*self._stocks.values(), *self._old)
-                taken = {stock.branch.number for stock in stocks}
-            for step in range(MAX_BRANCHES):
-                number = (self._last + step) % MAX_BRANCHES + 1
-                if number not in taken:
-                    return number
-            if not self._evict():
-                raise QueueFullError(f"{MAX_BRANCHES} sets of preloads are in use")
+    def _free_number(self) -> tuple[int, BranchStock | None]:
+        """With the lock: a number, and what is to be ended for it.
+
+        A dead template's number is not free while it has calls: their cells would be of another.
+        """
+        now = self._pool.stock.zygote
+        stocks = (*self._stocks.values(), *self._old)
+        taken = {stock.branch.number for stock in stocks if stock.zygote is now}
+        taken.update(making.number for making in self._makings)
+        for step in range(MAX_BRANCHES):
+            number = (self._last + step) % MAX_BRANCHES + 1
+            if number not in taken:
+                self._last = number
+                return number, None
+        evicted = self._evicted()
+        if evicted is None:
+            raise QueueFullError(f"{MAX_BRANCHES} sets of preloads are in use")
+        self._last = evicted.branch.number
+        return self._last, evicted
 
     def _keep_to_budget(self) -> None:
         while True:
             with self._lock:
                 used = sum(stock.branch.own for stock in self._stocks.values())
-            if used <= self._budget or not self._evict():
+                evicted = self._evicted() if used > self._budget else None
+            if evicted is None:
                 return
+            self._end(evicted)
 
-    def _evict(self) -> bool:
-        """Ends the one that was not used for longest; False: all are in use."""
-        with self._lock:
-            idle = next((key for key, stock in self._stocks.items() if not stock.pins), None)
-            if idle is None:
-                return False
-            stock = self._stocks.pop(idle)
-        self._end(stock)
-        return True
+    def _evicted(self) -> BranchStock | None:
+        """With the lock: the longest unused, which is to be ended; None: all are in use."""
+        idle = next((key for key, stock in self._stocks.items() if not stock.pins), None)
+        return None if idle is None else self._stocks.pop(idle)
 
     def close(self) -> None:
-        """Ends all of them (blocking)."""
+        """Ends all of them, and waits for the threads that make some (blocking, bounded)."""
+        with self._lock:
+            self._closed = True
+            makings = list(self._makings)
+            for making in makings:
+                making.end()
+        for making in makings:
+            making.done.wait(STOP_SECONDS)
         for stock in self._all():
             self._end(stock)
 
     def let_go(self) -> None:
         """In a forked child: closes the descriptors; cells and templates are the parent's."""
-        # Another thread of the parent may have held them.
-        self._lock, self._making = threading.Lock(), threading.Lock()
+        # Another thread of the parent may have held it.
+        self._lock = threading.RLock()
+        for making in self._makings:
+            making.let_go()
+        self._makings = []
         for stock in self._all():
             stock.let_go()
 

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import anyio
 import sniffio
 
-__all__ = ["Service", "from_threads", "later", "running_asyncio", "serve", "soon", "spawn"]
+__all__ = ["Bell", "Service", "from_threads", "later", "running_asyncio", "serve", "soon", "spawn"]
 
 
 def _is_asyncio() -> bool:
@@ -98,6 +99,28 @@ def from_threads() -> Callable[[Callable[[], object]], object]:
     import trio
 
     return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+class Bell:
+    """An event of the loop that runs now, which any thread may set."""
+
+    __slots__ = ("_event", "_soon")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._soon = from_threads()
+
+    async def wait(self) -> None:
+        """Until it has been rung."""
+        await self._event.wait()
+
+    def ring(self) -> bool:
+        """Wakes who waits; False: their loop is gone."""
+        try:
+            self._soon(self._event.set)
+        except RuntimeError:
+            return False
+        return True
 
 
 def soon(function: Callable[[], object]) -> None:

@@ -70,6 +70,12 @@ class _WarmPool(Pool):
         super().__init__(sandbox, **options)
 
     @override
+    def close(self) -> None:
+        super().close()
+        if self.branches is not None:
+            self.branches.close()
+
+    @override
     def forget(self) -> None:
         if self.branches is not None:
             self.branches.let_go()
@@ -178,7 +184,6 @@ class PythonPool:
     def close(self) -> None:
         """As `aclose`, blocking."""
         self._pool.close()
-        self._branches.close()
         with self._lock:
             renewal, self._renewal = self._renewal, None
         if renewal is not None:

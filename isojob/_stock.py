@@ -258,22 +258,29 @@ class Stock:
 
     async def bury(self) -> None:
         """Closes retired zygotes whose last job has ended: until then their cgroups are ours."""
+        if over := self._over():
+            await in_thread(lambda: self._close_all(over))  # all of them, whatever cancel comes
+
+    def bury_now(self) -> None:
+        """As `bury`, blocking."""
+        self._close_all(self._over())
+
+    @staticmethod
+    def _close_all(zygotes: list[Maker]) -> None:
+        for zygote in zygotes:
+            zygote.close()
+
+    def _over(self) -> list[Maker]:
         # Who holds the lock is slow: then the next one looks.
         if not self._lock.acquire(blocking=False):
-            return
+            return []
         try:
             held = {other.zygote for other in list(self.active)} | set(self.guests)
             over = [zygote for zygote in self.retired if zygote not in held]
             self.retired = [zygote for zygote in self.retired if zygote in held]
+            return over
         finally:
             self._lock.release()
-
-        def close() -> None:
-            for zygote in over:
-                zygote.close()
-
-        if over:
-            await in_thread(close)  # all of them, whatever cancel comes
 
     def _clean_up(self) -> None:
         """Lets go of cells and has others made: not while a job runs that shares the CPU."""

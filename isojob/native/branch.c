@@ -49,12 +49,63 @@ static int host_of(const struct zygote *z, const struct template *t)
     return t->host >= 0 ? t->host : z->control;
 }
 
+/* One message and its sender; 0: the end, -1: none. The kernel vouches for the pid. */
+static ssize_t hear(int sock, void *buffer, size_t size, pid_t *from)
+{
+    struct iovec iov = {.iov_base = buffer, .iov_len = size};
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.space,
+                         .msg_controllen = sizeof(control.space)};
+    struct ucred who;
+    *from = 0;
+    ssize_t n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS) {
+        memcpy(&who, CMSG_DATA(c), sizeof(who));
+        *from = who.pid;
+    }
+    return n;
+}
+
+static bool is_our_child(pid_t pid)
+{
+    siginfo_t si = {0};
+    return pid > 0 && waitid(P_PID, (id_t)pid, &si, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
+static void heard_of(struct template *t, pid_t pid)
+{
+    t->begun = true;
+    if (t->pid == 0 && is_our_child(pid))
+        t->pid = pid;
+}
+
+/* Its first words may have come just now: who it is, before nobody knows any more whom to kill. One
+ * that has said nothing yet cannot any more, and ends for that. */
+static void meet(struct template *t)
+{
+    char text[64];
+    pid_t from;
+    if (t->sock < 0 || t->begun)
+        return;
+    shutdown(t->sock, SHUT_RD); /* what is in the queue stays */
+    if (hear(t->sock, text, sizeof(text), &from) > 0)
+        heard_of(t, from);
+}
+
 /* A template is dead, or as good as that. */
 static void forget(struct zygote *z, struct template *t)
 {
     struct failure f = {0};
+    meet(t);
     errno = ECHILD;
-    fail(&f, "template");
+    /* Its parent could not fork, or died before that: no fault of its imports. */
+    fail(&f, t->begun ? "template" : "fork of the template");
     if (!t->ready)
         report_error(host_of(z, t), &f);
     close_fd(&t->sock);
@@ -120,29 +171,6 @@ int template_ask(struct zygote *z, struct slot *s, struct cell *cell, struct fai
     return 0;
 }
 
-/* One message and its sender; 0: the end, -1: none. The kernel vouches for the pid. */
-static ssize_t hear(int sock, void *buffer, size_t size, pid_t *from)
-{
-    struct iovec iov = {.iov_base = buffer, .iov_len = size};
-    union {
-        struct cmsghdr align;
-        char space[CMSG_SPACE(sizeof(struct ucred))];
-    } control;
-    struct msghdr msg = {.msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = control.space,
-                         .msg_controllen = sizeof(control.space)};
-    struct ucred who;
-    *from = 0;
-    ssize_t n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
-    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS) {
-        memcpy(&who, CMSG_DATA(c), sizeof(who));
-        *from = who.pid;
-    }
-    return n;
-}
-
 /* A pid that another cell or a template has is none: what says so is no init of ours. */
 static bool is_taken(const struct zygote *z, pid_t pid)
 {
@@ -153,12 +181,6 @@ static bool is_taken(const struct zygote *z, pid_t pid)
         if (z->slots[i].pid == pid)
             return true;
     return false;
-}
-
-static bool is_our_child(pid_t pid)
-{
-    siginfo_t si = {0};
-    return pid > 0 && waitid(P_PID, (id_t)pid, &si, WEXITED | WNOHANG | WNOWAIT) == 0;
 }
 
 static void greet(struct zygote *z)
@@ -217,8 +239,7 @@ static bool listen_to(struct zygote *z, struct template *t)
     }
     if (t->ready)
         return true; /* nothing is expected any more */
-    if (t->pid == 0 && is_our_child(from))
-        t->pid = from;
+    heard_of(t, from);
     if (n == 1 && buffer[0] == 'R') {
         t->ready = true;
         wire_begin(&w, out, sizeof(out), MSG_READY);
@@ -274,6 +295,12 @@ void template_serve(struct zygote *z, const struct pollfd *p)
     }
 }
 
+static bool is_dead(const struct template *t)
+{
+    char byte;
+    return t->sock < 0 || !t->ready || recv(t->sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 static int branch(struct zygote *z, int host, struct reader *r, struct failure *f)
 {
     static char buffer[16384];
@@ -298,12 +325,12 @@ static int branch(struct zygote *z, int host, struct reader *r, struct failure *
     if (t->sock >= 0 || t->pid)
         return fail(f, "branch");
     errno = ECHILD;
-    if (parent->sock < 0 || !parent->ready)
-        return fail(f, "template");
+    if (is_dead(parent))
+        return fail(f, "parent");
     cleanup_close int theirs = -1;
     *t = (struct template){.sock = -1, .host = host};
     if (template_pair(&t->sock, &theirs, f) < 0 ||
-        (wire_send(parent->sock, &out, theirs, MSG_DONTWAIT) < 0 && fail(f, "template"))) {
+        (wire_send(parent->sock, &out, theirs, MSG_DONTWAIT) < 0 && fail(f, "parent"))) {
         close_fd(&t->sock);
         t->host = -1;
         return -1;

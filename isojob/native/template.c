@@ -163,6 +163,7 @@ static int launch(struct zygote *z, struct cell *cell, struct failure *f)
         template_main(z, cell, theirs, (uint32_t)(w->slot - z->slots));
     if (t->pid < 0)
         return fail(f, "clone template");
+    t->begun = true;
     w->slot->pid = t->pid;
     z->live++;
     return 0;

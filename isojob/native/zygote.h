@@ -196,8 +196,8 @@ struct template
 {
     int sock; /* to it; -1: there is none */
     int host; /* to whoever asked for it, and ends it by closing; -1: the control socket */
-    pid_t pid; /* 0: it has not said anything yet */
-    bool ready;
+    pid_t pid; /* 0: it has not said anything yet, or is dead */
+    bool begun, ready;
 };
 /* All of them, and the cell that one was asked for: one at a time. */
 struct warm {

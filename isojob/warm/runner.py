@@ -83,9 +83,13 @@ result = {"text": text, "list": f(9), "number": 1.5}
 
 def _rehearse(native, job):
     """Runs a job in a fork of ours, to see which pages it gets copies of: others will, too."""
-    path = "/tmp/rehearsal.py"
-    with open(path, "wb") as file:
-        file.write(_SAMPLE)
+    # Other templates have the same /tmp; and of one that is killed meanwhile nothing is left.
+    # Not memfd_create: interpreters that were built on an old C library have none.
+    path = f"/tmp/rehearsal-{os.getpid()}"
+    program = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.remove(path)
+    os.write(program, _SAMPLE)
+    path = f"/proc/self/fd/{program}"
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -107,7 +111,7 @@ def _rehearse(native, job):
     with os.fdopen(read, "rb") as pipe:
         data = pipe.read()
     os.waitpid(child, 0)
-    os.remove(path)
+    os.close(program)
     ranges = array.array("Q", data[: len(data) // 16 * 16])
     address, _ = ranges.buffer_info()
     native.isojob_warm_hot(ctypes.c_void_p(address), len(ranges) // 2)
