@@ -89,7 +89,6 @@ def _rehearse(native, job):
     program = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     os.remove(path)
     os.write(program, _SAMPLE)
-    path = f"/proc/self/fd/{program}"
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -99,7 +98,7 @@ def _rehearse(native, job):
                 os.write(write, array.array("Q", _own_pages()).tobytes()[:65536])
                 os._exit(code)
 
-            words = [path.encode(), b"", b"[1]", b"rehearsal.py"]
+            words = [b"/proc/self/fd/%d" % program, b"", b"[1]", b"rehearsal.py"]
             job.argv = (ctypes.c_char_p * 5)(*words, None)
             job.envp = (ctypes.c_char_p * 2)(b"HOME=/box", None)
             room = ctypes.create_string_buffer(4096)
