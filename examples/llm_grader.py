@@ -17,6 +17,7 @@ Needs ``pip install 'isojob[demo]'``, and matplotlib for --plots.
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import gzip
 import json
@@ -39,6 +40,7 @@ from rich.table import Table
 
 from isojob import (
     HostNotSupportedError,
+    IsojobError,
     Limits,
     PythonPool,
     PythonResult,
@@ -72,7 +74,7 @@ class Verdict(BaseModel):
         sample: Number of the line in the samples, from 0.
         task_id: Of the problem.
         passed: Whether the tests ran to their end and passed.
-        status: How the job ended; ``bad_sample`` if there was none to run.
+        status: How the job ended; ``bad_sample`` if there was none to run, or it was too large.
         detail: The exception, or what the limits say.
         cpu_time: Seconds.
         wall_time: Seconds.
@@ -219,7 +221,11 @@ class Grader:
         return sample.model_copy(update=known)
 
     async def grade(self, number: int, line: str) -> Verdict:
-        """Runs one; whatever is in the line, there is a verdict."""
+        """Runs one; whatever is in the line, there is a verdict.
+
+        Raises:
+            IsojobError: It could not be run, for no fault of its own: that is no verdict.
+        """
         try:
             sample = self.understand(line)
         except (ValidationError, ValueError) as error:
@@ -230,7 +236,9 @@ class Grader:
         word = secrets.token_hex(8)
         try:
             result = await self.pool.run_python(program(sample, word), limits=LIMITS)
-        except (ValueError, SandboxSetupError) as error:  # too large for its own disk, for one
+        except (ValueError, SandboxSetupError) as error:
+            if not is_too_large(error):
+                raise
             return Verdict(
                 sample=number,
                 task_id=sample.task_id,
@@ -248,6 +256,18 @@ class Grader:
             wall_time=result.usage.wall_time,
             memory_peak=result.usage.memory_peak,
         )
+
+
+def is_too_large(error: ValueError | SandboxSetupError) -> bool:
+    """Whether it was the program that did not fit: on its own disk, or into a call of execve.
+
+    Other things run out, too, with the same numbers; a grader that calls its own breakage a wrong
+    answer is worse than none.
+    """
+    if not isinstance(error, SandboxSetupError):
+        return not isinstance(error, IsojobError)  # as the error of a profile is
+    full = error.errno == errno.ENOSPC and error.stage.startswith("write file")
+    return full or (error.errno == errno.E2BIG and error.stage == "execve")
 
 
 def describe(result: PythonResult) -> str:

