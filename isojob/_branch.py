@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from typing_extensions import override
 
 from isojob import wire
 from isojob._lease import Lease
 from isojob._maker import Maker
+from isojob._python_statistics import memory_of
 from isojob._session_zygote import ask, hear
 from isojob._shelf import Level, Shelf
 from isojob._spec import CellSpec
@@ -22,7 +23,7 @@ from isojob.host import failures
 from isojob.limits import Limits
 from isojob.wire import MessageType, Tag, Writer
 
-__all__ = ["Branch", "BranchStock", "ParentGoneError", "memory_of"]
+__all__ = ["Branch", "BranchStock", "ParentGoneError"]
 
 MAX_BRANCHES = 15
 """Beside the first template; ``MAX_TEMPLATES`` of native/zygote.h."""
@@ -38,7 +39,7 @@ class Branch:
     Args:
         zygote: Of all of them.
         number: Its own, 1 to `MAX_BRANCHES`.
-        parent: The number of whose fork it is.
+        parent: Whose fork it is; None: the first's.
         template: What it has imported when it is ready.
         names: What it has to import for that, beyond its parent.
 
@@ -48,16 +49,23 @@ class Branch:
     """
 
     def __init__(
-        self, zygote: Zygote, number: int, parent: int, template: Template, names: tuple[str, ...]
+        self,
+        zygote: Zygote,
+        number: int,
+        parent: Branch | None,
+        template: Template,
+        names: tuple[str, ...],
     ) -> None:
         self.zygote = zygote
         self.number = number
+        self.parent = parent
         self.pid = 0
         self.own = 0
-        """Its PSS when it was ready, bytes."""
+        """What it has beyond its parent, bytes: all that it ever will have, since a template that
+        is ready runs nothing but what its modules do around each fork (`os.register_at_fork`)."""
         message = Writer(MessageType.BRANCH)
         message.number(Tag.TEMPLATE, number)
-        message.number(Tag.TEMPLATE_FROM, parent)
+        message.number(Tag.TEMPLATE_FROM, 0 if parent is None else parent.number)
         for name in names:
             message.text(Tag.TEMPLATE_ARG, name)
         self._imports = Imports(template)
@@ -83,7 +91,8 @@ class Branch:
                 self.pid = wire.parse_ready(message)
                 self._socket.setblocking(False)
                 # Before it has forks, which would share what is its own.
-                self.own = (memory_of(self.pid) or (0, 0))[1]
+                if (memory := memory_of(self.pid)) is not None:
+                    self.own = memory.private
                 return
             if message.kind is MessageType.PRELOAD:
                 imports.hear(message)
@@ -92,6 +101,14 @@ class Branch:
             if failure.stage == "parent":
                 raise ParentGoneError("the pool's template died")
             raise imports.died() if failure.stage == "template" else failures.to_exception(failure)
+
+    @property
+    def line(self) -> Iterator[Branch]:
+        """It and those it came of, whose memory it shares: it stays while any of them lives."""
+        branch: Branch | None = self
+        while branch is not None:
+            yield branch
+            branch = branch.parent
 
     @property
     def alive(self) -> bool:
@@ -163,13 +180,3 @@ class BranchStock(Stock):
         self.zygote = None
         super().let_go()
         self.branch.let_go()
-
-
-def memory_of(pid: int) -> tuple[int, int] | None:
-    """Resident and proportional set size of a process, bytes (proc_pid_smaps_rollup(5))."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return None
-    found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines[1:] if ":" in line}
-    return found.get("Rss", 0), found.get("Pss", 0)

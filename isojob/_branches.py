@@ -13,50 +13,22 @@ from functools import partial
 from itertools import count
 
 from isojob._admission import PoolStatistics
-from isojob._branch import MAX_BRANCHES, Branch, BranchStock, ParentGoneError, memory_of
+from isojob._branch import MAX_BRANCHES, Branch, BranchStock, ParentGoneError
 from isojob._making import Call, Making
-from isojob._models import Model
 from isojob._pool import Pool
+from isojob._python_statistics import PythonStatistics, TemplateStatistics, memory_of
 from isojob._shield import in_thread
 from isojob._stock import Stock
 from isojob._template import Template
 from isojob._zygote import STOP_SECONDS, Zygote
 from isojob.errors import PoolClosedError, QueueFullError, SandboxSetupError
 
-__all__ = ["Branches", "PythonStatistics", "TemplateStatistics"]
+__all__ = ["Branches"]
 
 Names = tuple[str, ...]
 
 FORKS = 3
 """Of a template that does not fork, before it is said."""
-
-
-class TemplateStatistics(Model, frozen=True):
-    """One warm interpreter.
-
-    Attributes:
-        preload: Modules that it has imported.
-        pid: Of its process, on the host.
-        rss: Its resident memory, bytes; None: it cannot be read.
-        pss: Of that its share: what n processes have in common counts an nth for each.
-        jobs: That run on it now.
-    """
-
-    preload: tuple[str, ...]
-    pid: int
-    rss: int | None
-    pss: int | None
-    jobs: int
-
-
-class PythonStatistics(PoolStatistics, frozen=True):
-    """A snapshot of a Python pool.
-
-    Attributes:
-        templates: The first, and its branches, the longest unused first.
-    """
-
-    templates: tuple[TemplateStatistics, ...] = ()
 
 
 class Branches:
@@ -69,7 +41,7 @@ class Branches:
     Args:
         pool: Whose.
         template: Its first.
-        budget: Bytes that the branches may have of their own together (the sum of their PSS).
+        budget: Bytes that the branches may have beyond the first together (`Branch.own`).
     """
 
     def __init__(self, pool: Pool, template: Template, budget: int) -> None:
@@ -236,9 +208,8 @@ class Branches:
         deadline = time.monotonic() + STOP_SECONDS
         for attempt in count(1):
             parent, known = self._parent(making.key, zygote)
-            number = 0 if parent is None else parent.branch.number
             try:
-                return self._fork(zygote, making, number, known)
+                return self._fork(zygote, making, None if parent is None else parent.branch, known)
             except SandboxSetupError as error:
                 # Who had the number before is still on the way out; or there was no fork, for want
                 # of processes, or since the parent was killed just now.
@@ -260,7 +231,7 @@ class Branches:
             time.sleep(0.005)
         raise AssertionError
 
-    def _fork(self, zygote: Zygote, making: Making, parent: int, known: int) -> Branch:
+    def _fork(self, zygote: Zygote, making: Making, parent: Branch | None, known: int) -> Branch:
         template = replace(self._template, preload=(*self._template.preload, *making.key))
         branch = Branch(zygote, making.number, parent, template, making.key[known:])
         try:
@@ -322,16 +293,26 @@ class Branches:
     def _keep_to_budget(self) -> None:
         while True:
             with self._lock:
-                used = sum(stock.branch.own for stock in self._stocks.values())
-                evicted = self._evicted() if used > self._budget else None
+                # One that has ended counts while a fork of it has its memory.
+                held = {b for stock in self._stocks.values() for b in stock.branch.line}
+                used = sum(branch.own for branch in held)
+                evicted = self._evicted(leaf=True) if used > self._budget else None
             if evicted is None:
                 return
             self._end(evicted)
 
-    def _evicted(self) -> BranchStock | None:
-        """With the lock: the longest unused, which is to be ended; None: all are in use."""
-        idle = next((key for key, stock in self._stocks.items() if not stock.pins), None)
-        return None if idle is None else self._stocks.pop(idle)
+    def _evicted(self, *, leaf: bool = False) -> BranchStock | None:
+        """With the lock: the longest unused, which is to be ended; None: all are in use.
+
+        Args:
+            leaf: One without forks: the end of another frees no memory.
+        """
+        lines = (list(stock.branch.line)[1:] for stock in self._stocks.values() if leaf)
+        parents = {branch for line in lines for branch in line}
+        for key, stock in self._stocks.items():
+            if not stock.pins and stock.branch not in parents:
+                return self._stocks.pop(key)
+        return None
 
     def close(self) -> None:
         """Ends all of them, and waits for the threads that make some (blocking, bounded)."""
@@ -375,7 +356,7 @@ class Branches:
             templates.append((modules, stock.branch.pid, len(stock.active)))
         found = []
         for modules, pid, jobs in templates:
-            rss, pss = memory_of(pid) or (None, None)
+            rss, pss, _ = memory_of(pid) or (None, None, None)
             found.append(TemplateStatistics(preload=modules, pid=pid, rss=rss, pss=pss, jobs=jobs))
         plain = self._pool.statistics()
         return PythonStatistics.trusted(

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from typing_extensions import override
 
-from isojob._branches import Branches, PythonStatistics
+from isojob._branches import Branches
 from isojob._interpreter import Interpreter
 from isojob._job import Content, Job, StrOrBytesPath
 from isojob._models import parse_bytes, parse_seconds
@@ -28,6 +28,7 @@ from isojob._python_result import (
     read_answer,
     understand,
 )
+from isojob._python_statistics import PythonStatistics
 from isojob._shield import in_thread
 from isojob._shutdown import refuse_late
 from isojob._stock import Stock
@@ -112,8 +113,8 @@ class PythonPool:
             cells: ``memory``, ``processes`` (inits are one each), ``cpus`` and ``cpuset`` count. By
             default 2 GiB and 1,024 processes.
         preload_time: Seconds that imports may take.
-        branch_memory: What the templates of further sets of preloads may have of their own
-            together, bytes or a string such as ``"1GiB"``; the longest unused ends for it.
+        branch_memory: What the templates of further sets of preloads may have beyond the first's
+            together, bytes or a string such as ``"1GiB"``; the longest unused end for it.
         max_value: The largest `PythonResult.value`, bytes of JSON or a string such as ``"1MiB"``.
         rotate_jobs: Start a new template after so many jobs.
         rotate_seconds: And when it is so old.

@@ -78,6 +78,74 @@ async def test_budget() -> None:
                 assert len(pool.statistics().templates) <= 2
 
 
+@pytest.fixture
+def heavy(tmp_path: Path) -> Sandbox:
+    """Sees modules of 24 MiB each, and small ones."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    for name in ("heavy1", "heavy2", "heavy3"):
+        (folder / f"{name}.py").write_text("x = b'x' * (24 << 20)")
+    for name in ("light1", "light2"):
+        (folder / f"{name}.py").write_text("")
+    return Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+
+
+def sets(pool: PythonPool) -> list[tuple[str, ...]]:
+    """What is warm beside the first template, the longest unused first."""
+    return [template.preload for template in pool.statistics().templates[1:]]
+
+
+async def test_budget_by_size(heavy: Sandbox) -> None:
+    """As many as fit; what a set shares with its parent is the parent's."""
+    async with PythonPool(
+        python=PYTHON,
+        sandbox=heavy,
+        limits=PATIENT,
+        preload_time=60,
+        parked=1,
+        branch_memory="64MiB",
+    ) as pool:
+        for names in (["heavy1"], ["heavy2"], ["heavy2", "light1"], ["heavy1"], ["heavy3"]):
+            assert (await pool.run_python("result = 1", preload=names)).value == 1
+        # heavy2 alone would have gone for nothing while a fork of it stayed.
+        assert sets(pool) == [("heavy1",), ("heavy3",)]
+        for names in (["heavy1", "light1"], ["heavy1", "light2"]):
+            assert (await pool.run_python("result = 1", preload=names)).value == 1
+        assert len(sets(pool)) == 4
+
+
+async def test_budget_counts_what_a_dead_parent_left(heavy: Sandbox) -> None:
+    """Its forks keep its memory, and in use they are not ended for it."""
+    async with PythonPool(
+        python=PYTHON,
+        sandbox=heavy,
+        limits=PATIENT,
+        preload_time=60,
+        parked=0,
+        branch_memory="40MiB",
+    ) as pool:
+        for names in (["heavy1"], ["heavy1", "light1"]):
+            assert (await pool.run_python("result = 1", preload=names)).value == 1
+        os.kill(pool.statistics().templates[1].pid, signal.SIGKILL)
+        read, write = os.pipe()
+        async with anyio.create_task_group() as tasks:
+
+            async def hold() -> None:
+                with open(read, "rb") as stdin:
+                    code = "import sys; sys.stdin.read()"
+                    await pool.run_python(code, preload=["heavy1", "light1"], stdin=stdin)
+
+            tasks.start_soon(hold)
+            while pool.statistics().running < 1:  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.01)
+            assert (await pool.run_python("result = 1", preload=["heavy2"])).value == 1
+            assert sets(pool) == [("heavy1", "light1"), ("heavy2",)]
+            os.close(write)
+        assert (await pool.run_python("result = 1", preload=["light2"])).value == 1
+        assert sets(pool) == [("heavy2",), ("light2",)]
+
+
 async def test_more_sets_than_templates() -> None:
     """At most fifteen besides the first; those in use stay, and then it is said."""
     names = [

@@ -273,7 +273,10 @@ async def test_parent_stays(folder: Path, gate: Gate, grown: list[int]) -> None:
             gate.open()
         assert await value(pool, "decimal", "slow") == ["decimal", "slow"]
         assert len(set(grown)) == 3  # no number twice while it was in use
-        assert [t.preload for t in pool.statistics().templates][1:] == [("decimal", "slow")]
+        preloads = {t.preload for t in pool.statistics().templates}
+        assert preloads == {(), ("decimal",), ("decimal", "slow")}
+        assert await value(pool, "csv") == ["csv"]  # and then it does
+        assert {t.preload for t in pool.statistics().templates} == {(), ("csv",)}
 
 
 async def test_dead_parent(folder: Path) -> None:
