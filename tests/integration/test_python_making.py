@@ -229,6 +229,24 @@ async def test_failure_is_told_to_all(folder: Path, grown: list[int]) -> None:
             assert {(e.module, "1/0" in e.traceback) for e in told} == {("broken", True)}
 
 
+async def test_no_thread(folder: Path, monkeypatch: pytest.MonkeyPatch, grown: list[int]) -> None:
+    """Where none can be started the call makes its template itself."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "isojob-branch":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    (folder / "broken.py").write_text("1/0")
+    async with opened(folder) as pool:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert await value(pool, "bz2") == ["bz2"]
+        with pytest.raises(PreloadError, match="ZeroDivisionError"):
+            await value(pool, "broken")
+        assert grown == [1, 2]
+
+
 @pytest.mark.parametrize("victim", ["template", "zygote"])
 async def test_death(folder: Path, gate: Gate, victim: str) -> None:
     """Of the template or the zygote: who waits is told, the next call makes it anew."""
