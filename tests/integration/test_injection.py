@@ -18,9 +18,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import SLOW, WHOLE, seeded, settle
+from environment import PATIENT, SLOW, WHOLE, seeded, settle
 
-from isojob import IsojobError, Limits, Mount, Pool, Root, Sandbox, Status
+from isojob import IsojobError, Mount, Pool, Root, Sandbox, Status
 from isojob.errors import SandboxSetupError
 
 pytestmark = [
@@ -30,7 +30,7 @@ pytestmark = [
 
 SHARE = 40
 """Calls that fail in an ordinary run; all of some 200 with ISOJOB_TEST_WHOLE=1."""
-LIMITS = Limits(memory="64MiB", wall_time=20)
+LIMITS = PATIENT.model_copy(update={"memory": 64 << 20, "wall_time": 20 * max(1, SLOW / 4)})
 SHOW = """set -e
 grep -E '^(Uid|Gid|Groups|NoNewPrivs|Seccomp|Cap|SigIgn|SigBlk|Umask)' /proc/self/status
 cat /proc/self/mounts /proc/self/limits /proc/self/cgroup /proc/sys/kernel/hostname
