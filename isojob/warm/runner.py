@@ -83,10 +83,8 @@ result = {"text": text, "list": f(9), "number": 1.5}
 
 def _rehearse(native, job):
     """Runs a job in a fork of ours, to see which pages it gets copies of: others will, too."""
-    # Other templates have the same /tmp; and of one that is killed meanwhile nothing is left.
-    # Not memfd_create: interpreters that were built on an old C library have none.
-    path = f"/tmp/rehearsal-{os.getpid()}"
-    program = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    # Other templates have the same /tmp. Not memfd_create: an interpreter may have none.
+    program = os.open(path := f"/tmp/rehearsal-{os.getpid()}", os.O_RDWR | os.O_CREAT, 0o600)
     os.remove(path)
     os.write(program, _SAMPLE)
     read, write = os.pipe()
@@ -112,8 +110,7 @@ def _rehearse(native, job):
     os.waitpid(child, 0)
     os.close(program)
     ranges = array.array("Q", data[: len(data) // 16 * 16])
-    address, _ = ranges.buffer_info()
-    native.isojob_warm_hot(ctypes.c_void_p(address), len(ranges) // 2)
+    native.isojob_warm_hot(ctypes.c_void_p(ranges.buffer_info()[0]), len(ranges) // 2)
 
 
 def _own_pages():
