@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import isojob
+from isojob._python_statistics import memory_of
 
 PRINT = "print(1)"
 NUMPY = "import numpy; print(int(numpy.arange(100_000).sum()))"
@@ -229,22 +230,16 @@ def launchers(zygote: int) -> list[int]:
     return [launcher for child in children(zygote) for launcher in children(child)]
 
 
-def own_memory(pid: int) -> tuple[float, float]:
-    """PSS and private dirty memory of a process, MiB (proc_pid_smaps_rollup(5))."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    found = {name: int(size.split()[0]) for name, _, size in (row.partition(":") for row in lines)}
-    return found["Pss"] / 1024, found["Private_Dirty"] / 1024
-
-
 def parked(pool: isojob.PythonPool) -> None:
     """What each launcher that waits has of its own, and its share of the template."""
     zygote = pool._pool.stock.zygote
     assert zygote is not None
-    sizes = [own_memory(pid) for pid in launchers(zygote.pid)]
-    pss, dirty = (median(kind) for kind in zip(*sizes, strict=True))
+    sizes = [found for pid in launchers(zygote.pid) if (found := memory_of(pid))]
+    pss = median(found.share for found in sizes) / 2**20
+    private = median(found.private for found in sizes) / 2**20
     name = "a parked interpreter, numpy"
     print(f"{'PSS of ' + name:38} {pss:8.2f} MiB of {len(sizes)}   target <= 2")
-    print(f"{'  private dirty memory':38} {dirty:8.2f} MiB")
+    print(f"{'  private memory':38} {private:8.2f} MiB")
 
 
 async def main() -> None:

@@ -109,14 +109,18 @@ class Branches:
         return call
 
     async def _leave(self, call: Call) -> None:
+        if (stock := self._dropped(call)) is not None:
+            await in_thread(lambda: self._end(stock))
+            await self._pool.stock.bury()
+
+    def _dropped(self, call: Call) -> BranchStock | None:
+        """A call is over: what is to be ended with it, said once however often it is over."""
         with self._lock:
             stock, call.stock = call.stock, None
             making, call.making = call.making, None
             if making is not None:
                 making.leave(call)
-        if stock is not None and self._unpin(stock):
-            await in_thread(lambda: self._end(stock))
-            await self._pool.stock.bury()
+        return stock if stock is not None and self._unpin(stock) else None
 
     def _unpin(self, stock: BranchStock) -> bool:
         """One holds it no longer; True: it is to be ended."""
@@ -161,19 +165,13 @@ class Branches:
             self._pool.stock.bury_now()
         finally:
             for call in calls:
-                if not call.tell(problem):
-                    self._abandon(call)
+                # Its event loop may be gone; should its coroutine be collected, that is not twice.
+                if not call.tell(problem) and (left := self._dropped(call)) is not None:
+                    self._end(left)
             with self._lock:
                 self._makings.remove(making)
             making.done.set()
             problem = None  # whose traceback has this frame
-
-    def _abandon(self, call: Call) -> None:
-        """Its event loop is gone; and should its coroutine be collected, that is not twice."""
-        with self._lock:
-            stock, call.stock = call.stock, None
-        if stock is not None and self._unpin(stock):
-            self._end(stock)
 
     def _make(self, making: Making) -> BranchStock:
         zygote = self._visit()

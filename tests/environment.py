@@ -33,6 +33,20 @@ PATIENT = Limits(wall_time=30 * max(1, SLOW / 4), cpu_time=10 * max(1, SLOW / 4)
 """For jobs whose times are not the question."""
 
 
+CHILD_USES_THE_POOL = (
+    "            try:",
+    "                asyncio.events._set_running_loop(None)",
+    "                async def child():",
+    "                    return (await pool.run_python('result = 8', preload=['bz2'])).value",
+    "                assert asyncio.run(child()) == 8",
+    "                pool.close()",
+    "                os._exit(0)",
+    "            finally:",
+    "                os._exit(1)",
+)
+"""Lines of a program for `run_python`: what it does in a child that it has forked in its loop."""
+
+
 def dedent(text: str) -> str:
     """A program as it stands in a test, without its margin."""
     return textwrap.dedent(text).lstrip("\n")

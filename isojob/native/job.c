@@ -352,12 +352,12 @@ void job_take(struct cell *cell, struct job *job)
     const struct config *c = cell->config;
     struct shared *s = cell->shared;
     int64_t used = cpu_ns();
-    s->cpu_base_ns = used - s->cpu_base_ns;
-    s->start_ns = now_ns();
     if (used < 0) {
         fail(&f, "cpu clock");
         job_fail(cell, &f);
     }
+    s->cpu_base_ns = used - s->cpu_base_ns;
+    s->start_ns = now_ns();
     if (arm(cell->wall, s->wall_ns) < 0 ||
         (c->cpu >= 0 && s->cpu_ns > 0 && arm(cell->cpu, s->cpu_ns / s->ncpus + 1) < 0)) {
         fail(&f, "timer");

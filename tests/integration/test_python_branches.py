@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import PATIENT, PYTHON, SLOW, run_python
+from environment import CHILD_USES_THE_POOL, PATIENT, PYTHON, SLOW, run_python
 
 from isojob import Limits, Mount, PoolClosedError, PythonResult, Sandbox
 from isojob._python import PythonPool
@@ -91,6 +91,18 @@ def heavy(tmp_path: Path) -> Sandbox:
     return Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
 
 
+def bounded(sandbox: Sandbox, memory: str, parked: int) -> PythonPool:
+    """A pool whose branches may have so much memory."""
+    return PythonPool(
+        python=PYTHON,
+        sandbox=sandbox,
+        limits=PATIENT,
+        preload_time=60,
+        parked=parked,
+        branch_memory=memory,
+    )
+
+
 def sets(pool: PythonPool) -> list[tuple[str, ...]]:
     """What is warm beside the first template, the longest unused first."""
     return [template.preload for template in pool.statistics().templates[1:]]
@@ -98,14 +110,7 @@ def sets(pool: PythonPool) -> list[tuple[str, ...]]:
 
 async def test_budget_by_size(heavy: Sandbox) -> None:
     """As many as fit; what a set shares with its parent is the parent's."""
-    async with PythonPool(
-        python=PYTHON,
-        sandbox=heavy,
-        limits=PATIENT,
-        preload_time=60,
-        parked=1,
-        branch_memory="64MiB",
-    ) as pool:
+    async with bounded(heavy, "64MiB", parked=1) as pool:
         for names in (["heavy1"], ["heavy2"], ["heavy2", "light1"], ["heavy1"], ["heavy3"]):
             assert (await pool.run_python("result = 1", preload=names)).value == 1
         # heavy2 alone would have gone for nothing while a fork of it stayed.
@@ -117,14 +122,7 @@ async def test_budget_by_size(heavy: Sandbox) -> None:
 
 async def test_budget_counts_what_a_dead_parent_left(heavy: Sandbox) -> None:
     """Its forks keep its memory, and in use they are not ended for it."""
-    async with PythonPool(
-        python=PYTHON,
-        sandbox=heavy,
-        limits=PATIENT,
-        preload_time=60,
-        parked=0,
-        branch_memory="40MiB",
-    ) as pool:
+    async with bounded(heavy, "40MiB", parked=0) as pool:
         for names in (["heavy1"], ["heavy1", "light1"]):
             assert (await pool.run_python("result = 1", preload=names)).value == 1
         os.kill(pool.statistics().templates[1].pid, signal.SIGKILL)
@@ -269,15 +267,7 @@ def test_forked_host() -> None:
         f"        await asyncio.sleep({SLOW})",
         "        pid = os.fork()",
         "        if pid == 0:",
-        "            try:",
-        "                asyncio.events._set_running_loop(None)",
-        "                async def child():",
-        "                    return (await pool.run_python('result = 8', preload=['bz2'])).value",
-        "                assert asyncio.run(child()) == 8",
-        "                pool.close()",
-        "                os._exit(0)",
-        "            finally:",
-        "                os._exit(1)",
+        *CHILD_USES_THE_POOL,
         "        print((await task).value, os.waitpid(pid, 0)[1])",
         "asyncio.run(main())",
     )

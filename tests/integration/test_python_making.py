@@ -16,7 +16,17 @@ from typing import Any
 import anyio
 import pytest
 import trio
-from environment import PATIENT, PYTHON, SLOW, children_of, rounds, run_python, seeded, settle
+from environment import (
+    CHILD_USES_THE_POOL,
+    PATIENT,
+    PYTHON,
+    SLOW,
+    children_of,
+    rounds,
+    run_python,
+    seeded,
+    settle,
+)
 
 from isojob import Mount, PoolBrokenError, PoolClosedError, Sandbox
 from isojob._branch import Branch
@@ -411,16 +421,8 @@ def test_forked_host(folder: Path) -> None:
         "        fd = await reached()",
         "        pid = os.fork()",
         "        if pid == 0:",
-        "            try:",
-        "                os.close(fd)",
-        "                asyncio.events._set_running_loop(None)",
-        "                async def child():",
-        "                    return (await pool.run_python('result = 8', preload=['bz2'])).value",
-        "                assert asyncio.run(child()) == 8",
-        "                pool.close()",
-        "                os._exit(0)",
-        "            finally:",
-        "                os._exit(1)",
+        "            os.close(fd)",
+        *CHILD_USES_THE_POOL,
         "        status = (await asyncio.to_thread(os.waitpid, pid, 0))[1]",
         "        os.close(fd)",
         "        print((await task).value, status)",
