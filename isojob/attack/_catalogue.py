@@ -76,7 +76,7 @@ def _bytes_as_they_are(result: Result) -> Iterator[str]:
 
 _WAITID = "init: waitid tells exit and signal apart"
 _ACCOUNT = "cgroup: one account for all"
-_CPUS = "0.2"
+_CPUS = "0.1"
 _CPU_SET = str(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else "0"
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 

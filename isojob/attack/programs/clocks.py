@@ -10,7 +10,7 @@ import time
 from attacker import attempt, denied, escaped, main, refused, say, stopped
 
 BURNERS = 4
-MARGIN = 2
+MARGIN = 1.5
 
 
 def burn(seconds):
