@@ -15,7 +15,7 @@ import anyio
 import pytest
 from environment import PATIENT, PYTHON, SLOW, at_once, dedent
 
-from isojob import Limits, Pool, PoolClosedError, Status
+from isojob import Limits, Mount, Pool, PoolClosedError, Sandbox, Status
 from isojob._job import Content
 from isojob._python import PythonPool, PythonResult, run_python
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError, PreloadError
@@ -356,6 +356,35 @@ async def test_chance(pool: PythonPool) -> None:
         assert len(set(column)) == 3
 
 
+async def test_chance_of_numpy(tmp_path: Path) -> None:
+    """Its global generator is seeded anew in each fork: a stand-in says so without numpy."""
+    folder = tmp_path / "modules/numpy"
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    (folder / "__init__.py").touch()
+    stand_in = """
+        import os
+        state = b""
+        def seed():
+            global state
+            state = os.urandom(4)
+        seed()
+        template = state
+        """
+    (folder / "random.py").write_text(dedent(stand_in))
+    sandbox = Sandbox(
+        mounts=[Mount.bind(folder.parent, "/modules")], env={"PYTHONPATH": "/modules"}
+    )
+    code = "import numpy.random as r\nresult = [r.template.hex(), r.state.hex()]"
+    async with PythonPool(
+        ["numpy.random"], sandbox=sandbox, python=PYTHON, limits=PATIENT
+    ) as pool:
+        drawn = [(await pool.run_python(code)).value for _ in range(3)]
+    assert len({template for template, _ in drawn}) == 1
+    assert len({*drawn[0], *(state for _, state in drawn)}) == 4
+
+
 async def test_preloads(tmp_path: Path) -> None:
     """Are there before the job, and what they computed is in every fork, changed for itself alone."""
     async with PythonPool(["json", "decimal"], python=PYTHON, limits=PATIENT, parked=1) as pool:
@@ -382,8 +411,6 @@ async def test_preloads(tmp_path: Path) -> None:
 )  # fmt: skip
 async def test_bad_preloads(module: str, code: str, words: str, tmp_path: Path) -> None:
     """The error names the module, and nothing is left."""
-    from isojob import Mount, Sandbox
-
     tmp_path.chmod(0o755)
     folder = tmp_path / "modules"
     folder.mkdir()
@@ -410,7 +437,7 @@ async def test_bad_preloads(module: str, code: str, words: str, tmp_path: Path) 
 
 async def test_profiles_that_end_jobs() -> None:
     """One that kills for what a launcher calls cannot hold before the job comes: refused."""
-    from isojob import ProfileError, Sandbox, SeccompProfile
+    from isojob import ProfileError, SeccompProfile
 
     deadly = SeccompProfile.model_validate(
         {
@@ -436,7 +463,6 @@ async def test_profiles_that_end_jobs() -> None:
 
 async def test_template_is_isolated(tmp_path: Path) -> None:
     """What a preload can do: nothing to the host."""
-    from isojob import Mount, Sandbox
 
     tmp_path.chmod(0o755)
     folder = tmp_path / "modules"
