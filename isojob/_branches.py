@@ -190,7 +190,8 @@ class Branches:
         """The zygote, which is not closed from now on though another may take its place."""
         stock = self._pool.stock
         while True:
-            zygote = stock.start()
+            with stock.starts.awaited():
+                zygote = stock.start()
             assert isinstance(zygote, Zygote)
             stock.guests.append(zygote)
             if zygote is stock.zygote:

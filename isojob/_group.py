@@ -105,7 +105,7 @@ class Member:
         stock = self._stock or self.pool.stock
         maker = stock.zygote
         if maker is None:
-            maker = await in_thread(stock.start)
+            maker = await stock.ready()
         if maker.driver.files.cpu is None:
             raise HostNotSupportedError("idle_time without CPU accounting", "give the host cgroups")
 

@@ -111,7 +111,7 @@ class Pool:
     async def __aenter__(self) -> Self:
         self.open_now()
         try:
-            await in_thread(self._stock.start)
+            await self._stock.ready()
         except BaseException:
             await in_thread(self.close)
             raise

@@ -363,7 +363,7 @@ async def opened_session(
     stock = pool.stock  # the pool has another when it is closed and opened again meanwhile
     if not stock.open:
         raise PoolClosedError
-    zygote = await in_thread(stock.start)
+    zygote = await stock.ready()
     assert isinstance(zygote, Zygote)
     made: list[SessionZygote] = []
     stock.guests.append(zygote)

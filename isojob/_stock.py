@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
 
 import anyio
+import anyio.to_thread
 
 from isojob._cell import STUCK_SECONDS
 from isojob._lease import Lease
@@ -17,10 +19,11 @@ from isojob._shelf import LATE_NS, Level, Shelf
 from isojob._shield import in_thread
 from isojob._shutdown import starting
 from isojob._spec import CellSpec
+from isojob._starts import Starts
 from isojob._template import Template
 from isojob._watch import Watch
 from isojob._zygote import Zygote
-from isojob.errors import PoolBrokenError, PoolClosedError
+from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
 from isojob.host import kernel
 from isojob.host.posture import check_limits, find_driver, posture
 from isojob.host.rootfs import block_devices
@@ -70,6 +73,9 @@ class Stock:
         """Zygotes with open sessions: as good as with running jobs."""
         self.wanted_range = parked
         self.uid_range = uid_range
+        self.starts = Starts()
+        self._failure: IsojobError | None = None
+        """Of the last start that failed."""
         self._lock = threading.Lock()
         self._spent: list[Lease] = []
         self._shelf: Shelf | None = None
@@ -100,20 +106,38 @@ class Stock:
         assert self._posture is not None
         return self._posture
 
+    async def ready(self) -> Maker:
+        """As `start`; the wait can be cancelled at once."""
+        with self.starts.awaited():
+            try:
+                return await anyio.to_thread.run_sync(self.start, abandon_on_cancel=True)
+            except RuntimeError:  # no thread can be started: as in_thread
+                return self.start()
+
     def start(self) -> Maker:
         """The zygote, started if there is none that lives (blocking).
 
         Raises:
-            IsojobError: It cannot be started, or the stock is closed.
+            IsojobError: It cannot be started, or the stock is closed. All who wait for one start
+                are told by that.
         """
+        before = self._failure
         with starting(), self._lock:
             if not self.open:
                 raise PoolClosedError
             if self.zygote is not None and self.zygote.alive:
                 return self.zygote
+            if (failure := self._failure) is not None and failure is not before:
+                raise copy.copy(failure)
             if self.zygote is not None:
                 self._discard(self.zygote)
-            return self._install(self._start())
+            try:
+                return self._install(self._start())
+            except PoolClosedError:  # who waits for the next start has nothing to do with this one
+                raise
+            except IsojobError as error:
+                self._failure = copy.copy(error)  # without its traceback, and what that keeps
+                raise
 
     def _start(self) -> Zygote:
         kernel.check()
@@ -121,7 +145,7 @@ class Stock:
         driver = find_driver(accepted)
         self.devices = block_devices(self.sandbox)
         check_limits(driver, self.limits, self.devices, accepted)
-        return Zygote(self.sandbox, driver, self.uid_range, self.template)
+        return Zygote(self.sandbox, driver, self.uid_range, self.template, self.starts)
 
     def _install(self, zygote: Zygote) -> Zygote:
         self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
@@ -136,7 +160,7 @@ class Stock:
         Raises:
             IsojobError: It cannot be started; the old one stays.
         """
-        with starting():
+        with starting(), self.starts.awaited():
             zygote = self._start()
             with self._lock:
                 if self.open:
@@ -204,7 +228,7 @@ class Stock:
             raise PoolClosedError
         zygote = self.zygote
         if zygote is None or not zygote.alive:
-            zygote = await in_thread(self.start)
+            zygote = await self.ready()
         shelf = self._shelf_for(limits, zygote)
         shelf.level.lacked(time.monotonic_ns())
         with anyio.move_on_after(STUCK_SECONDS):
@@ -320,8 +344,9 @@ class Stock:
 
     def close(self) -> None:
         """Ends every cell and zygote, and waits for that (blocking, bounded)."""
+        self.open = False
+        self.starts.close()
         with self._lock:
-            self.open = False
             zygotes, self.retired = self.retired, []
             if self.zygote is not None:
                 zygotes.append(self.zygote)

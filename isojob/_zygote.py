@@ -19,9 +19,16 @@ from isojob._descriptors import sealed_memfd, send_fds
 from isojob._maker import Maker
 from isojob._shutdown import ending
 from isojob._spec import FIXED_RLIMITS, rlimit
+from isojob._starts import Starts
 from isojob._template import Imports, Template
 from isojob.cgroups import Driver, Subtree
-from isojob.errors import HostNotSupportedError, IsojobError, PoolBrokenError, SandboxSetupError
+from isojob.errors import (
+    HostNotSupportedError,
+    IsojobError,
+    PoolBrokenError,
+    PoolClosedError,
+    SandboxSetupError,
+)
 from isojob.host import failures, ids
 from isojob.host.filesystems import mounted_files
 from isojob.host.posture import find_filter
@@ -79,9 +86,12 @@ class Zygote(Maker):
         sandbox: Sandbox,
         driver: Driver,
         uid_range: range,
-        template: Template | None = None,
+        template: Template | None,
+        starts: Starts,
     ) -> None:
         super().__init__(driver)
+        self._starts = starts
+        self._given_up = False
         self._template = template
         self.template_pid = 0
         self.privilege = privilege(uid_range, writable=sandbox.root.writable)
@@ -142,6 +152,19 @@ class Zygote(Maker):
     def _spawn(self, config: Writer, plan: Writer, fds: list[int]) -> None:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = control
+        with theirs, self._starts.under_way(self):
+            self._lead(control, theirs, config, plan, fds)
+        control.setblocking(False)
+
+    def _lead(
+        self,
+        control: socket.socket,
+        theirs: socket.socket,
+        config: Writer,
+        plan: Writer,
+        fds: list[int],
+    ) -> None:
+        """Starts the process, and waits until it is ready."""
         control.settimeout(START_SECONDS)
         body = sealed_memfd("isojob-config", config.body())
         tree = program = -1
@@ -168,11 +191,16 @@ class Zygote(Maker):
         except BrokenPipeError as error:
             raise self._died_at_start() from error
         finally:
-            theirs.close()
             for fd in (body, tree, program):
                 if fd >= 0:
                     os.close(fd)
-        control.setblocking(False)
+
+    def give_up(self) -> None:
+        """Has the start fail soon, from any thread: nobody waits for it any more."""
+        self._given_up = True
+        if (control := self._control) is not None:
+            with suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
 
     def _await_ready(self, control: socket.socket, imports: Imports | None) -> None:
         while True:
@@ -204,6 +232,8 @@ class Zygote(Maker):
                 raise failures.to_exception(failure)
 
     def _died_at_start(self) -> IsojobError:
+        if self._given_up:
+            return PoolClosedError()
         assert self._process is not None
         with suppress(subprocess.TimeoutExpired):
             if self._process.wait(1) == -signal.SIGSYS:

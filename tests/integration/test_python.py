@@ -544,6 +544,71 @@ async def test_template_that_dies_while_it_makes_a_cell() -> None:
             assert values.pop() == 1
 
 
+def hanging(folder: Path, name: str, *, always: bool) -> Sandbox:
+    """Where the import of that module hangs, or begins to as soon as there is a file ``hang``."""
+    folder.parent.chmod(0o755)
+    folder.mkdir()
+    line = "import os, time\nif {}: time.sleep(1000)\n"
+    (folder / f"{name}.py").write_text(line.format(always or "os.path.exists('/modules/hang')"))
+    return Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+
+
+async def test_cancelled_start(tmp_path: Path) -> None:
+    """A first template that hangs holds nobody: neither who opens the pool nor the end of it."""
+    sandbox = hanging(tmp_path / "modules", "hangs", always=True)
+    options: dict[str, Any] = {"sandbox": sandbox, "python": PYTHON, "preload_time": 3600}
+    with anyio.fail_after(600):
+        with anyio.move_on_after(0.5) as scope:
+            async with PythonPool(["hangs"], **options):
+                raise AssertionError
+        assert scope.cancelled_caught
+    with anyio.fail_after(600):
+        async with anyio.create_task_group() as tasks:
+            pool = PythonPool(["hangs"], **options)
+
+            async def open_it() -> None:
+                with pytest.raises(PoolClosedError):
+                    await pool.__aenter__()
+
+            tasks.start_soon(open_it)
+            await anyio.sleep(0.5 * SLOW)
+            await pool.aclose()
+
+
+async def test_restart_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that wait for one start are told by it together; each can be cancelled."""
+    folder = tmp_path / "modules"
+    sandbox = hanging(folder, "second", always=False)
+    time = 2.0 * SLOW
+    options: dict[str, Any] = {"sandbox": sandbox, "python": PYTHON, "preload_time": time}
+    begun: list[object] = []
+    told: list[str] = []
+    with anyio.fail_after(600):
+        async with PythonPool(["second"], limits=PATIENT, parked=0, **options) as pool:
+            assert (await pool.run_python("result = 1")).value == 1
+            (folder / "hang").touch()
+            stock = pool._pool.stock
+            start = stock._start
+            monkeypatch.setattr(stock, "_start", lambda: (begun.append(None), start())[1])
+
+            async def call() -> None:
+                with pytest.raises(PreloadError) as raised:
+                    await pool.run_python("1")
+                told.append(raised.value.module)
+
+            assert stock.zygote is not None
+            os.kill(stock.zygote.pid, signal.SIGKILL)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(call)
+                with anyio.move_on_after(time / 4) as scope:
+                    await pool.run_python("1")
+                assert scope.cancelled_caught and not told
+            assert (told, len(begun)) == (["second"] * 4, 1)
+            (folder / "hang").unlink()
+            assert (await pool.run_python("result = 2")).value == 2
+
+
 async def test_rotation() -> None:
     """After so many jobs there is another template: another seed of hashes."""
     code = "result = hash('isojob')"
