@@ -69,6 +69,7 @@ class Session:
         self._own_limits = limits.model_copy(update={"disk": zygote.disk})
         self._cache = cache
         self._pool = pool
+        self._zygote = zygote
         self._kept = SessionStock(pool.stock, zygote, limits, private=False)
         self._private = SessionStock(pool.stock, zygote, limits, private=True)
         self._turns = Turns()
@@ -323,6 +324,7 @@ class Session:
         self._kept.open = self._private.open = False  # before anybody is told
         self._kept.close()
         self._private.close()
+        self._zygote.sweep()
 
     def let_go(self) -> None:
         """In a forked child: closes the descriptors."""

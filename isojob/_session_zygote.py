@@ -8,6 +8,8 @@ import select
 import signal
 import socket
 import time
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
 from typing_extensions import override
@@ -19,12 +21,16 @@ from isojob._shelf import Level, Shelf
 from isojob._spec import CellSpec
 from isojob._stock import Stock
 from isojob._zygote import START_SECONDS, STOP_SECONDS, Zygote
+from isojob.cgroups.base import kill_processes, remove_tree
 from isojob.errors import PoolBrokenError, PoolClosedError
 from isojob.host import failures
 from isojob.limits import Limits
 from isojob.wire import MessageType, Tag, Writer
 
 __all__ = ["SessionStock", "SessionZygote", "ask", "hear"]
+
+_REMEMBERED = 4096
+"""Cells whose cgroups nobody looks for yet: more than a zygote has requests in its queue."""
 
 _GONE = "the session's directory went with the pool's zygote"
 
@@ -75,6 +81,8 @@ class SessionZygote(Maker):
         self.disk = disk
         self._parent = parent
         self._pidfd = -1
+        self._made: deque[int] = deque()
+        """Cells whose cgroups may be there."""
         self.numbers = parent.numbers
         self.subtree = parent.subtree
         message = Writer(MessageType.SESSION)
@@ -112,6 +120,28 @@ class SessionZygote(Maker):
     @override
     def alive(self) -> bool:
         return not self.broken and self._control is not None and self._parent.alive
+
+    @override
+    def make(self, spec: CellSpec | None, output: Sequence[int] = ()) -> tuple[socket.socket, int]:
+        lease, number = super().make(spec, output)
+        self._made.append(number)
+        if len(self._made) > _REMEMBERED and self._there(oldest := self._made.popleft()):
+            self._made.append(oldest)
+        return lease, number
+
+    def _there(self, cell: int) -> bool:
+        return any(directory.exists() for directory in self.cell_directories(cell))
+
+    def sweep(self) -> None:
+        """Removes the cgroups that one who was killed has left: the pool may be open for long.
+
+        Blocking, bounded; its leases are closed or told to stop.
+        """
+        while self._made:
+            if self._there(cell := self._made.pop()):
+                for directory in self.cell_directories(cell):
+                    kill_processes(directory)
+                    remove_tree(directory)
 
     @override
     def kill(self) -> None:

@@ -8,76 +8,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from environment import PYTHON, SLOW, cgroup_version, settle
+from leftovers import cgroups, children, descriptors, loops, mounts, temporary
 
 from isojob import Mount, Sandbox, _run
 from isojob.host.rootfs import block_devices
-
-
-def children() -> set[tuple[int, str]]:
-    """Our own children, dead or alive, by pid and name."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            name = stat[stat.index("(") + 1 : stat.rindex(")")]
-            if int(stat[stat.rindex(")") + 2 :].split()[1]) == os.getpid():
-                found.add((int(entry.name), name))
-    return found
-
-
-def cgroups() -> set[str]:
-    """Directories of pools of this process."""
-    prefix = f"isojob-{os.getpid()}-"
-    found: set[str] = set()
-    for top, directories, _ in os.walk("/sys/fs/cgroup"):
-        found.update(os.path.join(top, name) for name in directories if name.startswith(prefix))
-    return found
-
-
-def mounts() -> set[str]:
-    """Mounts of this process that look like ours."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {line for line in lines if "isojob" in line.split(" - ")[-1]}
-
-
-def descriptors() -> dict[str, str]:
-    """Open descriptors, without the one that lists them."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-    return found
-
-
-def loops() -> set[str]:
-    """Files behind loop devices."""
-    found = set()
-    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with suppress(OSError):  # it may go meanwhile
-            found.add(file.read_text().strip())
-    return found
-
-
-def temporary() -> set[str]:
-    """What carries our name where programs leave things."""
-    places = ("/tmp", "/var/tmp", "/dev/shm")
-    return {
-        os.path.join(place, name)
-        for place in places
-        if os.path.isdir(place)
-        for name in os.listdir(place)
-        if "isojob" in name and "pytest" not in name
-    }
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,15 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
-from environment import SLOW, children_of, rounds, seeded
+import pytest
+from environment import SLOW, children_of, rounds, seeded, settle
+from leftovers import adopting, cgroups, living, mounts, temporary
 
 from isojob import IsojobError, Limits, PairResult, Pool, PoolBrokenError, Result, Status
 
@@ -43,6 +44,52 @@ def victims(zygote: int, chance: random.Random) -> list[int]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _adopting() -> Iterator[None]:
+    with adopting():
+        yield
+
+
+class Watch:
+    """Looks after each round for what it has left, while the pool is open and idle."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._before = living(), temporary()
+        self._least: dict[tuple[int, int], int] = {}
+
+    def left(self) -> list[str]:
+        """Processes, cgroups, mounts, files, and descriptors of the zygote, beyond its parked cells."""
+        zygote = self._pool._stock.zygote
+        assert zygote is not None
+        assert zygote.subtree is not None
+        found = [f"process {child}" for child in living() - self._before[0] if child[0] != zygote.pid]
+        own = set(map(str, zygote.subtree.directories))
+        found += cgroups() - own
+        cells = children_of(zygote.pid)
+        if len(cells) > self._pool.statistics().parked_target:
+            found.append(f"cells {cells}")
+        for directory in zygote.subtree.directories:
+            names = [path.name for path in directory.glob("cell-*")]
+            if len(names) > len(cells):  # not each limit is asked for
+                found.append(f"{directory}: {names} for {len(cells)} cells")
+        found += mounts() | temporary() - self._before[1]
+        proc = Path(f"/proc/{zygote.pid}")
+        held = len((proc / "mountinfo").read_text().splitlines()) + len(os.listdir(proc / "fd"))
+        least = self._least.setdefault((zygote.pid, len(cells)), held)
+        self._least[zygote.pid, len(cells)] = min(held, least)
+        if held > least:
+            found.append(f"{held} mounts and descriptors of the zygote, not {least}")
+        return found
+
+    async def check(self, number: int) -> None:
+        """After the round of that number."""
+        await the_next_works(self._pool)
+        while self._pool._stock.zygote is None or not self._pool._stock.zygote.alive:
+            await the_next_works(self._pool)  # a parked cell was quicker than its zygote's end
+        assert not (left := settle(self.left, BOUND)), (number, left)
+
+
 async def the_next_works(pool: Pool) -> None:
     """At the second attempt if need be."""
     with anyio.fail_after(BOUND):
@@ -59,7 +106,8 @@ async def test_random_kills() -> None:
     """Each call ends with a true verdict or a named error, and the next one works."""
     chance, ends = seeded(), dict[str, int]()
     async with Pool(limits=LIMITS, parked=4, max_jobs=4) as pool:
-        for _ in range(ROUNDS):
+        watch = Watch(pool)
+        for number in range(ROUNDS):
             outcomes: list[Result | IsojobError] = []
 
             async def one(
@@ -90,7 +138,7 @@ async def test_random_kills() -> None:
                     else:  # the one that was killed
                         assert outcome.signal == signal.SIGKILL, outcome
                 ends[name] = ends.get(name, 0) + 1
-            await the_next_works(pool)
+            await watch.check(number)
     print(ends)
     assert set(ends) <= {"ok", "signaled", "PoolBrokenError", "SandboxSetupError"}
     assert ends["ok"] > ROUNDS
@@ -151,7 +199,8 @@ async def test_random_kills_of_what_is_composed() -> None:
     """Sessions, pairs, pipelines and conversations end with an answer or a named error."""
     chance, ends = seeded(), {"ended": 0}
     async with Pool(limits=LIMITS, parked=2, max_jobs=8) as pool:
-        for _ in range(rounds(12, 125)):
+        watch = Watch(pool)
+        for number in range(rounds(12, 125)):
 
             async def one(call: Callable[[Pool], Coroutine[Any, Any, None]]) -> None:
                 name = "ended"
@@ -175,7 +224,7 @@ async def test_random_kills_of_what_is_composed() -> None:
                         with suppress(OSError):
                             os.kill(victim, signal.SIGKILL)
             assert (pool.statistics().running, pool.statistics().waiting) == (0, 0)
-            await the_next_works(pool)
+            await watch.check(number)
     print(ends)
     assert set(ends) <= {"ended", "PoolBrokenError", "PoolClosedError", "SandboxSetupError"}
     assert ends["ended"] or rounds(12, 125) < 5
@@ -246,22 +295,6 @@ print(isojob.run_isolated_sync(["true"]).status)
 """
 
 
-def of(pid: int, token: str) -> list[str]:
-    """What there is of a host process: its jobs' processes and its pools' cgroups."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                if (
-                    b"sh\0-c" in (line := (entry / "cmdline").read_bytes())
-                    and token.encode() in line
-                ):
-                    found.append(f"process {entry.name}")
-    for top, names, _ in os.walk("/sys/fs/cgroup"):
-        found += [f"{top}/{name}" for name in names if name.startswith(f"isojob-{pid}-")]
-    return found
-
-
 def test_a_call_after_the_end() -> None:
     """What a thread asks for while the interpreter shuts down is refused: nobody would end it."""
     done = subprocess.run(
@@ -301,7 +334,7 @@ def test_shutdown_waits_for_a_start() -> None:
         check=True,
         timeout=BOUND + 40,
     )
-    assert of(int(done.stdout), "no job") == []
+    assert not settle(lambda: living() | cgroups(int(done.stdout)))
 
 
 ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "_exit", "fork", "shutdown", "opens")
@@ -309,7 +342,7 @@ ENDS = ("SIGKILL", "SIGTERM", "SIGINT", "_exit", "fork", "shutdown", "opens")
 
 def test_host_ends() -> None:
     """Nothing of a host that was killed, exits or falls into shutdown survives it for long."""
-    chance = seeded()
+    chance, before = seeded(), temporary()
     for number in range(len(ENDS) * max(1, ROUNDS // 25)):
         how = ENDS[number % len(ENDS)]
         token = f"host-{os.getpid()}-{number}"
@@ -328,10 +361,12 @@ def test_host_ends() -> None:
                 host.wait(BOUND)
             finally:
                 host.kill()
+            def left(pid: int = host.pid, child: int = child) -> set[object]:
+                processes = {one for one in living() if one[0] != child}
+                return {*processes, *cgroups(pid), *mounts(), *temporary() - before}
+
             # The child of a fork holds copies of all that its parent had open.
-            deadline = time.monotonic() + BOUND
-            while left := of(host.pid, token):
-                assert time.monotonic() < deadline, (how, left)
-                time.sleep(0.02)
+            assert not (there := settle(left, BOUND)), (number, how, there)
             if child:
                 os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)

@@ -13,7 +13,8 @@ from typing import Any
 
 import anyio
 import pytest
-from environment import SLOW, children_of
+from environment import SLOW, children_of, settle
+from leftovers import cgroups
 
 from isojob import (
     Cache,
@@ -406,11 +407,23 @@ async def test_end_of_the_pool(keep: bool) -> None:
     assert errors == [PoolClosedError]
 
 
+def cells() -> set[str]:
+    """Names of the cgroups of all cells of this process's pools."""
+    found = set[str]()
+    for directory in cgroups():
+        with suppress(OSError):  # it may go meanwhile
+            found.update(name for name in os.listdir(directory) if name.startswith("cell-"))
+    return found
+
+
 @pytest.mark.parametrize("who", ["zygote", "session"])
 async def test_dead_zygote(who: str) -> None:
     """Its directory is gone, which is said; the pool goes on, and a new session works."""
     async with Pool() as pool:
         async with pool.session(files={"a": b"1"}) as session:
+            assert (await session.run(["cat", "a"])).ok
+            await anyio.sleep(0.1)  # another is parked
+            assert cells()
             assert pool.stock.zygote is not None
             pid = pool.stock.zygote.pid if who == "zygote" else sessions(pool)[0]
             os.kill(pid, signal.SIGKILL)
@@ -419,6 +432,7 @@ async def test_dead_zygote(who: str) -> None:
                 for _ in range(2):
                     with pytest.raises(PoolBrokenError):
                         await session.run(["cat", "a"])
+        assert not settle(cells), "they would stay until the pool is closed"
         for _ in range(20):
             try:
                 async with pool.session(files={"a": b"2"}) as session:
