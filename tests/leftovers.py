@@ -40,6 +40,7 @@ def adopting() -> Iterator[None]:
         yield
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        living()
 
 
 def cgroups(pid: int | None = None) -> set[str]:

@@ -50,44 +50,66 @@ def _adopting() -> Iterator[None]:
         yield
 
 
+def names_of(pids: list[int]) -> dict[int, str]:
+    """What they call themselves; empty: dead and gone."""
+    found = dict.fromkeys(pids, "")
+    for pid in pids:
+        with suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+    return found
+
+
 class Watch:
     """Looks after each round for what it has left, while the pool is open and idle."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._before = living(), temporary()
-        self._least: dict[tuple[int, int], int] = {}
+        self._least: dict[int, int] = {}
 
     def left(self) -> list[str]:
         """Processes, cgroups, mounts, files, and descriptors of the zygote, beyond its parked cells."""
         zygote = self._pool._stock.zygote
-        assert zygote is not None
+        if zygote is None or not zygote.alive:
+            return ["a dead zygote"]
         assert zygote.subtree is not None
         found = [f"process {child}" for child in living() - self._before[0] if child[0] != zygote.pid]
         own = set(map(str, zygote.subtree.directories))
         found += cgroups() - own
-        cells = children_of(zygote.pid)
-        if len(cells) > self._pool.statistics().parked_target:
-            found.append(f"cells {cells}")
+        cells = names_of(children_of(zygote.pid))
+        if len(cells) > self._pool.statistics().parked_target or set(cells.values()) - {"isojob-init"}:
+            found.append(f"children of the zygote: {cells}")
         for directory in zygote.subtree.directories:
             names = [path.name for path in directory.glob("cell-*")]
             if len(names) > len(cells):  # not each limit is asked for
                 found.append(f"{directory}: {names} for {len(cells)} cells")
         found += mounts() | temporary() - self._before[1]
+        if found:
+            return found  # what follows is true only where nothing moves
         proc = Path(f"/proc/{zygote.pid}")
         held = len((proc / "mountinfo").read_text().splitlines()) + len(os.listdir(proc / "fd"))
-        least = self._least.setdefault((zygote.pid, len(cells)), held)
-        self._least[zygote.pid, len(cells)] = min(held, least)
-        if held > least:
-            found.append(f"{held} mounts and descriptors of the zygote, not {least}")
-        return found
+        if names_of(children_of(zygote.pid)) != cells:
+            return ["cells that come or go"]
+        held -= len(cells)  # a lease each, as long as it lives
+        self._least[zygote.pid] = least = min(held, self._least.get(zygote.pid, held))
+        return [f"{held} mounts and descriptors of the zygote, not {least}"] if held > least else []
 
     async def check(self, number: int) -> None:
-        """After the round of that number."""
+        """After the round of that number: the next job works, and in a moment nothing is left."""
         await the_next_works(self._pool)
-        while self._pool._stock.zygote is None or not self._pool._stock.zygote.alive:
-            await the_next_works(self._pool)  # a parked cell was quicker than its zygote's end
-        assert not (left := settle(self.left, BOUND)), (number, left)
+        deadline = anyio.current_time() + BOUND
+        while True:
+            try:
+                left = self.left()
+            except OSError as error:  # the zygote dies as we look
+                left = [repr(error)]
+            if not left:
+                return
+            assert anyio.current_time() < deadline, (number, left)
+            await anyio.sleep(0.02)
+            zygote = self._pool._stock.zygote
+            if zygote is None or not zygote.alive:  # a parked cell was quicker than its end
+                await the_next_works(self._pool)
 
 
 async def the_next_works(pool: Pool) -> None:
