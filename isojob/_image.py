@@ -7,6 +7,7 @@ bytes are read. All layers go into one directory: a job pays for its root as for
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -92,14 +93,20 @@ class Image(Model, frozen=True):
         """
         max_bytes = parse_bytes(max_bytes)
         where = default_store() if store is None else Path(store)
-        where.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _locked(where), opened(Path(path), where, max_bytes) as source:
-            found = _find(source, reference)
-            target = where.resolve() / found.digest.partition(":")[2]
-            if not (target / "image.json").is_file():
-                _unpack(source, found, target, max_bytes)
-            os.utime(target)
-            return cls._read(target / "image.json")
+        try:
+            where.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _locked(where), opened(Path(path), where, max_bytes) as source:
+                found = _find(source, reference)
+                target = where.resolve() / found.digest.partition(":")[2]
+                if not (target / "image.json").is_file():
+                    _unpack(source, found, target, max_bytes)
+                os.utime(target)
+                return cls._read(target / "image.json")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # It names what was being unpacked, or nothing: not the disk that is full.
+            raise OSError(error.errno, error.strerror, str(where)) from error
 
     @classmethod
     def _read(cls, file: Path) -> Self:

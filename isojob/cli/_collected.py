@@ -1,25 +1,43 @@
-"""Writes collected files to a directory of the host: names and contents are the job's choice."""
+"""Writes files on the host, whole or not at all; of collected ones the job chose names and contents."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["write_files"]
+__all__ = ["write_file", "write_files"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file of the caller's choice, in the place of an older one; into a device or a FIFO.
+
+    Raises:
+        OSError: It cannot be written: an older one is as it was.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    whole = Path(os.path.realpath(path))
+    parent = os.open(whole.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _replace(parent, whole.name, content)
+    finally:
+        os.close(parent)
 
 
 def write_files(contents: Mapping[str, bytes], to: Path, *, force: bool) -> dict[str, str]:
     """Writes files below a directory, following no link in it and leaving it nowhere.
 
     Every step of a name is opened from the one before with O_NOFOLLOW (open(2)). A file is always
-    a new one, mode 0644: with `force` an older one of that name is unlinked, never written to, so
-    that what it was linked with stays as it is.
+    a new one, mode 0644: with `force` it takes the place of an older one of that name, which is
+    never written to, so that what it was linked with stays as it is.
 
     Args:
         contents: Relative names to contents.
@@ -66,17 +84,30 @@ def _write(top: int, name: str, content: bytes, *, force: bool) -> None:
             below = os.open(directory, _DIRECTORY, dir_fd=at)
             os.close(at)
             at = below
-        if force:
-            with suppress(FileNotFoundError):
-                os.unlink(last, dir_fd=at)
-        file = os.open(last, _NEW_FILE, 0o644, dir_fd=at)
-        try:
-            with os.fdopen(file, "wb") as stream:
-                stream.write(content)
-        except OSError:
-            # Half a file is worse than none. Ours: it was not there before.
-            with suppress(OSError):
-                os.unlink(last, dir_fd=at)
-            raise
+        (_replace if force else _make)(at, last, content)
     finally:
         os.close(at)
+
+
+def _make(at: int, name: str, content: bytes) -> None:
+    file = os.open(name, _NEW_FILE, 0o644, dir_fd=at)
+    try:
+        with os.fdopen(file, "wb") as stream:
+            stream.write(content)
+    except BaseException:
+        # Half a file is worse than none. Ours: it was not there before.
+        with suppress(OSError):
+            os.unlink(name, dir_fd=at)
+        raise
+
+
+def _replace(at: int, name: str, content: bytes) -> None:
+    """The older one goes when the new one is there: not before it is known to fit on the disk."""
+    beside = f".isojob-{secrets.token_hex(8)}"
+    _make(at, beside, content)
+    try:
+        os.rename(beside, name, src_dir_fd=at, dst_dir_fd=at)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside, dir_fd=at)
+        raise

@@ -12,6 +12,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.text import Text
 
+from isojob.cli._collected import write_file
 from isojob.cli._console import make_console
 from isojob.cli._options import OptionError, load_profile
 from isojob.errors import ProfileError
@@ -138,7 +139,7 @@ def compile_(
             sys.stdout.buffer.write(bpf)
             sys.stdout.buffer.flush()
         else:
-            output.write_bytes(bpf)
+            write_file(output, bpf)
     except OSError as error:
         raise OptionError("--output", f"{str(output)!r}: {error.strerror}") from error
     return 0

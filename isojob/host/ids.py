@@ -76,9 +76,12 @@ def claim(count: int, within: range = DEFAULT_RANGE) -> IdBlock:
                 raise
             return IdBlock(first, count, fd)
     except OSError as error:
+        full = error.errno == errno.ENOSPC
         raise HostNotSupportedError(
             f"no lock for a block of uids can be taken in {LOCKS} ({error.strerror})",
-            f"make {LOCKS} writable for root (a tmpfs on /run in a container)",
+            f"remove files from the file system of {LOCKS}"
+            if full
+            else f"make {LOCKS} writable for root (a tmpfs on /run in a container)",
         ) from error
     raise HostNotSupportedError(
         f"no free block of {count} uids in {within.start}-{within.stop - 1}",
