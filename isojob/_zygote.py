@@ -171,18 +171,7 @@ class Zygote(Maker):
         try:
             tree = sealed_memfd("isojob-root", plan.body())
             program = sealed_memfd("isojob-zygote", _program())
-            self._process = subprocess.Popen(
-                ["isojob-zygote", str(theirs.fileno())],
-                executable=f"/proc/self/fd/{program}",
-                pass_fds=(program, theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={},
-                cwd="/",
-                # Ctrl-C at a terminal is for the host process, which then ends us in order.
-                start_new_session=True,
-            )
+            self._process = _start(program, theirs.fileno())
             theirs.close()
             send_fds(control, config.header(memfd=True), [body, tree, *fds])
             self._await_ready(control, None if self._template is None else Imports(self._template))
@@ -235,15 +224,18 @@ class Zygote(Maker):
         if self._given_up:
             return PoolClosedError()
         assert self._process is not None
+        how = ""
         with suppress(subprocess.TimeoutExpired):
-            if self._process.wait(1) == -signal.SIGSYS:
+            if (ended := self._process.wait(1)) == -signal.SIGKILL:
+                how = ": killed, perhaps for want of memory"
+            if ended == -signal.SIGSYS:
                 return HostNotSupportedError(
                     "a seccomp filter around this process kills it for a system call that making "
                     "a sandbox needs",
                     "systemd: SystemCallFilter=@system-service @mount sethostname seccomp; "
                     f"else {failures.CONTAINER}",
                 )
-        return PoolBrokenError("the zygote died while it started")
+        return PoolBrokenError(f"the zygote died while it started{how}")
 
     def _map_ids(self) -> None:
         """newuidmap(1): our own id as 0, the subordinate ones from 1."""
@@ -355,6 +347,25 @@ class Zygote(Maker):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _start(program: int, control: int) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            ["isojob-zygote", str(control)],
+            executable=f"/proc/self/fd/{program}",
+            pass_fds=(program, control),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            # Ctrl-C at a terminal is for the host process, which then ends us in order.
+            start_new_session=True,
+        )
+    except OSError as error:
+        failure = wire.Failure("start of the zygote", error.errno or 0)
+        raise failures.to_exception(failure) from error
 
 
 def write_cgroups(out: Writer, driver: Driver, subtree: Subtree, fds: list[int]) -> None:

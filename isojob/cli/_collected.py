@@ -1,4 +1,4 @@
-"""Writes files on the host, whole or not at all; of collected ones the job chose names and contents."""
+"""Writes files on the host, whole or not at all: collected ones are named and filled by the job."""
 
 from __future__ import annotations
 

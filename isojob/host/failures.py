@@ -35,10 +35,12 @@ def _want(stage: str, number: int) -> str:
     """What to raise where something has run out."""
     if number in (errno.EMFILE, errno.ENFILE):
         return "raise the hard limit of open files: ulimit -Hn, LimitNOFILE= of a systemd unit"
-    if number == errno.EAGAIN and stage.startswith(("clone", "owner of")):
+    if number == errno.EAGAIN and stage.startswith(("clone", "owner of", "start of")):
         return "raise pids.max of the cgroup around this process (TasksMax=), or RLIMIT_NPROC"
     if number == errno.EAGAIN and stage == "cgroup mkdir":
         return "raise cgroup.max.descendants or cgroup.max.depth above this process"
+    if number == errno.ENOMEM:
+        return "memory ran out here: raise memory.max of the cgroup around this process"
     if number == errno.EOWNERDEAD:
         return "the zygote could not take the request: no descriptor was free, or it was dying"
     return ""
@@ -48,7 +50,7 @@ def to_exception(failure: Failure) -> IsojobError:
     """The exception for a stage that failed in zygote or init."""
     stage, number = failure.stage, failure.errno
     denied = number in (errno.EPERM, errno.EACCES)
-    if stage in ("user namespace", "uid_map") or (
+    if (stage in ("user namespace", "uid_map") and number != errno.ENOMEM) or (
         stage in ("clone", "owner of the layers") and number in (errno.EPERM, errno.ENOSPC)
     ):
         return HostNotSupportedError(

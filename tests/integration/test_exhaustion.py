@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import resource
+import select
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -36,10 +42,10 @@ def outer() -> Iterator[list[Path]]:
     subtree.remove()
 
 
-def host(outer: list[Path], *lines: str) -> str:
-    """What a host process in that cgroup prints."""
-    done = run_python(
-        "import os, pathlib, functools, anyio, isojob",
+def inside(outer: list[Path], *lines: str) -> tuple[str, ...]:
+    """A program for a host process in that cgroup."""
+    return (
+        "import os, pathlib, functools, sys, anyio, isojob",
         "def run(*a, **k): return anyio.run(functools.partial(isojob.run_isolated, *a, **k))",
         f"outer = {[str(directory) for directory in outer]}",
         "for d in outer: pathlib.Path(d, 'cgroup.procs').write_text('0')",
@@ -50,6 +56,11 @@ def host(outer: list[Path], *lines: str) -> str:
         "    raise LookupError(name)",
         *lines,
     )
+
+
+def host(outer: list[Path], *lines: str) -> str:
+    """What it prints."""
+    done = run_python(*inside(outer, *lines))
     assert (done.returncode, done.stderr) == (0, ""), (done.stdout, done.stderr)
     return done.stdout
 
@@ -72,6 +83,94 @@ def test_outer_memory_limit(outer: list[Path]) -> None:
     )
     lines = printed.splitlines()
     assert lines == ["signaled True", "signaled True", "memory_limit", "ok"]
+
+
+KILLED_AT_START = (
+    "zygote: PoolBrokenError: the zygote died while it started: killed, perhaps for want of memory"
+)
+NO_MEMORY = (
+    r"(zygote|cell): (ok|signaled|nonzero_exit|PoolBrokenError: .* died.*"
+    r"|SandboxSetupError: .*(Owner died|Cannot allocate memory|want of memory|too little memory).*)"
+)
+
+
+def test_no_memory(outer: list[Path]) -> None:
+    """No room for zygote, init or job: a named error or a killed job, never the job's own limit."""
+    if cgroup_version() == 2:
+        limit, current, leaf = "memory.max", "memory.current", LEAF
+        own = Path("/proc/self/cgroup").read_text().strip().removeprefix("0::/")
+        homes = [f"/sys/fs/cgroup/{own}"]
+    else:
+        limit, current, leaf = "memory.limit_in_bytes", "memory.usage_in_bytes", ""
+        homes = [str(directory.parent.parent) for directory in outer]
+    (memory,) = (directory for directory in outer if (directory / limit).exists())
+    most = (memory / limit).read_text()
+    program = inside(
+        outer,
+        "import subprocess, isojob._stock",
+        "run(['true'])",
+        "driver = isojob._stock.find_driver(frozenset())",
+        "isojob._stock.find_driver = lambda accepted: driver",
+        # The kernel would kill the largest: it is us. So we leave, and only what we start enters.
+        f"for d in {homes}: pathlib.Path(d, 'cgroup.procs').write_text('0')",
+        "def enter():",
+        f"    for d in outer: pathlib.Path(d, {leaf!r}, 'cgroup.procs').write_text('0')",
+        "subprocess.Popen = functools.partial(subprocess.Popen, preexec_fn=enter)",
+        "async def main():",
+        "    pool = None",
+        "    for line in sys.stdin:",
+        "        try:",
+        "            if line == 'run\\n':",
+        "                pool = pool or await isojob.Pool(parked=0).__aenter__()",
+        "                print((await pool.run(['true'])).status, flush=True)",
+        "            else:",
+        "                if pool: await pool.aclose()",
+        "                pool = print(flush=True)",
+        "        except (isojob.IsojobError, OSError) as e: print(f'{type(e).__name__}: {e}', flush=True)",
+        "    if pool: await pool.aclose()",
+        "anyio.run(main)",
+    )
+    ends: Counter[str] = Counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", "\n".join(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(what: str) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(f"{what}\n".encode())
+            assert select.select([process.stdout], [], [], 60 * SLOW)[0], (what, ends)
+            return process.stdout.readline().decode().rstrip("\n")
+
+        try:
+            for room in range(-1 << 19, 1 << 20, (1 if SLOW == 1 else 3) << 16):
+                for start in (True, False):
+                    if start:
+                        ask("close")
+                    for file, what in (("memory.force_empty", "0"), ("memory.reclaim", "64M")):
+                        with suppress(OSError):  # page cache, as much as there is
+                            (memory / file).write_text(what)
+                    used = int((memory / current).read_text())
+                    with suppress(OSError):  # EBUSY: so much cannot be taken away
+                        (memory / limit).write_text(str(max(0, used + room)))
+                    ends[f"{'zygote' if start else 'cell'}: {ask('run')}"] += 1
+                    (memory / limit).write_text(most)
+                    then = ask("run")
+                    if then != "ok":  # the zygote was dying as it was asked
+                        then = ask("run")
+                    assert then == "ok", (room, start, ends)
+        finally:
+            (memory / limit).write_text(most)
+            process.stdin.close()
+    print(*ends.items(), sep="\n")
+    assert [end for end in ends if not re.fullmatch(NO_MEMORY, end)] == []
+    assert {"zygote: ok", "cell: ok", KILLED_AT_START} <= set(ends)
+    assert any(re.match("cell: .*Error", end) for end in ends)
 
 
 def test_no_processes(outer: list[Path]) -> None:
@@ -100,7 +199,10 @@ def test_no_processes(outer: list[Path]) -> None:
     print(printed)
     first, _, rest = printed.partition("\n")
     assert first == "True", printed
-    assert "esource temporarily unavailable" in rest, rest
+    for stage in ast.literal_eval(rest):
+        assert re.fullmatch(
+            r"SandboxSetupError: .*Resource temporarily unavailable \(raise.*\)", stage
+        )
 
 
 def test_no_cgroup_directories(outer: list[Path]) -> None:
@@ -127,6 +229,9 @@ def test_no_cgroup_directories(outer: list[Path]) -> None:
     assert all("emporarily" in line for line in lines[:2]), printed
 
 
+NO_DESCRIPTOR = r"SandboxSetupError: .*(Too many open files \(raise the hard limit.*\)|no descriptor was free.*)"
+
+
 async def test_zygote_without_descriptors() -> None:
     """EMFILE in the zygote, also as it receives: named errors, no lost slot, then work as before."""
     errors: set[str] = set()
@@ -150,3 +255,4 @@ async def test_zygote_without_descriptors() -> None:
         assert pool.statistics().zygotes == 1
         print(errors)
     assert errors
+    assert [error for error in errors if not re.fullmatch(NO_DESCRIPTOR, error)] == []

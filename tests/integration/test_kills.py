@@ -73,11 +73,15 @@ class Watch:
         if zygote is None or not zygote.alive:
             return ["a dead zygote"]
         assert zygote.subtree is not None
-        found = [f"process {child}" for child in living() - self._before[0] if child[0] != zygote.pid]
+        found = [
+            f"process {child}" for child in living() - self._before[0] if child[0] != zygote.pid
+        ]
         own = set(map(str, zygote.subtree.directories))
         found += cgroups() - own
         cells = names_of(children_of(zygote.pid))
-        if len(cells) > self._pool.statistics().parked_target or set(cells.values()) - {"isojob-init"}:
+        if len(cells) > self._pool.statistics().parked_target or set(cells.values()) - {
+            "isojob-init"
+        }:
             found.append(f"children of the zygote: {cells}")
         for directory in zygote.subtree.directories:
             names = [path.name for path in directory.glob("cell-*")]
@@ -383,6 +387,7 @@ def test_host_ends() -> None:
                 host.wait(BOUND)
             finally:
                 host.kill()
+
             def left(pid: int = host.pid, child: int = child) -> set[object]:
                 processes = {one for one in living() if one[0] != child}
                 return {*processes, *cgroups(pid), *mounts(), *temporary() - before}

@@ -142,6 +142,8 @@ def test_failed_job_says_its_status_in_one_bounded_line() -> None:
         (Failure("launcher", errno.ECHILD), "seccomp filter around this process"),
         (Failure("seccomp listener thread", errno.EAGAIN), "limits.processes of at least 2"),
         (Failure("user namespace", errno.ENOSPC), "user namespaces cannot be made"),
+        (Failure("user namespace", errno.ENOMEM), "raise memory.max"),
+        (Failure("start of the zygote", errno.EAGAIN), "raise pids.max"),
         (Failure("mount /proc", errno.EPERM), "cannot mount its own /proc"),
         (Failure("open_tree", errno.ENOSYS), "lacks the system call"),
         (Failure("mkdir", errno.EACCES), "Permission denied"),
