@@ -4,46 +4,45 @@
  * The template keeps the layers at /.lower/0, 1, ..., the highest first, and at /.lower/etc what a root
  * without one is given. init mounts the overlay, moves over what is mounted already, and
  * makes it its root; with the template's own root go the layers' mounts. */
+#include <sched.h>
 #include <stdio.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "zygote.h"
 
 #define NEW_ROOT "/.root"
 
-/* A user namespace in which 0, the layers' owner, is the job. It lives by its descriptor, which its only
- * process sends: another may not be opened while we are not dumpable, one's own always. That process ends
- * with the other end of its socket, however we end. */
+struct own {
+    int proc, namespace;
+};
+
+/* One's own may always be opened, another's not while we are not dumpable. */
+static int open_own(void *arg)
+{
+    struct own *own = arg;
+    own->namespace = openat(own->proc, "self/ns/user", O_RDONLY | O_CLOEXEC);
+    return 0;
+}
+
+/* A user namespace in which 0, the layers' owner, is the job. It lives by its descriptor: the process
+ * that it comes with opens that in our table and ends, before we go on. With a memory and a table of its
+ * own it would cost as much as all of the mounts. The maps are written while it is not reaped yet. */
 static int owner_namespace(struct zygote *z, const struct slot *s)
 {
+    _Alignas(16) char stack[8192];
     char map[32];
-    int pair[2], owner = -1;
-    struct clone_args args = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    struct own own = {.proc = z->proc, .namespace = -1};
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_NEWUSER | SIGCHLD;
+    pid_t pid = clone(open_own, stack + sizeof(stack), flags, &own);
+    if (pid < 0 || own.namespace < 0)
         return -1;
-    cleanup_close int ours = pair[0];
-    cleanup_close int theirs = pair[1];
-    pid_t pid = sys_clone3(&args);
-    if (pid == 0) {
-        /* Of others' leases there must be no copy: their end of file means that a cell is gone. */
-        const int keep[] = {theirs, z->proc};
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (close_all_but(keep, ARRAY_LEN(keep)) < 0)
-            _exit(1);
-        int fd = openat(z->proc, "self/ns/user", O_RDONLY | O_CLOEXEC);
-        if (fd >= 0 && send_byte(theirs, fd) == 0)
-            (void)!read(theirs, map, 1);
-        _exit(0); /* reaped like any other */
-    }
-    close_fd(&theirs);
+    cleanup_close int namespace = own.namespace;
     snprintf(map, sizeof(map), "0 %u 1\n", slot_ids(z, s) + 1);
-    if (pid < 0 || write_proc(z->proc, pid, "uid_map", map) < 0 ||
-        write_proc(z->proc, pid, "gid_map", map) < 0 || receive_byte(ours, &owner) < 0)
+    if (write_proc(z->proc, pid, "uid_map", map) < 0 ||
+        write_proc(z->proc, pid, "gid_map", map) < 0)
         return -1;
-    return owner;
+    return steal_fd(&namespace);
 }
 
 /* Jobs have ids that own nothing on this host. A mapped mount makes the layers' owner theirs, below an
