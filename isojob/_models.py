@@ -7,6 +7,7 @@ Arrows run downward: this module imports nothing else of isojob, `verdict` build
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
@@ -271,6 +272,26 @@ class Usage(Model, frozen=True):
     io_write_bytes: int | None = None
     context_switches: int | None = None
     pressure: dict[str, dict[str, float]] | None = None
+
+    @classmethod
+    def total(cls, usages: Iterable[Usage]) -> Usage:
+        """What several jobs used: times and counts added, the highest of the peaks; no pressure.
+
+        A field is None if it is for one of them. Of no job all is 0. Of jobs that ran at once the
+        wall times are added, too, and the peak is that of one job.
+
+        Args:
+            usages: Of each, as ``result.usage``.
+        """
+        usages = list(usages)
+        values: dict[str, Any] = {}
+        for name in cls.model_fields.keys() - {"pressure"}:
+            parts = [getattr(one, name) for one in usages]
+            if None in parts:
+                values[name] = None
+            else:
+                values[name] = max(parts, default=0) if name.endswith("_peak") else sum(parts)
+        return cls(**values)
 
 
 class Evidence(Model, frozen=True):

@@ -17,7 +17,7 @@ from isojob._models import Model, parse_seconds
 from isojob._options import PairOptions, check_options
 from isojob._relay import Relay, Side, Transcript
 from isojob.limits import Limits
-from isojob.result import Result
+from isojob.result import Result, Usage
 
 if TYPE_CHECKING:
     from isojob._pool import Pool
@@ -54,6 +54,10 @@ class PairResult(Model, frozen=True):
     idle: bool = False
     transcript: tuple[tuple[Side, bytes], ...] = ()
     transcript_truncated: bool = False
+
+    def usage(self) -> Usage:
+        """What both have used, by `Usage.total`: times and counts added, the highest peaks."""
+        return Usage.total((self.solution.usage, self.interactor.usage))
 
     @override
     def __str__(self) -> str:

@@ -24,7 +24,6 @@ from isojob.errors import PoolClosedError, SandboxSetupError
 from isojob.limits import Limits
 from isojob.mounts import MIN_TMPFS
 from isojob.result import Result, Status, Usage
-from isojob.verdict import total
 
 if TYPE_CHECKING:
     from isojob._pool import Pool
@@ -73,7 +72,7 @@ class Session:
         self._kept = SessionStock(pool.stock, zygote, limits, private=False)
         self._private = SessionStock(pool.stock, zygote, limits, private=True)
         self._turns = Turns()
-        self._total = total(())
+        self._total = Usage.total(())
         self._history = b"" if cache is None else pool.sandbox.model_dump_json().encode()
 
     async def run(
@@ -185,7 +184,7 @@ class Session:
                         # An error is for whoever asks for the result, not instead of the block's.
                         with anyio.CancelScope(shield=True), suppress(Exception):
                             result = await process.result()
-                            self._total = total((self._total, result.usage))
+                            self._total = Usage.total((self._total, result.usage))
             finally:
                 if keep:
                     self._private.make_anew()
@@ -223,9 +222,9 @@ class Session:
             for session in sorted({self, other or self}, key=id):
                 await turns.enter_async_context(session._turns.shared())
             result = await both.run()
-        self._total = total((self._total, result.solution.usage))
+        self._total = Usage.total((self._total, result.solution.usage))
         if other is not None:
-            other._total = total((other._total, result.interactor.usage))
+            other._total = Usage.total((other._total, result.interactor.usage))
         return result
 
     def _job(
@@ -240,7 +239,7 @@ class Session:
     async def _perform(self, job: Job, *, keep: bool) -> Result:
         result = await self._pool.perform(job, stock=self._kept if keep else self._private)
         if not job.no_exec:
-            self._total = total((self._total, result.usage))
+            self._total = Usage.total((self._total, result.usage))
         elif not result.ok:
             raise SandboxSetupError("files of a session", 0, str(result))
         return result

@@ -8,12 +8,11 @@ the job chooses freely, only tells ``ok``, ``nonzero_exit`` and ``signaled`` apa
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from isojob._models import Evidence, Status, Usage
 
-__all__ = ["explain", "signal_name", "total", "usage", "verdict"]
+__all__ = ["explain", "signal_name", "usage", "verdict"]
 
 _NS = 1_000_000_000
 # v1 charges pages in batches per CPU, so that the peak can stay a little below the limit.
@@ -112,26 +111,6 @@ def throttled_time(cpu_stat: Mapping[str, int] | None) -> float | None:
     """What ``cpu.stat`` says of it, in seconds."""
     throttled = (cpu_stat or {}).get("throttled_usec")
     return None if throttled is None else throttled / 1_000_000
-
-
-_PEAKS = ("memory_peak", "processes_peak")
-
-
-def total(usages: Sequence[Usage]) -> Usage:
-    """The sum of several jobs: times and counts added, the highest of the peaks; no pressure.
-
-    A field is None if it is for one of them. Of no job all is 0.
-    """
-    if not usages:
-        return Usage.model_validate(dict.fromkeys(Usage.model_fields.keys() - {"pressure"}, 0))
-    values: dict[str, Any] = {}
-    for name in Usage.model_fields:
-        parts = [getattr(one, name) for one in usages]
-        if name == "pressure" or None in parts:
-            values[name] = None
-        else:
-            values[name] = max(parts) if name in _PEAKS else sum(parts)
-    return Usage(**values)
 
 
 def _seconds(nanoseconds: int | None) -> float | None:

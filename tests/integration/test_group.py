@@ -72,6 +72,10 @@ async def test_pair(transcript: int) -> None:
     else:
         assert (len(said), result.transcript_truncated) == (transcript, bool(transcript))
     assert PairResult.model_validate_json(result.model_dump_json()) == result
+    each = result.solution.usage, result.interactor.usage
+    assert result.usage().wall_time == each[0].wall_time + each[1].wall_time
+    assert result.usage().context_switches == sum(one.context_switches or 0 for one in each)
+    assert result.usage().memory_peak in {one.memory_peak for one in each}
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS)

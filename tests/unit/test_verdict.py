@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isojob._models import Evidence, Status, Usage
-from isojob.verdict import explain, signal_name, total, usage, verdict
+from isojob.verdict import explain, signal_name, usage, verdict
 
 MIB = 2**20
 
@@ -326,7 +326,7 @@ def test_total_of_several_jobs() -> None:
         pressure={"cpu": {"some_total": 1.0}},
     )
     other = one.model_copy(update={"memory_peak": 70, "processes_peak": 5, "io_read_bytes": None})
-    assert total((one, other, other)).model_dump() == {
+    assert Usage.total((one, other, other)).model_dump() == {
         "wall_time": 3.0,
         "cpu_time": 1.5,
         "user_time": None,
@@ -344,9 +344,9 @@ def test_total_of_several_jobs() -> None:
         "context_switches": 9,
         "pressure": None,
     }
-    assert total((one,)).cpu_time == 0.5
-    assert total((total(()), other)) == total((other,))
-    assert set(total(()).model_dump().values()) == {0, None}
+    assert Usage.total((one,)).cpu_time == 0.5
+    assert Usage.total((Usage.total(()), other)) == Usage.total((other,))
+    assert set(Usage.total(()).model_dump().values()) == {0, None}
 
 
 def test_usage_does_not_guess() -> None:
