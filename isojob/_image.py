@@ -26,6 +26,7 @@ from typing_extensions import override
 from isojob._image_source import MAX_JSON, Source, opened
 from isojob._models import Model, Name, parse_bytes
 from isojob._unpack import MAX_BYTES, MAX_ENTRIES, Unpacker
+from isojob._variables import NO_VARIABLES, Variables
 from isojob.errors import ImageError
 from isojob.mounts import Root
 from isojob.sandbox import Sandbox
@@ -60,7 +61,7 @@ class Image(Model, frozen=True):
     digest: str
     name: str = ""
     path: Name
-    env: dict[str, str] = {}  # noqa: RUF012
+    env: Variables = NO_VARIABLES
     workdir: str = "/"
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -116,8 +117,8 @@ class Image(Model, frozen=True):
 
     @property
     def root(self) -> Root:
-        """For ``Sandbox(root=...)``."""
-        return Root.directory(self.path)
+        """For ``Sandbox(root=...)``: its files, and its variables."""
+        return Root(kind="directory", path=self.path, env=self.env)
 
     def command(self, *arguments: str) -> list[str]:
         """What to run, as ``docker run IMAGE [ARGUMENTS...]`` does.
@@ -137,8 +138,8 @@ class Image(Model, frozen=True):
         Raises:
             pydantic.ValidationError: An option that `Sandbox` refuses.
         """
-        env = {**self.env, **options.pop("env", {})}
-        return Sandbox(root=Root.directory(self.path, writable=writable), env=env, **options)
+        root = self.root.model_copy(update={"writable": writable})
+        return Sandbox(root=root, **options)
 
     @classmethod
     def stored(cls, store: str | os.PathLike[str] | None = None) -> list[Self]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from isojob._models import Bytes, Model, Name
+from isojob._variables import NO_VARIABLES, Variables
 
 __all__ = ["MIN_TMPFS", "Mount", "Root", "check_source"]
 
@@ -144,6 +145,7 @@ class Root(Model, frozen=True):
         lower: The directories, the lowest first, for the third.
         writable: Whether the job may change what it sees: it works on a copy-on-write view of its
             own, which goes with it.
+        env: Variables of the container image that it comes from; a sandbox's own are over them.
     """
 
     kind: Literal["host", "directory", "layers"] = "host"
@@ -152,6 +154,7 @@ class Root(Model, frozen=True):
         tuple[Annotated[Name, AfterValidator(check_source)], ...], BeforeValidator(list_to_tuple)
     ] = Field(default=(), max_length=MAX_LAYERS)
     writable: bool = False
+    env: Variables = NO_VARIABLES
 
     @classmethod
     def host(cls) -> Self:
@@ -211,7 +214,8 @@ class Root(Model, frozen=True):
     def oci(cls, path: str | os.PathLike[str], *, writable: bool = False, **options: Any) -> Self:
         """The root file system of a container image, unpacked once by `Image.load` (blocking).
 
-        The files alone: `Image.sandbox` and `Image.command` have its variables and its program.
+        With the image's variables. Its program and working directory are for each job to ask for:
+        ``image = Image.load(path)`` has them as `Image.command` and `Image.workdir`.
 
         Args:
             path: As for `Image.load`.
@@ -223,7 +227,8 @@ class Root(Model, frozen=True):
         """
         from isojob._image import Image
 
-        return cls.directory(Image.load(path, **options).path, writable=writable)
+        image = Image.load(path, **options)
+        return cls(kind="directory", path=image.path, writable=writable, env=image.env)
 
     @property
     def sources(self) -> tuple[str, ...]:

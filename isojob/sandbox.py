@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, WrapSerializer, model_validator
-from typing_extensions import override
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from isojob._models import Model, Name
+from isojob._variables import NO_VARIABLES, Variables, check_variable
 from isojob.mounts import RESERVED, Mount, Root, below, check_path, list_to_tuple
 from isojob.seccomp import SeccompProfile
-
-if TYPE_CHECKING:
-    from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 __all__ = ["PROTECTIONS", "Sandbox"]
 
@@ -66,62 +63,6 @@ def _to_frozenset(value: object) -> object:
     return frozenset(value) if isinstance(value, (set, list, tuple)) else value
 
 
-class _Environment(Mapping[str, str]):
-    """A mapping that hashes, so that sandboxes can be keys and set members."""
-
-    __slots__ = ("_variables",)
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = {name: variables[name] for name in sorted(variables)}
-
-    @override
-    def __getitem__(self, name: str) -> str:
-        return self._variables[name]
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._variables)
-
-    @override
-    def __hash__(self) -> int:
-        return hash(tuple(self._variables.items()))
-
-    @override
-    def __repr__(self) -> str:
-        return repr(self._variables)
-
-
-def _check_variable(name: object, value: object) -> None:
-    """Refuses what environ(7) cannot carry; the kernel would take it and programs misread it."""
-    if not isinstance(name, str) or not isinstance(value, str):
-        raise ValueError(f"{name!r}: names and values must be str")  # noqa: TRY004 - the one that pydantic collects
-    if not name or "=" in name or "\0" in name:
-        raise ValueError(f"{name!r}: a variable's name is not empty and has no '=' and no NUL")
-    if "\0" in value:
-        raise ValueError(f"{name}: a variable's value has no NUL")
-
-
-def _freeze_environment(variables: Mapping[str, str]) -> Mapping[str, str]:
-    for name, value in variables.items():
-        _check_variable(name, value)
-    return _Environment(variables)
-
-
-def _thaw(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _serialize_environment(
-    value: Mapping[str, str], handler: SerializerFunctionWrapHandler
-) -> dict[str, str]:
-    plain: dict[str, str] = handler(dict(value))
-    return plain
-
-
 _Id: TypeAlias = Annotated[int, Field(ge=1, le=MAX_ID)]
 
 
@@ -133,7 +74,8 @@ class Sandbox(Model, frozen=True):
         mounts: What is mounted besides, in this order.
         network: ``none``: an empty network namespace of its own, not even with a loopback up.
         seccomp: Which system calls are answered (seccomp(2)).
-        env: Variables over isojob's own; the host's environment is never inherited.
+        env: Variables over those of the root's image and isojob's own; the host's environment is
+            never inherited.
         hostname: What uname(2) tells the job.
         workdir: Where the program starts and ``HOME`` points.
         uid: User id that the job sees itself as, 1 to 65533.
@@ -149,12 +91,7 @@ class Sandbox(Model, frozen=True):
     mounts: Annotated[tuple[Mount, ...], BeforeValidator(list_to_tuple)] = ()
     network: Literal["none"] = "none"
     seccomp: SeccompProfile = Field(default_factory=SeccompProfile.default)
-    env: Annotated[
-        Mapping[Name, Name],
-        BeforeValidator(_thaw),
-        AfterValidator(_freeze_environment),
-        WrapSerializer(_serialize_environment),
-    ] = Field(default_factory=lambda: _Environment({}))
+    env: Variables = NO_VARIABLES
     hostname: Annotated[str, AfterValidator(_check_hostname)] = "isojob"
     workdir: Annotated[Name, AfterValidator(_check_workdir)] = "/box"
     uid: _Id = 1000
@@ -203,7 +140,7 @@ class Sandbox(Model, frozen=True):
                 raise ValueError(f"{path!r}: isojob's own names on the way to a writable root")
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The whole environment of a job: isojob's own, then `env`, then `extra`.
+        """The whole environment of a job: isojob's own, then the root's, `env`, and `extra`.
 
         Args:
             extra: The variables of one call.
@@ -215,12 +152,13 @@ class Sandbox(Model, frozen=True):
             ValueError: A name in `extra` is empty or holds ``=`` or NUL, or a value holds NUL.
         """
         for name, value in (extra or {}).items():
-            _check_variable(name, value)
+            check_variable(name, value)
         return {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": self.workdir,
             "TMPDIR": "/tmp",  # noqa: S108 - a path inside the sandbox
             "LANG": "C.UTF-8",
+            **self.root.env,
             **self.env,
             **(extra or {}),
         }

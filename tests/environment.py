@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import random
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -146,3 +150,31 @@ def settle(check: Callable[[], object], seconds: float = 5.0) -> object:
         if not answer or time.monotonic() > end:
             return answer
         time.sleep(0.02)
+
+
+def write_image(path: Path, config: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Makes an OCI image layout of one layer, with links to a /usr that is mounted into it."""
+    blobs = path / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(data: bytes) -> dict[str, str]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}"}
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("bin", "lib", "lib64"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            archive.addfile(link)
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    manifest = {
+        "config": blob(json.dumps({"config": config}).encode()),
+        "layers": [blob(out.getvalue())],
+    }
+    index = {"manifests": [blob(json.dumps(manifest).encode())]}
+    (path / "index.json").write_text(json.dumps(index))

@@ -11,11 +11,12 @@ from rich.table import Table
 from isojob._image import Image, default_store
 from isojob.cli._console import make_console
 from isojob.cli._options import OptionError
+from isojob.mounts import Root
 
-__all__ = ["image"]
+__all__ = ["image", "load"]
 
 image = typer.Typer(
-    help="Unpack container images, for `isojob run --rootfs` and `Root.directory`.",
+    help="Unpack container images ahead of `isojob run --image`, or as directories.",
     no_args_is_help=True,
 )
 
@@ -25,6 +26,21 @@ _Store: TypeAlias = Annotated[
         "--store", metavar="DIR", help=f"Where they are kept: by default {default_store()}."
     ),
 ]
+
+
+def load(text: str) -> tuple[Image, Root]:
+    """``IMAGE[:O]``: an image, unpacked into the default store if it is not there, and its root.
+
+    Raises:
+        OptionError: It cannot be read.
+        ImageError: It is no image, or there are several.
+    """
+    path = text.removesuffix(":O")
+    try:
+        one = Image.load(path)
+    except OSError as error:
+        raise OptionError("--image", str(error)) from error
+    return one, one.sandbox(writable=path != text).root
 
 
 @image.command("import")

@@ -32,6 +32,7 @@ class Request:
     command: Sequence[str]
     limits: Limits
     sandbox: Sandbox
+    cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     collect: Sequence[str] = ()
@@ -110,6 +111,7 @@ class Foreground:
                         request.command,
                         stdin=DEVNULL if self._feed is None else self._feed.given,
                         env=request.env,
+                        cwd=request.cwd,
                         files=request.files,
                         collect=request.collect,
                         **streams,

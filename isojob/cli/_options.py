@@ -343,6 +343,7 @@ _SANDBOX_FLAGS = {
 def make_sandbox(
     *,
     rootfs: str | None = None,
+    root: Root | None = None,
     mounts: Sequence[Mount] = (),
     seccomp: SeccompProfile | None = None,
     identity: str | None = None,
@@ -353,7 +354,8 @@ def make_sandbox(
 
     Args:
         rootfs: A directory of the host to use as root, with ``:O`` behind it if the job may write
-            to a view of its own; None: the host's toolchain.
+            to a view of its own; None: `root`, or else the host's toolchain.
+        root: The root of an image.
         mounts: In this order.
         seccomp: The profile.
         identity: The text of ``--user``.
@@ -364,6 +366,8 @@ def make_sandbox(
         OptionError: Names the flag.
     """
     fields: dict[str, Any] = {name: text for name, text in texts.items() if text is not None}
+    if root is not None:
+        fields["root"] = root
     if identity is not None:
         fields["uid"], fields["gid"] = user(identity)
     if seccomp is not None:

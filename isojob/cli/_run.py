@@ -13,6 +13,7 @@ from isojob.cli import OUR_FAULT, _options
 from isojob.cli._account import exit_status, print_account
 from isojob.cli._collected import write_files
 from isojob.cli._console import make_console
+from isojob.cli._images import load
 from isojob.cli._live import Foreground, Request
 from isojob.cli._options import OptionError
 from isojob.limits import Limits
@@ -55,13 +56,14 @@ def _file(*flags: str, metavar: str | None = None, help: str) -> Any:
 
 def run(
     command: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="CMD",
-            help="Program and arguments; a name without a slash is looked up in the job's PATH.",
+            help="Program and arguments; a name without a slash is looked up in the job's PATH. "
+            "With --image as for docker run: arguments of its entry point, if it has one.",
             show_default=False,
         ),
-    ],
+    ] = None,
     *,
     memory: Annotated[
         str | None,
@@ -142,6 +144,15 @@ def run(
             "With :O the job writes to a view of its own, as in Podman.",
         ),
     ] = None,
+    image: Annotated[
+        str | None,
+        _view(
+            "--image",
+            metavar="IMAGE[:O]",
+            help="A container image (of docker save or skopeo, or an OCI layout), unpacked once: "
+            "its files, variables, program and working directory. :O as for --rootfs.",
+        ),
+    ] = None,
     volume: Annotated[
         list[str] | None,
         _view(
@@ -207,7 +218,13 @@ def run(
     ] = None,
     workdir: Annotated[
         str | None,
-        _file("--workdir", "-w", metavar="DIR", help="Working directory, instead of /box."),
+        _file(
+            "--workdir",
+            "-w",
+            metavar="DIR",
+            help="Working directory, instead of /box. Without it a job of an --image starts in the "
+            "image's own; its files are in /box.",
+        ),
     ] = None,
     file: Annotated[
         list[str] | None,
@@ -254,6 +271,15 @@ def run(
         raise OptionError("--collect-to", "nothing is collected: give --collect, too")
     if collect and collect_to is None and not json:
         raise OptionError("--collect", "give --collect-to, too (or --json, which has the files)")
+    root, cwd, command = None, None, command or []
+    if image is not None:
+        if rootfs is not None:
+            raise OptionError("--image", "it is the root: leave out --rootfs")
+        loaded, root = load(image)
+        command = loaded.command(*command)
+        cwd = loaded.workdir if workdir is None else None
+    if not command:
+        raise OptionError("CMD", "give a program to run" if image is None else "the image has none")
     limits = _options.make_limits(
         {
             "memory": memory,
@@ -278,6 +304,7 @@ def run(
     ]
     sandbox = _options.make_sandbox(
         rootfs=rootfs,
+        root=root,
         mounts=mounts,
         seccomp=_options.profile(security_opt or ()),
         identity=user,
@@ -289,6 +316,7 @@ def run(
         command=command,
         limits=limits,
         sandbox=sandbox,
+        cwd=cwd,
         env=_options.environment(env or (), env_file or ()),
         files=_options.files(file or ()),
         collect=collect or (),

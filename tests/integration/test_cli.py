@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from environment import SLOW
+from environment import SLOW, write_image
 
 from isojob import Result, Status
 
@@ -55,6 +55,39 @@ def test_exit_status(arguments: list[str], status: int, told: str) -> None:
     assert done.returncode == status, done.stderr
     assert told in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker run: its variables and directory, its program, with our arguments for its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tmp_path.chmod(0o755)
+    config = {
+        "Env": ["GREETING=hello"],
+        "WorkingDir": "/app",
+        "Entrypoint": ["/bin/sh", "main.sh"],
+        "Cmd": ["world"],
+    }
+    write_image(tmp_path / "image", config, {"app/main.sh": b"echo $GREETING $*; pwd"})
+    flags = ("run", "-q", "-v", "/usr:/usr", "--image")
+    image = str(tmp_path / "image")
+    assert isojob(*flags, image).stdout == b"hello world\n/app\n"
+    assert isojob(*flags, image, "a", "b").stdout == b"hello a b\n/app\n"
+    given = isojob(*flags, f"{image}:O", "--env", "GREETING=bye", "x")
+    assert given.stdout == b"bye x\n/app\n", given
+    for arguments, told in (
+        ((*flags, image, "--rootfs", "/srv", "x"), b"--image"),
+        ((*flags, str(tmp_path / "none"), "x"), b"--image"),
+        ((*flags, str(tmp_path), "x"), b"neither an OCI image layout"),
+        (("run",), b"CMD"),
+    ):
+        done = isojob(*arguments)
+        assert (done.returncode, told in done.stderr) == (125, True), done
+    write_image(tmp_path / "bare", {}, {})
+    assert b"the image has none" in isojob(*flags, str(tmp_path / "bare")).stderr
+    assert isojob(*flags, str(tmp_path / "bare"), "pwd").stdout == b"/\n"
+    assert isojob(*flags, f"{tmp_path}/bare", "-w", "/w", "pwd").stdout == b"/w\n"
+    made = isojob(*flags, f"{tmp_path}/bare:O", "sh", "-c", "echo made >/it; cat /it")
+    assert made.stdout == b"made\n", made
 
 
 def test_flags_after_the_program_are_its_own() -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 import shutil
 import signal
 import stat
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from environment import settle
+from environment import settle, write_image
 from pydantic import ValidationError
 
 from isojob import (
@@ -206,35 +202,12 @@ async def test_json(layers: tuple[Path, ...]) -> None:
 async def test_image(tmp_path: Path) -> None:
     """A container image as a root, with its variables and its entry point."""
     config = {"Env": ["GREETING=hello"], "WorkingDir": "/app", "Entrypoint": ["/bin/sh", "main.sh"]}
-    blobs = tmp_path / "image/blobs/sha256"
-    blobs.mkdir(parents=True)
     tmp_path.chmod(0o755)
-
-    def blob(data: bytes) -> dict[str, str]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"digest": f"sha256:{digest}"}
-
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name in ("bin", "lib", "lib64"):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
-            archive.addfile(link)
-        script = b"echo $GREETING $1; ls -ld /app; id -un"
-        for name, data in (
-            ("app/main.sh", script),
-            ("etc/passwd", b"imaged:x:1000:1000::/:/bin/sh\n"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    manifest = {
-        "config": blob(json.dumps({"config": config}).encode()),
-        "layers": [blob(out.getvalue())],
+    files = {
+        "app/main.sh": b"echo $GREETING $1; ls -ld /app; id -un",
+        "etc/passwd": b"imaged:x:1000:1000::/:/bin/sh\n",
     }
-    index = {"manifests": [blob(json.dumps(manifest).encode())]}
-    (tmp_path / "image/index.json").write_text(json.dumps(index))
+    write_image(tmp_path / "image", config, files)
     image = Image.load(tmp_path / "image", store=tmp_path / "store")
     result = await run_isolated(
         image.command("world"),
@@ -245,3 +218,9 @@ async def test_image(tmp_path: Path) -> None:
     assert lines[0] == "hello world", result.stderr
     assert lines[1].startswith("drwxr-xr-x")
     assert lines[2] == "imaged"
+    root = Root.oci(tmp_path / "image", store=tmp_path / "store")
+    result = await run_isolated(
+        ["sh", "-c", "echo $GREETING; pwd"],
+        sandbox=Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),)),
+    )
+    assert result.stdout == b"hello\n/box\n", result

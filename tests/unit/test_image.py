@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from isojob import Image, ImageError, Root
+from isojob import Image, ImageError, Root, Sandbox
 from isojob._tar import Archive
 from isojob._unpack import Unpacker
 
@@ -135,9 +135,28 @@ def test_layers_deletions_links(layout: Layout, store: Path) -> None:
     assert image.command("a", "b") == ["/run", "a", "b"]
     assert image.env == {"PATH": "/bin", "X": "1=2"}
     sandbox = image.sandbox(env={"X": "3"})
-    assert sandbox.root == Root.directory(image.path) == Root.oci(layout.path, store=store)
-    assert dict(sandbox.env) == {"PATH": "/bin", "X": "3"}
+    assert sandbox.root == image.root == Root.oci(layout.path, store=store)
+    assert sandbox.root.path == image.path
+    assert dict(sandbox.env) == {"X": "3"}
+    assert {"PATH": "/bin", "X": "3", "HOME": "/box"}.items() <= sandbox.environment().items()
     assert Image.model_validate_json(image.model_dump_json()) == image
+    assert hash(Image.load(layout.path, store=store)) == hash(image)
+
+
+def test_root_brings_the_variables(layout: Layout, store: Path) -> None:
+    """A root of an image has them, writable or not; the sandbox's and the call's own are over them."""
+    path = layout.image(layer(("a", b"1")))
+    for writable in (False, True):
+        root = Root.oci(path, store=store, writable=writable)
+        assert root == Image.load(path, store=store).sandbox(writable=writable).root
+        assert (root.env, root.writable) == ({"PATH": "/bin", "X": "1=2"}, writable)
+        sandbox = Sandbox(root=root, env={"X": "2"})
+        assert sandbox.environment()["X"] == "2"
+        assert sandbox.environment({"X": "3"})["X"] == "3"
+        assert (sandbox.environment()["PATH"], sandbox.environment()["LANG"]) == ("/bin", "C.UTF-8")
+        assert Sandbox.model_validate_json(sandbox.model_dump_json()) == sandbox
+        assert hash(Sandbox(root=root, env={"X": "2"})) == hash(sandbox)
+    assert Root.directory(Image.load(path, store=store).path).env == {}
 
 
 def test_unpacked_once(layout: Layout, store: Path) -> None:
