@@ -111,12 +111,15 @@ async def layered(jobs: int) -> None:
             (layers[0] / "opt" / "base" / f"{number}").write_bytes(b"x" * 1000)
         # The program and what it loads come from the layers, as they do from an image.
         _copy("/bin/true", layers[0])
+        # And a loader's cache, as both the default root and images do.
+        (layers[0] / "etc").mkdir()
+        subprocess.run(["/sbin/ldconfig", "-r", layers[0]], check=True, stderr=subprocess.DEVNULL)
         for writable in (False, True):
             sandbox = isojob.Sandbox(root=isojob.Root.layers(layers, writable=writable))
             async with isojob.Pool() as pool, isojob.Pool(sandbox) as other:
                 plain, over = await in_turn(jobs, partial(pool.run, JOB), partial(other.run, JOB))
             name = f"root of three {'writable ' if writable else ''}layers / default root, ms"
-            report(name, over, plain, 1e3, most=None if writable else 1.15)
+            report(name, over, plain, 1e3, most=1.15)
     finally:
         shutil.rmtree(directory)
 
