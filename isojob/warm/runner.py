@@ -11,6 +11,7 @@ Descriptors 3, 4 and 5 are the socket to the zygote, init's executable and the c
 import array
 import atexit
 import builtins
+import codecs
 import ctypes
 import gc
 import importlib
@@ -34,9 +35,8 @@ _QUIET = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR
 
 def _preload(names):
     """Imports them, one after the other, and says which fails."""
-    kept = dict(os.environ)
     os.environ.update(dict.fromkeys(_QUIET, "1"))
-    _no_streams()
+    _lead_streams(*[os.open(os.devnull, os.O_RDWR)] * 3)  # what they print is for nobody
     for name in names:
         _tell("I" + name)
         try:
@@ -51,29 +51,31 @@ def _preload(names):
             lines = traceback.format_exception(type(error), error, error.__traceback__)
             _tell("E" + name + "\0" + why + "\0" + "".join(lines))
             os._exit(1)
-    os.environ.clear()
-    os.environ.update(kept)
 
 
 def _settle():
     """What forks would otherwise do each for itself, or copy for nothing."""
     # compile() makes the types of syntax trees first, a millisecond long.
-    exec(compile(_SAMPLE, "sample", "exec"), {"print": dict})
+    exec(compile(_SAMPLE, "sample", "exec"), {"print": str})
     try:
         json.loads("{")
     except ValueError as error:
         json.dumps({"x": [_describe(error), 1.5, True]})
-    _usual_streams()
+    _environment(_usual)
+    # Streams that most jobs will find good: they depend on what they lead to.
+    read, write = os.pipe()
+    os.close(read)
+    _lead_streams(os.open(os.devnull, os.O_RDONLY), write, write)
     gc.collect()
     gc.freeze()
 
 
+_usual = [name + b"=" + value for name, value in os.environb.items()]  # a job's
 _SAMPLE = b"""
-import sys
 def f(n):
     return [str(i) for i in range(n)]
 try:
-    print(file=sys.stdout, end=str(len(f(100))))
+    print(len(f(100)))
     f("x")
 except TypeError as error:
     text = repr(error)
@@ -82,63 +84,69 @@ result = {"text": text, "list": f(9), "number": 1.5}
 
 
 def _rehearse(native, job):
-    """Runs a job in a fork of ours, to see which pages it gets copies of: others will, too."""
-    # Other templates have the same /tmp. Not memfd_create: an interpreter may have none.
-    program = os.open(path := f"/tmp/rehearsal-{os.getpid()}", os.O_RDWR | os.O_CREAT, 0o600)
-    os.remove(path)
-    os.write(program, _SAMPLE)
+    """Runs a job in a fork of ours, to see which pages it gets: others will need them, too."""
+    # Other templates have the same /tmp.
+    with open(path := f"/tmp/rehearsal-{os.getpid()}", "wb") as program:
+        program.write(_SAMPLE)
+    job.argv = (ctypes.c_char_p * 5)(path.encode(), b"", b"[]", b"rehearsal.py", None)
+    job.envp = (ctypes.c_char_p * (len(_usual) + 1))(*_usual, None)
+    room = ctypes.create_string_buffer(4096)
+    job.result, job.size = ctypes.addressof(room), len(room)
+    wait, go = os.pipe()
+
+    def stay():
+        os.close(go)
+        os.read(wait, 1)
+        os._exit(0)
+
+    # Holds what we had: a page that only we write to meanwhile would be the job's alone, too.
+    if os.fork() == 0:
+        stay()
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+    if (child := os.fork()) == 0:
         try:
-
-            def end(code):
-                os.write(write, array.array("Q", _own_pages()).tobytes()[:65536])
-                os._exit(code)
-
-            words = [b"/proc/self/fd/%d" % program, b"", b"[1]", b"rehearsal.py"]
-            job.argv = (ctypes.c_char_p * 5)(*words, None)
-            job.envp = (ctypes.c_char_p * 2)(b"HOME=/box", None)
-            room = ctypes.create_string_buffer(4096)
-            job.result, job.size = ctypes.addressof(room), 4096
-            _run_job(job, end)
+            os.dup2(write, 1)
+            _run_job(job, lambda code: (os.write(1, b"\0"), stay()))
         finally:
             os._exit(1)
     os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    os.close(program)
-    ranges = array.array("Q", data[: len(data) // 16 * 16])
-    native.isojob_warm_hot(ctypes.c_void_p(ranges.buffer_info()[0]), len(ranges) // 2)
+    while os.read(read, 4096)[-1:] not in (b"\0", b""):
+        pass
+    try:
+        ranges = _pages(child)
+    except OSError:  # not told: then they come when they are needed
+        ranges = array.array("Q")
+    for fd in (go, wait, read):
+        os.close(fd)
+    os.wait()
+    os.wait()
+    os.remove(path)
+    native.isojob_warm_hot(ctypes.c_void_p(ranges.buffer_info()[0]), len(ranges) // 3)
 
 
-def _own_pages():
-    """Ranges of pages of which we are the only owner, for we have written to them since the fork.
+def _pages(pid):
+    """Ranges of pages that it has got since the fork: addresses, lengths, how to get them.
 
-    Addresses and lengths, by pagemap(5): bit 63 a page that is there, bit 56 nobody else's. Pages
-    of files are left alone: the kernel maps sixteen of them at a fault, and each that is mapped
-    has to be unmapped at the end. A mapping of more than a million pages is reserved, not in use.
+    By pagemap(5), what it has written to: bit 63 a page that is there, bit 56 nobody else's; of
+    files (61) one in sixteen: the kernel maps those around it. A million pages are only reserved.
     """
-    size = os.sysconf("SC_PAGESIZE")
-    mine = 1 << 63 | 1 << 56
-    found = []
-    with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", 0) as pagemap:
-        for line in maps.read().splitlines():
+    size, found = os.sysconf("SC_PAGESIZE"), array.array("Q")
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb", 0) as pagemap:
+        for line in maps:
             where, mode = line.split()[:2]
             low, high = (int(word, 16) // size for word in where.split("-"))
-            if not mode.startswith("rw") or mode[3] != "p" or high - low > 1 << 20:
+            if mode[0] != "r" or mode[3] != "p" or high - low > 1 << 20:
                 continue
+            bit, advice, around, last = (56, 23, 1, -1) if mode[1] == "w" else (61, 22, 16, -1)
             pagemap.seek(8 * low)
             entries = array.array("Q", pagemap.read(8 * (high - low)))
-            for page, entry in enumerate(entries, low):
-                if entry & mine != mine:
-                    continue
-                # A page in between costs less than another call.
-                if found and page * size <= found[-2] + found[-1] + size:
-                    found[-1] = (page + 1) * size - found[-2]
-                else:
-                    found += [page * size, size]
+            for at, entry in enumerate(entries, low):
+                if entry >> 63 & entry >> bit & 1 and at // around != last:
+                    last = at // around
+                    if found and at * size == found[-3] + found[-2] and found[-1] == advice:
+                        found[-2] += size
+                    else:
+                        found.extend((at * size, size, advice))
     return found
 
 
@@ -189,8 +197,12 @@ def _run_job(job, end=os._exit):
             return True
         return not job.result
 
-    _environment(_strings(job.envp))
-    _streams(_is_unusual)
+    fds = [fd for fd in (0, 1, 2) if stat.S_IFMT(os.fstat(fd).st_mode) != _KINDS[fd]]
+    if (variables := _strings(job.envp)) != _usual:
+        before = _stream_options()
+        _environment(variables)
+        fds = fds if _stream_options() == before else (0, 1, 2)
+    _streams(fds)
     # `random` sees to itself (os.register_at_fork).
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
@@ -216,32 +228,19 @@ def _lead_streams(*sources):
         os.dup2(source, fd)
     for source in set(sources):
         os.close(source)
-    _streams(lambda fd: True)
+    _streams((0, 1, 2))
 
 
-def _usual_streams():
-    """Makes what most jobs will find good: it depends on what a stream leads to."""
-    read, write = os.pipe()
-    os.close(read)
-    _lead_streams(os.open(os.devnull, os.O_RDONLY), write, write)
-
-
-def _no_streams():
-    """While modules are imported: what they print is for nobody."""
-    _lead_streams(*[os.open(os.devnull, os.O_RDWR)] * 3)
-
-
-def _is_unusual(fd):
-    return stat.S_IFMT(os.fstat(fd).st_mode) != _KINDS[fd]
-
-
-def _streams(wanted):
-    """sys.stdin, stdout and stderr as the interpreter makes them, those that are wanted."""
-    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+def _stream_options():
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
-    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        if not (unbuffered or encoding or errors or wanted(fd)):
-            continue
+    return bool(os.environ.get("PYTHONUNBUFFERED")), encoding, errors
+
+
+def _streams(fds):
+    """sys.stdin, stdout and stderr as the interpreter makes them, those that are wanted."""
+    for fd in fds:
+        name, mode = ("stdin", "stdout", "stderr")[fd], "rww"[fd]
+        unbuffered, encoding, errors = _stream_options()
         old = getattr(sys, name)
         raw = io.FileIO(fd, mode + "b", closefd=False)
         tty = raw.isatty()
@@ -252,11 +251,11 @@ def _streams(wanted):
         raw.name = "<" + name + ">"
         text = io.TextIOWrapper(
             buffered,
-            encoding=encoding or old.encoding,
+            encoding=codecs.lookup(encoding or old.encoding).name,
             errors="backslashreplace" if fd == 2 else errors or old.errors,
             newline="\n" if mode == "w" else None,
             line_buffering=tty or fd == 2,
-            write_through=unbuffered and mode == "w",
+            write_through=unbuffered,
         )
         text.mode = mode
         setattr(sys, name, text)
@@ -349,7 +348,7 @@ def _job(argv, answer, end):
     code = 0
     interrupted = False
     try:
-        value = _run(path, json.loads(argument), call, kept)
+        value = _run(path, () if argument == "[]" else json.loads(argument), call, kept)
         if value is not None:
             said["value"] = value
     except SystemExit as error:

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from environment import PATIENT, PYTHON, SLOW, at_once, dedent
 
-from isojob import Limits, Mount, Pool, PoolClosedError, Sandbox, Status
+from isojob import Limits, Mount, Pool, PoolClosedError, Sandbox, Status, run_isolated
 from isojob._job import Content
 from isojob._python import PythonPool, PythonResult, run_python
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError, PreloadError
@@ -670,6 +670,17 @@ async def test_files_and_streams(pool: PythonPool, tmp_path: Path) -> None:
         assert (await pool.run_python("print('x')", stdout=file)).stdout is None
     assert (tmp_path / "stdout").read_bytes() == b"x\n"
     assert (await pool.run_python("import os; result = os.getcwd()", cwd="/tmp")).value == "/tmp"
+
+
+async def test_variables_that_streams_depend_on(pool: PythonPool) -> None:
+    """As an interpreter that starts with them has it; and nothing stays of them."""
+    code = "import sys\nfor s in (sys.stdin, sys.stdout, sys.stderr):\n"
+    code += "    print(s.encoding, s.errors, s.write_through, type(s.buffer).__name__)"
+    plain: dict[str, str] = {}
+    for env in (plain, {"PYTHONIOENCODING": "latin-1:replace"}, {"PYTHONUNBUFFERED": "1"}, plain):
+        cold = await run_isolated([PYTHON, "-c", code], env=env)
+        warm = await pool.run_python(code, env=env)
+        assert warm.ok and warm.stdout == cold.stdout, env
 
 
 async def test_large_words(pool: PythonPool) -> None:

@@ -79,13 +79,41 @@ def test_the_running_one(tmp_path: Path) -> None:
 def test_reserved_memory_is_not_looked_at() -> None:
     """What a preload reserves and never touches, 16 TiB of it, has no part in the rehearsal."""
     done = run_python(
-        "import mmap, resource, runpy, sys",
+        "import mmap, os, resource, runpy, sys",
         "from importlib.resources import files",
         "runner = runpy.run_path(str(files('isojob').joinpath('warm', 'runner.py')))",
         "private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE",
         "reserved = mmap.mmap(-1, 1 << 44, private)",
         "resource.setrlimit(resource.RLIMIT_AS, ((1 << 44) + (1 << 32), resource.RLIM_INFINITY))",
-        "ranges = runner['_own_pages']()",
-        "assert ranges and sum(ranges[1::2]) < 1 << 32, ranges",
+        "ranges = runner['_pages'](os.getpid())",
+        "assert ranges and sum(ranges[1::3]) < 1 << 32, ranges",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_rehearsal_is_exact() -> None:
+    """It tells the pages that a job has written to, and none that the template has meanwhile."""
+    done = run_python(
+        "import ctypes, mmap, runpy, sys",
+        "from importlib.resources import files",
+        "runner = runpy.run_path(str(files('isojob').joinpath('warm', 'runner.py')))",
+        "inside = runner['_rehearse'].__globals__",
+        "size, told = mmap.PAGESIZE, set()",
+        "area = sys.area = mmap.mmap(-1, 8 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)",
+        "area[:] = b'x' * len(area)",
+        "start = ctypes.addressof(ctypes.c_char.from_buffer(area))",
+        "find = inside['_pages']",
+        "def find_late(pid):",
+        "    area[5 * size] = 1",
+        "    return find(pid)",
+        "class Native:",
+        "    def isojob_warm_hot(self, at, n):",
+        "        words = (ctypes.c_uint64 * (3 * n)).from_address(at.value)",
+        "        for low, length, _ in zip(words[::3], words[1::3], words[2::3], strict=True):",
+        "            told.update(range(low, low + length, size))",
+        "inside['_pages'] = find_late",
+        "inside['_SAMPLE'] = b'import sys; sys.area[3 * %d] = 1' % size",
+        "inside['_rehearse'](Native(), inside['_Job']())",
+        "assert [page for page in range(8) if start + page * size in told] == [3], told",
     )
     assert done.returncode == 0, done.stderr

@@ -11,10 +11,6 @@
 #include <sys/stat.h>
 #include <stdio.h>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23 /* Debian 12's C library is older */
-#endif
-
 #include "zygote.h"
 
 #define PUBLIC __attribute__((visibility("default")))
@@ -51,19 +47,18 @@ static struct {
     int zygote, init; /* sockets: of pid 1, of the launcher */
 } request;
 
-/* What a launcher will write to, as a rehearsal has shown. */
+/* What a launcher will need, as a rehearsal has shown. */
 struct pages {
-    void *start;
-    size_t length;
+    uint64_t start, length, advice;
 };
 static struct pages hot[1024];
 static unsigned nhot;
 
-/* Gets its own copies of them now, while nobody waits, and without a fault for each (5.14). */
+/* Gets them now, while nobody waits, and without a fault for each (MADV_POPULATE_…, 5.14). */
 static void touch(void)
 {
     for (unsigned i = 0; i < nhot; i++)
-        madvise(hot[i].start, hot[i].length, MADV_POPULATE_WRITE);
+        madvise((void *)hot[i].start, hot[i].length, (int)hot[i].advice);
 }
 
 /* All that it has in its new user namespace, for the execve to come: it may not be uid 0 in there. */
