@@ -27,9 +27,9 @@ const char *__asan_default_options(void)
 #endif
 
 /* Of the interpreter that has loaded us. */
-extern void PyOS_BeforeFork(void) __attribute__((weak));
-extern void PyOS_AfterFork_Parent(void) __attribute__((weak));
-extern void PyOS_AfterFork_Child(void) __attribute__((weak));
+extern void PyOS_BeforeFork(void);
+extern void PyOS_AfterFork_Parent(void);
+extern void PyOS_AfterFork_Child(void);
 
 /* A job that has arrived; isojob/warm/runner.py has its twin. */
 struct warm_job {
@@ -128,8 +128,7 @@ static void launcher_main(struct warm_job *out)
     /* A change of ids takes it away; execve would give it back. */
     prctl(PR_SET_DUMPABLE, 1);
     /* The first that is not our code: hooks of what was preloaded. */
-    if (PyOS_AfterFork_Child)
-        PyOS_AfterFork_Child();
+    PyOS_AfterFork_Child();
     job_park(&cell);
     job_take(&cell, &job);
     *out = (struct warm_job){.argv = job.argv, .envp = job.envp};
@@ -215,16 +214,14 @@ PUBLIC int isojob_warm_serve(int requests, struct warm_job *out)
             _exit(0);
         if ((h.type != MSG_FORK && h.type != MSG_BRANCH) || nfds != 1)
             _exit(1);
-        if (PyOS_BeforeFork)
-            PyOS_BeforeFork();
+        PyOS_BeforeFork();
         if (h.type == MSG_BRANCH) {
             if (fork_beside() == 0) {
                 prctl(PR_SET_PDEATHSIG, SIGKILL); /* a fork does not inherit it */
                 if (dup3(fds[0], requests, O_CLOEXEC) < 0)
                     _exit(1);
                 close(fds[0]);
-                if (PyOS_AfterFork_Child)
-                    PyOS_AfterFork_Child();
+                PyOS_AfterFork_Child();
                 names_of(r, out);
                 return 0;
             }
@@ -236,8 +233,7 @@ PUBLIC int isojob_warm_serve(int requests, struct warm_job *out)
             }
             clone(pid_one, stack + sizeof(stack), flags, NULL);
         }
-        if (PyOS_AfterFork_Parent)
-            PyOS_AfterFork_Parent();
+        PyOS_AfterFork_Parent();
         close(fds[0]); /* whoever waits for a word of the fork sees that none will come */
     }
 }
