@@ -17,6 +17,15 @@ CONTAINER = (
     "systempaths=unconfined; Kubernetes: procMount: Unmasked); see docs/hosts.md"
 )
 
+_NO_NAMESPACES = (
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOSPC,
+    errno.EUSERS,
+    errno.EINVAL,  # a kernel built without
+    errno.ENOENT,
+)
+
 
 def _user_namespaces() -> str:
     if kernel.sysctl("user/max_user_namespaces") == "0":
@@ -50,7 +59,7 @@ def to_exception(failure: Failure) -> IsojobError:
     """The exception for a stage that failed in zygote or init."""
     stage, number = failure.stage, failure.errno
     denied = number in (errno.EPERM, errno.EACCES)
-    if (stage in ("user namespace", "uid_map") and number != errno.ENOMEM) or (
+    if (stage in ("user namespace", "uid_map") and number in _NO_NAMESPACES) or (
         stage in ("clone", "owner of the layers") and number in (errno.EPERM, errno.ENOSPC)
     ):
         return HostNotSupportedError(
@@ -73,7 +82,7 @@ def to_exception(failure: Failure) -> IsojobError:
             "a proc or cgroup file system of the host would be visible there: bind directories "
             "that have none below them",
         )
-    if stage == "launcher":
+    if stage == "launcher" and number in (0, errno.ECHILD):
         return SandboxSetupError(
             stage,
             0,

@@ -159,7 +159,8 @@ static int start(struct zygote *z, struct slot *s, struct cell *cell, struct fai
         return template_ask(z, s, cell, f);
     if (writable_layers(z, s, cell, f) < 0)
         return -1;
-    masks_refresh(&z->config);
+    if (masks_refresh(&z->config, f) < 0)
+        return -1;
     cell->shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (cell->shared == MAP_FAILED)
         return fail(f, "mmap");

@@ -28,7 +28,8 @@ static void send_file(struct search *s, const char *reason, int fd)
     wire_put_string(&w, TAG_NAME, 0, s->name);
     if (reason)
         wire_put_string(&w, TAG_REASON, 0, reason);
-    wire_send(s->lease, &w, fd, 0);
+    if (wire_send(s->lease, &w, fd, 0) < 0)
+        _exit(1); /* a result without it would say that there was none */
 }
 
 static const char *kind(mode_t mode)
@@ -44,8 +45,7 @@ static void offer(struct search *s, int dir, const char *leaf, bool exact)
 {
     struct stat st;
     if (fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) < 0) {
-        if (exact)
-            send_file(s, errno == ENOENT ? "not found" : strerror(errno), -1);
+        send_file(s, errno == ENOENT ? "not found" : strerror(errno), -1);
         return;
     }
     if (!exact && S_ISDIR(st.st_mode))
@@ -86,15 +86,16 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
     cleanup_close int next =
         sys_openat2(dir, leaf, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0, RESOLVE);
     if (next < 0) {
-        if (exact) {
+        int error = errno;
+        /* What a pattern happens to fit and is no directory of the job's is no loss. */
+        if (exact || (error != ENOTDIR && error != ELOOP && error != EXDEV)) {
             struct stat st;
-            int error = errno;
             bool there = fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) == 0;
             const char *reason = !there                 ? "not found"
                                  : S_ISLNK(st.st_mode)  ? "behind a symbolic link"
                                  : !S_ISDIR(st.st_mode) ? "not in a directory"
                                  : error == EXDEV       ? "in another mount"
-                                                        : "not found";
+                                                        : strerror(error);
             snprintf(s->name + used + len, sizeof(s->name) - used - len, "/%s", rest);
             send_file(s, reason, -1);
         }
@@ -130,14 +131,15 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     }
     again = -1; /* closedir owns it */
     struct dirent *e;
-    while ((e = readdir(entries)) && s->looked_at++ < MAX_LOOKED_AT)
+    while ((errno = 0, e = readdir(entries)) && s->looked_at++ < MAX_LOOKED_AT)
         if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
             fnmatch(component, e->d_name, FNM_PERIOD) == 0)
             descend(s, dir, e->d_name, rest, used, depth, false);
+    const char *reason = e ? "too many directory entries" : errno ? strerror(errno) : NULL;
     closedir(entries);
-    if (e) {
+    if (reason) {
         snprintf(s->name + used, sizeof(s->name) - used, "%s", pattern);
-        send_file(s, "too many directory entries", -1);
+        send_file(s, reason, -1);
     }
 }
 
@@ -172,7 +174,7 @@ void collect_files(const struct cell *cell)
     setsockopt(cell->lease, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
     int n = wire_receive(cell->lease, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0);
     if (n <= 0 || h.type != MSG_COLLECT || nfds > 0)
-        return;
+        _exit(1); /* as above */
     setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     s = (struct search){.lease = cell->lease, .left = 1024};
     cleanup_close int dir = -1;

@@ -53,9 +53,11 @@ static int copy_directory(int from, int to, struct budget *left, unsigned depth)
     int result = 0;
     if (!stream)
         return -1;
-    while (result == 0 && (entry = readdir(stream)))
+    while (result == 0 && (errno = 0, entry = readdir(stream)))
         if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
             result = copy_entry(from, to, entry->d_name, left, depth);
+    if (result == 0 && errno)
+        result = -1;
     closedir(stream);
     return result;
 }

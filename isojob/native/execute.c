@@ -44,7 +44,8 @@ static int become_init(struct cell *cell, struct config *c, int sock, struct fai
     close_fd(&cell->out[0]);
     close_fd(&cell->out[1]);
     close_fd(&cell->shared_fd);
-    masks_refresh(c);
+    if (masks_refresh(c, f) < 0)
+        return -1;
     init_shed_prepare();
     /* Hooks of what was preloaded run before the launcher speaks. */
     const struct timeval patience = {.tv_sec = 30};

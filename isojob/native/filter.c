@@ -46,7 +46,10 @@ int receive_byte(int sock, int *fd)
                          .msg_iovlen = 1,
                          .msg_control = control.space,
                          .msg_controllen = sizeof(control.space)};
-    if (recvmsg(sock, &msg, MSG_CMSG_CLOEXEC) != 1)
+    ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
+    if (n == 0)
+        errno = ECHILD; /* who was to send it is dead */
+    if (n != 1)
         return -1;
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
     if (c && c->cmsg_type == SCM_RIGHTS)

@@ -53,7 +53,10 @@ static int become_init(struct cell *cell, struct failure *f)
     /* Up to here nothing needs the maps, which the zygote writes meanwhile. Should it be gone, the
      * pipe's end says so, unless somebody else has come to hold that: then this does. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (read(cell->go, &byte, 1) != 1)
+    ssize_t n = read(cell->go, &byte, 1);
+    if (n < 0)
+        return fail(f, "start init");
+    if (n == 0)
         _exit(1);
     prctl(PR_SET_PDEATHSIG, 0); /* a running job's end does not wait for the zygote's */
     close_fd(&cell->go);
@@ -333,6 +336,18 @@ _Noreturn void init_main(struct cell *cell)
     init_serve(cell);
 }
 
+/* What it says itself is more than what we have met. */
+_Noreturn static void launcher_lost(struct cell *cell)
+{
+    const struct shared *s = cell->shared;
+    struct failure f = {0};
+    if (errno == EPIPE)
+        errno = ECHILD;
+    fail(&f, "launcher");
+    report_error(cell->lease, s->state == JOB_FAILED ? &s->failure : &f);
+    _exit(1);
+}
+
 _Noreturn void init_serve(struct cell *cell)
 {
     struct failure f = {0};
@@ -342,23 +357,15 @@ _Noreturn void init_serve(struct cell *cell)
     }
     for (unsigned i = 0; i < cell->config->nlimits; i++)
         close_fd(&cell->limit_fd[i]);
-    if (receive_byte(cell->channel, &cell->listener) < 0) {
-        struct shared *s = cell->shared;
-        if (s->state == JOB_FAILED)
-            f = s->failure;
-        else {
-            errno = ECHILD;
-            fail(&f, "launcher");
-        }
-        report_error(cell->lease, &f);
-        _exit(1);
-    }
+    if (receive_byte(cell->channel, &cell->listener) < 0)
+        launcher_lost(cell);
     if (init_shed() < 0) {
         fail(&f, "init's filter");
         report_error(cell->lease, &f);
         _exit(1);
     }
-    (void)!write(cell->channel, "g", 1);
+    if (write(cell->channel, "g", 1) < 0)
+        launcher_lost(cell);
     if (cell->config->filter_early || !cell->config->filter_notify)
         close_fd(&cell->channel);
     loop(cell);

@@ -11,14 +11,21 @@
 /* By the zygote, whose own proc has its entries in the dentry cache, for each cell anew: a module may
  * add one at any time. What is open to its owner alone needs no mask: that is the host's root, whom
  * no cell maps (and whose group it may have). */
-void masks_refresh(struct config *c)
+int masks_refresh(struct config *c, struct failure *f)
 {
     for (unsigned i = 0; i < c->nmasks; i++) {
+        struct mask *m = &c->masks[i];
         struct stat st;
-        if (c->masks[i].cover || lstat(c->masks[i].path, &st) < 0 || !(st.st_mode & 0077))
+        if (m->cover)
             continue;
-        c->masks[i].cover = S_ISDIR(st.st_mode) ? "/dev/.empty" : "/dev/null";
+        if (lstat(m->path, &st) < 0) {
+            /* What we may not reach, nobody in a cell may. */
+            if (errno != ENOENT && errno != EACCES)
+                return fail_at(f, "mask", m->path);
+        } else if (st.st_mode & 0077)
+            m->cover = S_ISDIR(st.st_mode) ? "/dev/.empty" : "/dev/null";
     }
+    return 0;
 }
 
 /* hidepid=2: init, of another uid or not dumpable, is ENOENT to the job. Read-only as a whole: no
@@ -30,7 +37,9 @@ static int mount_proc(const struct cell *cell, struct failure *f)
     if (mount("proc", "/proc", "proc", SAFE | MS_NOEXEC, "hidepid=2") < 0)
         return fail(f, "mount /proc");
     /* Were the outer proc to show through, /proc/self would not be pid 1. */
-    if (readlink("/proc/self", self, sizeof(self) - 1) < 0 || strcmp(self, "1")) {
+    if (readlink("/proc/self", self, sizeof(self) - 1) < 0)
+        return fail(f, "check /proc");
+    if (strcmp(self, "1")) {
         errno = EXDEV;
         return fail(f, "check /proc");
     }
@@ -63,10 +72,10 @@ static int mount_one(const struct cell_mount *m)
     cleanup_close int dir = root < 0 ? -1 : open_parent(root, m->path, leaf, sizeof(leaf));
     if (dir < 0 || (m->source && stat(m->source, &st) < 0))
         return -1;
-    if (faccessat(dir, leaf, F_OK, AT_SYMLINK_NOFOLLOW) < 0) {
-        if (S_ISDIR(st.st_mode) ? mkdirat(dir, leaf, 0755) : mknodat(dir, leaf, S_IFREG | 0644, 0))
-            return -1;
-    }
+    int there = is_there(dir, leaf);
+    if (there < 0 || (!there && (S_ISDIR(st.st_mode) ? mkdirat(dir, leaf, 0755)
+                                                     : mknodat(dir, leaf, S_IFREG | 0644, 0)) < 0))
+        return -1;
     /* A writable bind of the caller may hold a link that an earlier job left there: never followed. */
     cleanup_close int target = openat(dir, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (target < 0 || fstat(target, &st) < 0)

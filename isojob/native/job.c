@@ -89,9 +89,15 @@ static void park(struct cell *cell, struct failure *f)
         job_fail(cell, f);
     }
     /* init answers when the mounts stand. */
-    if (send_byte(cell->channel, c->filter_early && c->filter_notify ? listener : -1) < 0 ||
-        read(cell->channel, &byte, 1) != 1)
-        _exit(125);
+    ssize_t n = send_byte(cell->channel, c->filter_early && c->filter_notify ? listener : -1);
+    if (n == 0)
+        n = read(cell->channel, &byte, 1);
+    if (n < 0) {
+        fail(f, "park");
+        job_fail(cell, f);
+    }
+    if (n == 0)
+        _exit(125); /* init is dead, and so are we */
     if (c->filter_early && c->filter_notify)
         close(listener);
     if (c->filter_early || !c->filter_notify)

@@ -3,6 +3,13 @@
 
 #include "zygote.h"
 
+int is_there(int dir, const char *leaf)
+{
+    if (faccessat(dir, leaf, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+        return 1;
+    return errno == ENOENT ? 0 : -1;
+}
+
 int open_parent(int root, const char *path, char *leaf, size_t size)
 {
     cleanup_close int dir = fcntl(root, F_DUPFD_CLOEXEC, 3);

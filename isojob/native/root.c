@@ -51,7 +51,10 @@ static int graft(int root, int tree, const char *path)
     cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
     if (dir < 0 || fstat(tree, &st) < 0)
         return -1;
-    if (faccessat(dir, leaf, F_OK, AT_SYMLINK_NOFOLLOW) < 0) {
+    int there = is_there(dir, leaf);
+    if (there < 0)
+        return -1;
+    if (!there) {
         if (S_ISDIR(st.st_mode)) {
             if (mkdirat(dir, leaf, 0755) < 0)
                 return -1;
@@ -130,6 +133,8 @@ static int check_mounts(struct failure *f)
             result = fail_at(f, "dangerous mount", target);
         }
     }
+    if (result == 0 && ferror(mounts))
+        result = fail(f, "read mountinfo");
     fclose(mounts);
     return result;
 }
@@ -362,7 +367,9 @@ int root_build(struct config *c, struct reader plan, struct failure *f)
     if (check_mounts(f) < 0)
         return -1;
     char cwd[16];
-    if (!getcwd(cwd, sizeof(cwd)) || strcmp(cwd, "/")) {
+    if (!getcwd(cwd, sizeof(cwd)))
+        return fail(f, "root check");
+    if (strcmp(cwd, "/")) {
         errno = EXDEV;
         return fail(f, "root check");
     }

@@ -25,10 +25,14 @@
 /* What it is executed with, by number; isojob/_warm/runner.py knows them. */
 enum { FD_REQUESTS = 3, FD_PROGRAM = 4, FD_CONFIG = 5 };
 
-_Noreturn static void reaper_main(void)
+_Noreturn static void reaper_main(const struct zygote *z)
 {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    struct pollfd alive = {.fd = z->alive_read};
     prctl(PR_SET_NAME, "isojob-reaper");
+    close(z->alive_write);
+    /* The zygote may have ended before it could take us along. */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || poll(&alive, 1, 0) != 0)
+        _exit(1);
     /* First this: without its capabilities, a template of the same uid could trace it. */
     if (prctl(PR_SET_DUMPABLE, 0) < 0 || set_capabilities(0) < 0 || close_all_but(NULL, 0) < 0)
         _exit(1);
@@ -121,14 +125,15 @@ _Noreturn static void template_main(struct zygote *z, struct cell *cell, int soc
     _exit(1);
 }
 
-static int make_namespace(struct warm *w, struct failure *f)
+static int make_namespace(struct zygote *z, struct failure *f)
 {
+    struct warm *w = &z->warm;
     if (unshare(CLONE_NEWPID) < 0)
         return fail(f, "pid namespace");
     struct clone_args args = {.exit_signal = SIGCHLD};
     w->reaper = sys_clone3(&args);
     if (w->reaper == 0)
-        reaper_main();
+        reaper_main(z);
     if (w->reaper < 0)
         return fail(f, "clone reaper");
     /* Launchers are pid 2 of their namespaces. A template must be another: libraries tell a fork by
@@ -183,7 +188,7 @@ int template_start(struct zygote *z, struct failure *f)
     w->program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     if (w->program < 0)
         return fail(f, "own executable");
-    if (make_namespace(w, f) < 0)
+    if (make_namespace(z, f) < 0)
         return -1;
     w->slot = free_slot(z);
     *w->slot = (struct slot){.lease = -1, .id = TEMPLATE_CELL, .mask = c->template_mask};

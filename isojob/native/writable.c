@@ -119,8 +119,9 @@ static int mount_point(const struct config *c, int root, const char *path)
         }
         memcpy(name, path, n);
         name[n] = 0;
-        if (mkdirat(at, name, 0755) == 0 &&
-            fchownat(at, name, c->job_uid, c->job_gid, AT_SYMLINK_NOFOLLOW) < 0)
+        if (mkdirat(at, name, 0755) < 0
+                ? errno != EEXIST
+                : fchownat(at, name, c->job_uid, c->job_gid, AT_SYMLINK_NOFOLLOW) < 0)
             return -1;
         int next = openat(at, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         close_fd(&at);
@@ -148,8 +149,9 @@ static int carry(const struct config *c, int root, const char *path, bool move)
 static int put_etc(const struct config *c, int root)
 {
     cleanup_close int template = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (template < 0 || faccessat(root, "etc", F_OK, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
-        return template < 0 ? -1 : 0;
+    int there = template < 0 ? -1 : is_there(root, "etc");
+    if (there)
+        return there < 0 ? -1 : 0;
     if (copy_tree(template, ".lower/etc", root, "etc") < 0)
         return -1;
     return fchownat(root, "etc", c->job_uid, c->job_gid, AT_SYMLINK_NOFOLLOW);

@@ -62,7 +62,7 @@ static int own_oom_score(struct failure *f)
     cleanup_close int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : fail(f, "oom_score_adj");
-    if (read(fd, text, sizeof(text) - 1) > 0 && text[0] == '-' && write_all(fd, "0", 1) < 0)
+    if (read(fd, text, sizeof(text) - 1) < 0 || (text[0] == '-' && write_all(fd, "0", 1) < 0))
         return fail(f, "oom_score_adj");
     return 0;
 }
@@ -102,6 +102,22 @@ int zygote_slots(struct zygote *z)
     return 0;
 }
 
+/* Ignored signals survive execve, ours and then the job's: a host that ignores SIGCHLD would leave init
+ * without children to wait for. */
+static int own_signals(struct failure *f)
+{
+    /* Not signal(): glibc keeps 32 and 33 to itself and would leave them ignored. */
+    static const uint64_t by_default[4]; /* struct kernel_sigaction: SIG_DFL, no flags, no mask */
+    sigset_t all;
+    for (int s = 1; s <= 64; s++)
+        if (syscall(SYS_rt_sigaction, s, by_default, NULL, 8) < 0 && errno != EINVAL)
+            return fail(f, "signals");
+    sigfillset(&all);
+    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
+        return fail(f, "signals");
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? fail(f, "no_new_privs") : 0;
+}
+
 static int set_up(struct zygote *z, struct failure *f)
 {
     struct header h;
@@ -110,6 +126,9 @@ static int set_up(struct zygote *z, struct failure *f)
     unsigned nfds;
     if (wire_receive(z->control, buffer, sizeof(buffer), &h, &r, fds, &nfds, 0) <= 0)
         return fail(f, "receive configuration");
+    /* Not sooner: a socket that is closed with a message unread loses what we have said. */
+    if (own_signals(f) < 0)
+        return -1;
     if (h.type != MSG_CONFIG || nfds < 2 || wire_map(fds[0], h.length, &r) < 0 ||
         wire_map(fds[1], 0, &plan) < 0)
         return fail(f, "configuration");
@@ -301,12 +320,14 @@ static void serve_all(struct zygote *z)
 void zygote_run(struct zygote *z)
 {
     struct writer w;
-    if (!z->config.template_args) { /* else it is the template that says so */
+    bool told = z->config.template_args; /* by the template */
+    if (!told) {
         wire_begin(&w, buffer, sizeof(buffer), MSG_READY);
         wire_put_u64(&w, TAG_PID, (uint64_t)getpid());
-        wire_send(z->control, &w, -1, MSG_DONTWAIT);
+        told = wire_send(z->control, &w, -1, MSG_DONTWAIT) == 0;
     }
-    serve_all(z);
+    if (told)
+        serve_all(z);
     shut_down(z);
 }
 
@@ -318,7 +339,6 @@ int main(int argc, char **argv)
                               .warm = {.program = -1, .config = -1, .hello = -1}};
     struct failure f = {0};
     struct rlimit limit;
-    sigset_t all;
     bool is_init = argc == 4 && !strcmp(argv[1], "init");
     if (is_init)
         z.control = (int)strtol(argv[2], NULL, 10);
@@ -327,19 +347,11 @@ int main(int argc, char **argv)
         return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 1;
     }
     fcntl(z.control, F_SETFD, FD_CLOEXEC);
-    /* Ignored signals survive execve, ours and then the job's: a host that ignores SIGCHLD would
-     * leave init without children to wait for. */
-    for (int s = 1; s <= 64; s++) {
-        /* Not signal(): glibc keeps 32 and 33 to itself and would leave them ignored. */
-        static const uint64_t
-            by_default[4]; /* struct kernel_sigaction: SIG_DFL, no flags, no mask */
-        syscall(SYS_rt_sigaction, s, by_default, NULL, 8);
-    }
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL);
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    if (is_init)
+    if (is_init) {
+        if (own_signals(&f) < 0)
+            _exit(1);
         init_execute(z.control, (int)strtol(argv[3], NULL, 10));
+    }
     /* Not the number of the descriptor we were started from. */
     prctl(PR_SET_NAME, "isojob-zygote");
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {

@@ -169,6 +169,8 @@ struct cell {
 int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nfds,
                  struct failure *f);
 /* path.c */
+/* Whether the directory has such a name; -1: it does not say. */
+int is_there(int dir, const char *leaf);
 /* A directory fd of the parent of `path` below `root`, parents made as needed; *leaf is the last
  * component. A link, `.` or `..` on the way is refused. */
 int open_parent(int root, const char *path, char *leaf, size_t size);
@@ -279,7 +281,7 @@ int init_settle(struct cell *cell, struct failure *f);
 _Noreturn void init_serve(struct cell *cell);
 /* inside.c */
 /* Looks which masks there is something for. */
-void masks_refresh(struct config *c);
+int masks_refresh(struct config *c, struct failure *f);
 int inside_build(struct cell *cell, struct failure *f);
 /* What the caller has mounted below what each cell mounts afresh. */
 int inside_mounts(const struct config *c, struct failure *f);
