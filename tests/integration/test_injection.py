@@ -1,16 +1,14 @@
-"""Every system call of zygote, init and launcher made to fail in turn: nothing runs half isolated.
+"""Every system call of zygote, template, init and launcher made to fail in turn: nothing runs half isolated.
 
 strace injects the error (its -e inject), into the code as it is shipped. Needs root and strace.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
-import subprocess
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,160 +16,251 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import PATIENT, SLOW, WHOLE, seeded, settle
+from environment import SLOW, WHOLE, cgroup_version, seeded, settle
+from injection import (
+    HOG,
+    KINDS,
+    SHOW,
+    STARTS,
+    Kind,
+    Run,
+    calls,
+    executing,
+    makers,
+    program,
+    stages,
+    told,
+    traced,
+    traced_from_birth,
+)
 
-from isojob import IsojobError, Mount, Pool, Root, Sandbox, Status
+from isojob import HostNotSupportedError, IsojobError, PoolBrokenError, Sandbox, Status
 from isojob.errors import SandboxSetupError
+from isojob.wire import Failure
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to trace the zygote"),
 ]
 
-SHARE = 40
-"""Calls that fail in an ordinary run; all of some 200 with ISOJOB_TEST_WHOLE=1."""
-LIMITS = PATIENT.model_copy(update={"memory": 64 << 20, "wall_time": 20 * max(1, SLOW / 4)})
-SHOW = """set -e
-grep -E '^(Uid|Gid|Groups|NoNewPrivs|Seccomp|Cap|SigIgn|SigBlk|Umask)' /proc/self/status
-cat /proc/self/mounts /proc/self/limits /proc/self/cgroup /proc/sys/kernel/hostname
-for link in /proc/self/ns/*; do readlink $link; done
-ls /proc/self/fd
-pwd; ulimit -a; id; echo $PPID
-"""
+NATIVE = Path(__file__).parents[2] / "isojob/native"
+SHARE = 12
+"""Calls of each kind that fail in an ordinary run; all, some 200 to 700, with ISOJOB_TEST_WHOLE=1."""
 MEMORY = Status.MEMORY_LIMIT
 BAD = {Status.NONZERO_EXIT, Status.SIGNALED, MEMORY}
-HOG = "exec dd if=/dev/zero of=/tmp/x bs=8M count=16 status=none"
-"""Few calls: each costs the job CPU time, since it is traced as well."""
+OUTSIDE = {
+    os.readlink(f"/proc/self/ns/{name}")
+    for name in os.listdir("/proc/self/ns")
+    if not name.startswith("time")
+}
+OTHER_ERRNO: dict[str, tuple[int, str]] = {
+    "cell": (errno.EOWNERDEAD, "the zygote ended, or took nothing: only the socket's end tells"),
+    "launcher": (0, "it ended where it has nothing to say it with"),
+    "owner of the layers": (errno.ECHILD, "a process of its own: only its end is seen"),
+    "fork of the template": (errno.ECHILD, "what a template's process says is not read"),
+    "template": (errno.ECHILD, "the same"),
+    "clone template": (errno.ENOMEM, "in a pid namespace whose first process has failed"),
+    "read-only /proc": (errno.EBUSY, "a close that was not made leaves a writer"),
+    "read-only root": (errno.EBUSY, "the same"),
+}
+"""Stages that cannot tell the error of the call, and why."""
+_V1, _V2 = ("clone launcher", "cgroup cgroup.event_control"), ("clone into cgroup",)
+NOT_REACHED: dict[str, str] = {
+    **dict.fromkeys(_V2 if cgroup_version() == 1 else _V1, "of the other version of cgroups"),
+    **dict.fromkeys(("newuidmap", "user namespace"), "an ordinary user's"),
+    **dict.fromkeys(
+        ("branch", "cgroup settings", "make", "session", "slots"), "for requests that none makes"
+    ),
+    **dict.fromkeys(
+        ("setresgid", "setresuid", "seccomp listener"), "init's call of that number fails first"
+    ),
+    **dict.fromkeys(
+        ("execute", "template's /proc", "template's /tmp", "template's namespaces"),
+        "the zygote's call of that number fails first",
+    ),
+    "proc of the template": "two calls would have to fail",
+    "job message": "the host lets go of a parked cell that fails before its job comes",
+    "zygote": "of cells that are parked when it ends; test_kills has them",
+}
+"""Stages that no failing call leads to here, and why: strace counts each process's calls for itself."""
 
-
-@contextmanager
-def traced(pid: int, *options: str) -> Iterator[None]:
-    """Strace on the process, and on each that it makes."""
-    tracer = subprocess.Popen(["strace", "-qq", "-p", str(pid), *options])
-    deadline = time.monotonic() + 10
-    while f"TracerPid:\t{tracer.pid}" not in (status := Path(f"/proc/{pid}/status").read_text()):
-        if "State:\tZ" in status:
-            break  # the very first call is the one it waits in
-        assert time.monotonic() < deadline, "strace did not attach"
-        time.sleep(0.002)
-    try:
-        yield
-    finally:
-        tracer.terminate()
-        tracer.wait()
-
-
-def sandbox(directory: Path, *, writable: bool) -> Sandbox:
-    """The usual one, or one with a root that jobs write to."""
-    if not writable:
-        return Sandbox()
-    directory.chmod(0o755)
-    for name in ("bin", "lib", "lib64"):
-        (directory / "root" / name).parent.mkdir(exist_ok=True)
-        (directory / "root" / name).symlink_to(f"usr/{name}")
-    (directory / "root/usr").mkdir()
-    root = Root.directory(directory / "root", writable=True)
-    return Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),))
-
-
-async def calls(directory: Path, seen: Sandbox) -> list[tuple[str, int]]:
-    """What zygote, init and launcher call to make a cell and run a job: names, each with a count."""
-    directory.mkdir()
-    async with Pool(seen, limits=LIMITS, parked=0) as pool:
-        await pool.run(["true"])
-        assert pool._stock.zygote is not None
-        with traced(pool._stock.zygote.pid, "-ff", "-o", str(directory / "trace")):
-            await pool.run(["true"])
-            await anyio.sleep(0.2 * SLOW)  # until the cell is gone
-    most: Counter[str] = Counter()
-    for path in directory.iterdir():
-        text = path.read_text(errors="replace").partition("\nexecve(")[0]
-        most |= Counter(re.findall(r"^(\w+)\(", text, flags=re.MULTILINE))
-    most["execve"] = 1
-    return [
-        (name, number)
-        for name, count in sorted(most.items())
-        if name not in ("exit_group", "restart_syscall")
-        for number in range(1, count + 1)
-    ]
-
-
-def program(pid: int) -> tuple[int, int]:
-    """Which file the process executes: of a zygote, a memfd of its own, and of all that it forks."""
-    of = os.stat(f"/proc/{pid}/exe")
-    return of.st_dev, of.st_ino
-
-
-def executing(file: tuple[int, int]) -> list[int]:
-    """Processes that execute it."""
-    found = []
-    for name in os.listdir("/proc"):
-        with suppress(OSError):
-            if name.isdigit() and program(int(name)) == file:
-                found.append(int(name))
-    return found
+_hit: set[str] = set()
 
 
 def normal(text: str) -> list[str]:
-    """What a job sees, without what differs from cell to cell."""
-    text = re.sub(r"^(Uid|Gid|uid).*\n", "", text, flags=re.MULTILINE)
-    return sorted(re.sub(r":\[\d+\]|[ug]id=\d+", "", text).splitlines())
+    """What a job sees, without what differs from cell to cell, and what its programs complain of."""
+    text = re.sub(r"^(Uid|Gid|uid|\w+: ).*\n", "", text, flags=re.MULTILINE)
+    return sorted(re.sub(r":\[\d+\]|[ug]id=\d+|self/fd/\d+", "", text).splitlines())
 
 
 def spaces(text: str) -> set[str]:
     return set(re.findall(r"\w+:\[\d+\]", text))
 
 
-@pytest.mark.parametrize("writable", [False, True], ids=["read-only", "writable"])
+def check(failure: Failure, inject: str) -> None:
+    """The error is the one that was injected, as far as the stage can know."""
+    other, _ = OTHER_ERRNO.get(failure.stage, (errno.EIO, ""))
+    assert failure.errno in (errno.EIO, other), (inject, failure)
+
+
+def refused(error: IsojobError, inject: str) -> None:
+    """A job or a pool that is not to be."""
+    assert not isinstance(error, HostNotSupportedError), inject
+    if isinstance(error, SandboxSetupError):
+        check(Failure(error.stage, error.errno or 0), inject)
+
+
+def heard(said: list[Failure], inject: str) -> None:
+    """What the native code has said of its failures."""
+    for failure in said:
+        _hit.add(failure.stage)
+        check(failure, inject)
+
+
+async def runs(run: Run, script: str, expected: list[str], inject: str) -> bool:
+    """Runs it under failing calls: in a whole sandbox; False: not at all, for a reason given."""
+    try:
+        with anyio.fail_after(50 * SLOW):
+            status, text = await run(script)
+    except IsojobError as error:
+        refused(error, inject)
+        return False
+    # Calls of the job itself fail, too: that is no limit's fault. To init waitid says nothing but
+    # ECHILD: else it sees no end, and the time limit does.
+    allowed = BAD if script == HOG else {Status.OK, *BAD} - {MEMORY}
+    late = {Status.WALL_TIME_LIMIT} if "=waitid:" in inject else set()
+    assert status in allowed | late, (inject, status)
+    if script == SHOW:
+        seen = normal(text)
+        if "=close:" in inject:  # the job's own fail, too: its descriptors have other numbers
+            seen, expected = ([s for s in lines if not s.isdigit()] for lines in (seen, expected))
+        assert set(seen) <= set(expected), inject
+        if status is Status.OK:
+            assert seen == expected, inject
+        assert not spaces(text) & OUTSIDE, inject
+    return True
+
+
+@contextmanager
+def noting(inject: str, wrong: list[str]) -> Iterator[None]:
+    """What is wrong with one call shall not hide what is with the next."""
+    try:
+        yield
+    except (AssertionError, TimeoutError) as error:
+        wrong.append(f"{inject}: {type(error).__name__} {error}")
+        print(wrong[-1])
+
+
+async def goes_on(run: Run) -> Status:
+    """The next job; the one after it, if the zygote has its failing call only now, and ends."""
+    with suppress(PoolBrokenError):
+        return (await run("true"))[0]
+    return (await run("true"))[0]
+
+
+async def undisturbed(kind: Kind, sandbox: Sandbox) -> list[str]:
+    async with kind.opened(sandbox) as (_, run):
+        status, text = await run(SHOW)
+        assert status is Status.OK
+        return normal(text)
+
+
+def chosen(traces: Path) -> list[str]:
+    """What strace is told, for a share of the calls that it has seen, or for all."""
+    found = calls(traces)
+    assert len(found) > 20
+    if not WHOLE:
+        print(f"a share of {len(found)}")
+        found = seeded().sample(found, max(2, SHARE // SLOW))
+    return [f"inject={name}:error=EIO:when={number}" for name, number in found]
+
+
+@pytest.mark.parametrize("name", KINDS)
 async def test_each_call_fails_in_turn(
-    anyio_backend_name: str, tmp_path: Path, *, writable: bool
+    anyio_backend_name: str, tmp_path: Path, disk: Sandbox, name: str
 ) -> None:
     """A job runs in a whole sandbox or not at all; the next one runs in any case."""
     assert shutil.which("strace"), "this test needs strace"
-    outside = {os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}
-    outside = {name for name in outside if not name.startswith("time")}
-    view = sandbox(tmp_path, writable=writable)
-    everything = await calls(tmp_path / "calls", view)
-    assert len(everything) > 100
-    stages: set[str] = set()
+    kind = KINDS[name]
+    sandbox = kind.sandbox(tmp_path, disk)
+    expected = await undisturbed(kind, sandbox)
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    async with kind.opened(sandbox) as (stock, run):
+        with traced(*makers(stock), options=("-ff", "-o", str(traces / "of"))):
+            for script in (SHOW, HOG):
+                await run(script)
+            await anyio.sleep(0.2 * SLOW)  # until the cell is gone
     ran = failed = 0
-    if not WHOLE:
-        print(f"a share of {len(everything)}")
-        everything = seeded().sample(everything, max(4, SHARE // SLOW))
-    for name, number in everything:
-        which = f"inject={name}:error=EIO:when={number}"
-        async with Pool(view, limits=LIMITS, parked=0) as pool:
-            expected = normal((await pool.run(["sh", "-c", SHOW])).stdout_text)
-            assert pool._stock.zygote is not None
-            file = program(pool._stock.zygote.pid)
-            assert executing(file)
-            options = ("-f", "-o", "/dev/null", "-e", which)
-            with traced(pool._stock.zygote.pid, *options), anyio.fail_after(30 * SLOW):
-                for script in (SHOW, HOG):
+    wrong: list[str] = []
+    with told() as said:
+        for inject in chosen(traces):
+            said.clear()
+            with noting(inject, wrong):
+                async with kind.opened(sandbox) as (stock, run):
+                    made = makers(stock)
+                    programs = {program(made[0])}
+                    with traced(*made, options=("-f", "-o", "/dev/null", "-e", inject)):
+                        for script in (SHOW, HOG):
+                            if await runs(run, script, expected, inject):
+                                ran += 1
+                            else:
+                                failed += 1
+                    with anyio.fail_after(60 * SLOW):
+                        assert await goes_on(run) is Status.OK, inject
+                assert not settle(partial(executing, programs)), inject
+                heard(said, inject)
+    print(f"{ran} jobs ran, {failed} failed; stages so far: {sorted(_hit)}")
+    assert not wrong
+    assert failed > (ran + failed) // 8, "no failure was hit: is strace at work?"
+
+
+@pytest.mark.parametrize("name", STARTS)
+async def test_each_call_of_the_start_fails_in_turn(
+    anyio_backend_name: str, tmp_path: Path, disk: Sandbox, name: str
+) -> None:
+    """A pool opens with whole sandboxes, or it says why not; nothing of it is left."""
+    assert shutil.which("strace"), "this test needs strace"
+    kind = STARTS[name]
+    sandbox = kind.sandbox(tmp_path, disk)
+    expected = await undisturbed(kind, sandbox)
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    with traced_from_birth("-ff", "-o", str(traces / "of")):
+        async with kind.opened(sandbox):
+            pass
+    opened = failed = 0
+    wrong: list[str] = []
+    with told() as said:
+        for inject in chosen(traces):
+            said.clear()
+            with noting(inject, wrong):
+                with traced_from_birth("-f", "-o", "/dev/null", "-e", inject) as programs:
                     try:
-                        result = await pool.run(["sh", "-c", script])
+                        with anyio.fail_after(60 * SLOW):
+                            async with kind.opened(sandbox) as (_, run):
+                                opened += 1
+                                await runs(run, SHOW, expected, inject)
                     except IsojobError as error:
+                        refused(error, inject)
                         failed += 1
-                        if isinstance(error, SandboxSetupError):
-                            stages.add(error.stage)
-                        continue
-                    ran += 1
-                    # Calls of the job itself fail, too: that is no limit's fault. To init waitid
-                    # says nothing but ECHILD: else it sees no end, and the time limit does.
-                    allowed = BAD if script is HOG else {Status.OK, *BAD} - {MEMORY}
-                    late = {Status.WALL_TIME_LIMIT} if name == "waitid" else set()
-                    assert result.status in allowed | late, (which, result)
-                    if script is HOG:
-                        continue
-                    seen = normal(result.stdout_text)
-                    if name == "close":  # the job's own fail, too
-                        seen = [line for line in seen if line in expected]
-                    if result.ok:
-                        assert seen == expected, which
-                    assert set(seen) <= set(expected), which
-                    assert not spaces(result.stdout_text) & outside, which
-            with anyio.fail_after(30 * SLOW):
-                assert (await pool.run(["true"])).ok, which
-        assert not settle(partial(executing, file)), which
-    print(f"{ran} jobs ran, {failed} failed, at {len(stages)} stages: {sorted(stages)}")
-    assert failed > len(everything) // 4, "no failure was hit: is strace at work?"
+                assert programs
+                assert not settle(partial(executing, programs)), inject
+                heard(said, inject)
+    print(f"{opened} pools opened, {failed} did not; stages so far: {sorted(_hit)}")
+    assert not wrong
+    assert failed > (opened + failed) // 8, "no failure was hit: is strace at work?"
+
+
+def test_stages() -> None:
+    """In a whole run each stage that the sources name was hit, or it is said why it cannot be."""
+    there = stages(NATIVE)
+    hit = set()
+    for name in _hit:
+        named = [s for s in there if name == s or (there[s] and name.startswith(f"{s} "))]
+        assert named, f"a stage that the sources do not name: {name}"
+        hit.add(max(named, key=len))
+    print(f"{len(hit)} of {len(there)} stages hit; not: {sorted(there.keys() - hit)}")
+    assert NOT_REACHED.keys() <= there.keys()
+    if WHOLE:
+        assert there.keys() - hit == NOT_REACHED.keys()
