@@ -5,7 +5,7 @@
 (($# >= 2)) || die "usage: test-user.sh PYTHON WHEEL [PYTEST-ARGUMENT...]"
 python=$1 wheel=$2
 shift 2
-(($#)) || set -- tests/integration/test_{run,isolation,limits,process,group,session,layers,writable,attack}.py
+(($#)) || set -- tests/integration/test_{run,isolation,limits,process,group,session,layers,writable,injection,attack}.py
 
 dir=$venv-user
 scripts/environment.sh "$python" "$dir" "$wheel"

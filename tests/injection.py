@@ -124,7 +124,7 @@ async def parked(sandbox: Sandbox) -> AsyncIterator[tuple[Stock, Run]]:
             return result.status, result.stdout_text
 
         await run("true")
-        while len(cell(pool.stock)) < 2:  # noqa: ASYNC110 - another process's doing
+        while not cell(pool.stock):  # noqa: ASYNC110 - another process's doing
             await anyio.sleep(0.01)
         await anyio.sleep(0.1 * SLOW)  # until it waits
         yield pool.stock, run
@@ -186,7 +186,17 @@ KINDS = {
     "session": Kind(usual, session),
     "warm": Kind(usual, warm),
 }
+if os.geteuid() != 0:
+    del KINDS["parked"]  # its init is not dumpable: nobody else attaches to it
 STARTS = {"writable": Kind(writable, one_job), "layers, warm": Kind(layers, warm)}
+
+
+def status(pid: int) -> str:
+    """What the kernel tells of the process; nothing: it is gone."""
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @contextmanager
@@ -196,9 +206,9 @@ def traced(*pids: int, options: tuple[str, ...]) -> Iterator[None]:
     words = ["strace", "-qq", *which, *options]
     tracer = subprocess.Popen(words, stderr=subprocess.DEVNULL)  # it wonders about vfork
     deadline = time.monotonic() + 10 * SLOW
-    for status in (Path(f"/proc/{pid}/status") for pid in pids):
-        while f"TracerPid:\t{tracer.pid}" not in (text := status.read_text()):
-            if "State:\tZ" in text:
+    for pid in pids:
+        while f"TracerPid:\t{tracer.pid}" not in (text := status(pid)):
+            if not text or "State:\tZ" in text:
                 break  # the very first call is the one it waits in
             assert time.monotonic() < deadline, "strace did not attach"
             time.sleep(0.002)
@@ -220,7 +230,7 @@ def traced_from_birth(*options: str) -> Iterator[set[tuple[int, int]]]:
             programs.add((of.st_dev, of.st_ino))
             waiting = ["sh", "-c", 'kill -STOP $$; exec "$0" "$@"', executable, *words[1:]]
             child = subprocess.Popen(waiting, **more)
-            while "State:\tT" not in Path(f"/proc/{child.pid}/status").read_text():
+            while "State:\tT" not in status(child.pid):
                 time.sleep(0.001)
             tracers.enter_context(traced(child.pid, options=options))
             child.send_signal(signal.SIGCONT)
@@ -232,10 +242,13 @@ def traced_from_birth(*options: str) -> Iterator[set[tuple[int, int]]]:
 
 
 def cell(stock: Stock) -> list[int]:
-    """The init and the launcher of the one that there is."""
+    """The init and the launcher of the one that there is; nothing, while there is another or none."""
     assert stock.zygote is not None
-    inits = children_of(stock.zygote.pid)
-    return inits + [launcher for init in inits for launcher in children_of(init)]
+    with suppress(OSError):
+        init, *others = children_of(stock.zygote.pid) or [0]
+        if init and not others and (launchers := children_of(init)):
+            return [init, *launchers]
+    return []
 
 
 def makers(stock: Stock) -> list[int]:
