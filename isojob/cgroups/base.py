@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from isojob.errors import IsojobError, SandboxSetupError
 from isojob.limits import Limits
 from isojob.wire_result import UsualResult
 
@@ -28,6 +29,7 @@ __all__ = [
     "Driver",
     "EvidenceFile",
     "Subtree",
+    "exhausted",
     "flat",
     "host_has_swap",
     "known",
@@ -36,6 +38,10 @@ __all__ = [
 
 PREFIX = "isojob-"
 _NAME = re.compile(r"isojob-\d+-[0-9a-f]{8}")
+_RAISE = {
+    errno.EAGAIN: "raise cgroup.max.descendants or cgroup.max.depth above it",
+    errno.ENOMEM: "memory ran out here: raise memory.max of the cgroup around this process",
+}
 LEAF = "isojob-host"
 """v2: where the processes of a delegated cgroup go, so that its children may have controllers."""
 
@@ -157,6 +163,13 @@ class Subtree:
         """Takes the directories away, if the zygote could not: idempotent."""
         for directory in self.directories:
             remove_tree(directory, kill_processes)
+
+
+def exhausted(error: OSError) -> IsojobError | None:
+    """What to raise where there is no room for a pool's cgroup; None: that is not it."""
+    if error.errno not in _RAISE:
+        return None
+    return SandboxSetupError("cgroup mkdir", error.errno, f"{error.filename}: {_RAISE[error.errno]}")
 
 
 def make_subtree(parents: Mapping[int, Path]) -> Subtree:

@@ -21,6 +21,7 @@ from isojob.cgroups.base import (
     EvidenceFile,
     Subtree,
     Write,
+    exhausted,
     flat,
     host_has_swap,
     kill_processes,
@@ -129,6 +130,8 @@ class V1(Driver):
                 with suppress(OSError):  # absent without swap; the cells inherit it
                     (directory / "memory.swappiness").write_text("0")
         except OSError as error:
+            if (problem := exhausted(error)) is not None:
+                raise problem from error
             raise HostNotSupportedError(
                 f"no cgroup can be made in {error.filename or self.hierarchies[0]} "
                 f"({error.strerror})",

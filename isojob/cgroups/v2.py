@@ -19,6 +19,7 @@ from isojob.cgroups.base import (
     EvidenceFile,
     Subtree,
     Write,
+    exhausted,
     flat,
     host_has_swap,
     kill_processes,
@@ -27,7 +28,7 @@ from isojob.cgroups.base import (
     sweep,
     table,
 )
-from isojob.errors import HostNotSupportedError, SandboxSetupError
+from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
 
 __all__ = ["V2"]
@@ -102,12 +103,8 @@ class V2(Driver):
             names = " ".join(f"+{name}" for name in sorted(self.controllers))
             (subtree.directories[0] / "cgroup.subtree_control").write_text(names)
         except OSError as error:
-            if error.errno == errno.EAGAIN:
-                raise SandboxSetupError(
-                    "cgroup mkdir",
-                    errno.EAGAIN,
-                    f"{error.filename}: raise cgroup.max.descendants or cgroup.max.depth above it",
-                ) from error
+            if (problem := exhausted(error)) is not None:
+                raise problem from error
             raise HostNotSupportedError(
                 f"cgroup {self.base} is not delegated to this process "
                 f"({error.strerror}: {error.filename})",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from isojob import Limits
 from isojob.cgroups import base
+from isojob.cgroups import v1 as v1_driver
+from isojob.cgroups import v2 as v2_driver
 from isojob.cgroups.discovery import ceiling, locate
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
+from isojob.errors import HostNotSupportedError, IsojobError, SandboxSetupError
 
 MOUNT = "30 25 0:26 {root} {point} rw,nosuid - {kind} cgroup rw,{options}\n"
 
@@ -246,6 +252,37 @@ def test_missing_controllers(tmp_path: Path) -> None:
     driver = V2(tmp_path)
     assert set(driver.missing) == {"cpus", "cpuset", "io_limit"}
     assert all("Delegate" in cure for cure in driver.missing.values())
+
+
+@pytest.mark.parametrize("module", [v1_driver, v2_driver], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (errno.ENOMEM, SandboxSetupError, "memory.max"),
+        (errno.EAGAIN, SandboxSetupError, "cgroup.max"),
+        (errno.EACCES, HostNotSupportedError, "Permission denied"),
+    ],
+)
+def test_no_room_for_a_pool(
+    module: ModuleType,
+    number: int,
+    error: type[IsojobError],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the host has run out of is not taken for a missing right."""
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "isojob-1"))
+
+    monkeypatch.setattr(module, "make_subtree", fails)
+    monkeypatch.setattr(V2, "_enable", lambda _: None)
+    (tmp_path / "cgroup.controllers").write_text("memory pids\n")
+    driver = V2(tmp_path) if module is v2_driver else V1({"memory": tmp_path, "pids": tmp_path})
+    with pytest.raises(error, match=words) as raised:
+        driver.create()
+    assert getattr(raised.value, "errno", number) == number
 
 
 def test_leaf_of_an_earlier_pool(tmp_path: Path) -> None:
