@@ -19,7 +19,6 @@ from isojob._attempt import attempt
 from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike
-from isojob._shield import in_thread
 from isojob._streams import Meter
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError

@@ -169,7 +169,9 @@ def exhausted(error: OSError) -> IsojobError | None:
     """What to raise where there is no room for a pool's cgroup; None: that is not it."""
     if error.errno not in _RAISE:
         return None
-    return SandboxSetupError("cgroup mkdir", error.errno, f"{error.filename}: {_RAISE[error.errno]}")
+    return SandboxSetupError(
+        "cgroup mkdir", error.errno, f"{error.filename}: {_RAISE[error.errno]}"
+    )
 
 
 def make_subtree(parents: Mapping[int, Path]) -> Subtree:

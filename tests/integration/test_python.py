@@ -377,9 +377,7 @@ async def test_chance_of_numpy(tmp_path: Path) -> None:
         mounts=[Mount.bind(folder.parent, "/modules")], env={"PYTHONPATH": "/modules"}
     )
     code = "import numpy.random as r\nresult = [r.template.hex(), r.state.hex()]"
-    async with PythonPool(
-        ["numpy.random"], sandbox=sandbox, python=PYTHON, limits=PATIENT
-    ) as pool:
+    async with PythonPool(["numpy.random"], sandbox=sandbox, python=PYTHON, limits=PATIENT) as pool:
         drawn = [(await pool.run_python(code)).value for _ in range(3)]
     assert len({template for template, _ in drawn}) == 1
     assert len({*drawn[0], *(state for _, state in drawn)}) == 4
@@ -463,7 +461,6 @@ async def test_profiles_that_end_jobs() -> None:
 
 async def test_template_is_isolated(tmp_path: Path) -> None:
     """What a preload can do: nothing to the host."""
-
     tmp_path.chmod(0o755)
     folder = tmp_path / "modules"
     folder.mkdir()
@@ -589,7 +586,12 @@ async def test_restart_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             (folder / "hang").touch()
             stock = pool._pool.stock
             start = stock._start
-            monkeypatch.setattr(stock, "_start", lambda: (begun.append(None), start())[1])
+
+            def counted() -> Any:
+                begun.append(None)
+                return start()
+
+            monkeypatch.setattr(stock, "_start", counted)
 
             async def call() -> None:
                 with pytest.raises(PreloadError) as raised:

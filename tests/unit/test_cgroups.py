@@ -16,7 +16,7 @@ from isojob.cgroups import v2 as v2_driver
 from isojob.cgroups.discovery import ceiling, locate
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
-from isojob.errors import HostNotSupportedError, IsojobError, SandboxSetupError
+from isojob.errors import HostNotSupportedError, SandboxSetupError
 
 MOUNT = "30 25 0:26 {root} {point} rw,nosuid - {kind} cgroup rw,{options}\n"
 
@@ -255,21 +255,9 @@ def test_missing_controllers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", [v1_driver, v2_driver], ids=["v1", "v2"])
-@pytest.mark.parametrize(
-    ("number", "error", "words"),
-    [
-        (errno.ENOMEM, SandboxSetupError, "memory.max"),
-        (errno.EAGAIN, SandboxSetupError, "cgroup.max"),
-        (errno.EACCES, HostNotSupportedError, "Permission denied"),
-    ],
-)
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN, errno.EACCES])
 def test_no_room_for_a_pool(
-    module: ModuleType,
-    number: int,
-    error: type[IsojobError],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the host has run out of is not taken for a missing right."""
 
@@ -280,9 +268,14 @@ def test_no_room_for_a_pool(
     monkeypatch.setattr(V2, "_enable", lambda _: None)
     (tmp_path / "cgroup.controllers").write_text("memory pids\n")
     driver = V2(tmp_path) if module is v2_driver else V1({"memory": tmp_path, "pids": tmp_path})
-    with pytest.raises(error, match=words) as raised:
-        driver.create()
-    assert getattr(raised.value, "errno", number) == number
+    if number == errno.EACCES:
+        with pytest.raises(HostNotSupportedError, match="Permission denied"):
+            driver.create()
+    else:
+        words = {errno.ENOMEM: "memory.max", errno.EAGAIN: "cgroup.max"}[number]
+        with pytest.raises(SandboxSetupError, match=words) as raised:
+            driver.create()
+        assert raised.value.errno == number
 
 
 def test_leaf_of_an_earlier_pool(tmp_path: Path) -> None:
