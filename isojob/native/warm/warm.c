@@ -49,7 +49,8 @@ static struct {
 
 /* What a launcher will need, as a rehearsal has shown. */
 struct pages {
-    uint64_t start, length, advice;
+    void *start;
+    uint64_t length, advice;
 };
 static struct pages hot[1024];
 static unsigned nhot;
@@ -58,7 +59,7 @@ static unsigned nhot;
 static void touch(void)
 {
     for (unsigned i = 0; i < nhot; i++)
-        madvise((void *)hot[i].start, hot[i].length, (int)hot[i].advice);
+        madvise(hot[i].start, hot[i].length, (int)hot[i].advice);
 }
 
 /* All that it has in its new user namespace, for the execve to come: it may not be uid 0 in there. */
