@@ -216,7 +216,12 @@ def traced(*pids: int, options: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         tracer.terminate()
-        tracer.wait()
+        try:
+            tracer.wait(10 * SLOW)
+        except subprocess.TimeoutExpired:
+            # It waits to detach a cell's pid 1, whose end waits for a child that it has to reap.
+            tracer.kill()
+            tracer.wait()
 
 
 @contextmanager
