@@ -188,9 +188,11 @@ async def test_throttled_while_it_runs() -> None:
     script = "echo; while :; do :; done"
     async with open_isolated(["sh", "-c", script], limits=Limits(cpus=0.1)) as process:
         await lines(process, 1)
-        await anyio.sleep(0.5 * SLOW)
-        held_back = process.usage().cpu_throttled_time
-        assert held_back is not None and held_back > 0.1
+        held_back = 0.0
+        with anyio.fail_after(60 * SLOW):  # a busy host may hold it back longer than the limit does
+            while held_back <= 0.1:
+                await anyio.sleep(0.1)
+                held_back = process.usage().cpu_throttled_time or 0
         process.kill()
         assert ((await process.result()).usage.cpu_throttled_time or 0) >= held_back
 

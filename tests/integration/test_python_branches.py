@@ -306,10 +306,18 @@ async def test_hungry_branch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_cancelled_by_the_task(anyio_backend: str) -> None:
+async def test_cancelled_by_the_task(anyio_backend: str, tmp_path: Path) -> None:
     """A cancel of asyncio's own while a template is made leaves nobody behind who holds it."""
-    async with PythonPool(python=PYTHON, limits=PATIENT, preload_time=60, parked=0) as pool:
-        for name in ("bz2", "decimal"):
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    for name in ("slow1", "slow2"):
+        (folder / f"{name}.py").write_text("import time; time.sleep(60)")
+    sandbox = Sandbox(mounts=[Mount.bind(folder, "/modules")], env={"PYTHONPATH": "/modules"})
+    async with PythonPool(
+        python=PYTHON, sandbox=sandbox, limits=PATIENT, preload_time=90, parked=0
+    ) as pool:
+        for name in ("slow1", "slow2"):
             task = asyncio.ensure_future(pool.run_python("1", preload=[name]))
             await asyncio.sleep(0.01)
             task.cancel()
