@@ -3,6 +3,11 @@
 
 #include "targets.h"
 
+/* The interpreter's. */
+void PyOS_BeforeFork(void) {}
+void PyOS_AfterFork_Parent(void) {}
+void PyOS_AfterFork_Child(void) {}
+
 int fuzz_names(const uint8_t *data, size_t size)
 {
     struct warm_job job;
