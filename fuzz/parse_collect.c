@@ -9,7 +9,7 @@ static struct reader request;
 static uint64_t offered, most;
 static ino_t secret;
 
-/* The host's request, if it is about the job's directory. */
+/* The host's request; an empty one, if it is not about the job's directory. */
 static int receive(int sock, void *buffer, size_t size, struct header *h, struct reader *r,
                    int *fds, unsigned *nfds, int flags)
 {
@@ -25,7 +25,7 @@ static int receive(int sock, void *buffer, size_t size, struct header *h, struct
         if (says && (most += more) < more)
             most = UINT64_MAX;
         if (f.tag == TAG_CWD && wire_string(&f) && f.data[0] != '/')
-            return -1;
+            request.end = request.at;
     }
     *h = (struct header){.type = MSG_COLLECT};
     *r = request;
