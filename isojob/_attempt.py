@@ -45,7 +45,7 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
         else:
             assert outcome.raw is not None
             if taken:
-                stock.learn(shelf, outcome.raw.received_ns - outcome.host.sent_ns)
+                stock.learn(shelf, lease.asked_ns, outcome.host.sent_ns, outcome.raw.received_ns)
             if not stock.open:
                 # Closing ends what runs, by more than one way: no verdict is true any more.
                 raise PoolClosedError(_CLOSED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 
 import anyio
@@ -34,6 +35,7 @@ class Lease(Watched):
     Attributes:
         zygote: Whose cell it is.
         cell: Its number there.
+        asked_ns: When it was asked for (CLOCK_MONOTONIC).
         out: The pipe that its stdout came with, as long as no job has it; None: it has none.
         err: The same for stderr.
         pipes: All of its pipes, which end with it.
@@ -43,6 +45,7 @@ class Lease(Watched):
     __slots__ = (
         "_collect",
         "_stopped",
+        "asked_ns",
         "cell",
         "err",
         "out",
@@ -64,6 +67,7 @@ class Lease(Watched):
         self._stopped = False
         self._collect = False
         self.unread = False
+        self.asked_ns = time.monotonic_ns()
         self.zygote = zygote
         self.out = out
         self.err = err

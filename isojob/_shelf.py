@@ -8,11 +8,26 @@ from contextlib import suppress
 from isojob._lease import Lease
 from isojob._spec import CellSpec
 
-__all__ = ["LATE_NS", "Level", "Shelf"]
+__all__ = ["Level", "Shelf", "was_unfinished"]
 
 LATE_NS = 1_000_000
-"""A job that a cell took longer to receive than this found the cell unfinished."""
+YOUNG = 8
 FORGET_NS = 10_000_000_000
+
+
+def was_unfinished(asked_ns: int, sent_ns: int, received_ns: int) -> bool:
+    """Whether a job found its cell in the making: the job had to wait.
+
+    On a busy host it waits for a ready cell, too, to be scheduled; but that was asked for long
+    before, as compared with the wait.
+
+    Args:
+        asked_ns: When the cell was asked for.
+        sent_ns: When the job was sent to it.
+        received_ns: When it had the job.
+    """
+    waited_ns = received_ns - sent_ns
+    return waited_ns > LATE_NS and sent_ns - asked_ns < YOUNG * waited_ns
 
 
 class Level:

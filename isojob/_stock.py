@@ -15,7 +15,7 @@ from isojob._cell import STUCK_SECONDS
 from isojob._lease import Lease
 from isojob._loop import later, soon
 from isojob._maker import Maker
-from isojob._shelf import LATE_NS, Level, Shelf
+from isojob._shelf import Level, Shelf, was_unfinished
 from isojob._shield import in_thread
 from isojob._shutdown import starting
 from isojob._spec import CellSpec
@@ -258,9 +258,9 @@ class Stock:
         return self._others.setdefault(key, shelf)
 
     @staticmethod
-    def learn(shelf: Shelf, waited_ns: int) -> None:
-        """Notes how long a job waited for a cell that was asked for ahead of time."""
-        if waited_ns > LATE_NS:
+    def learn(shelf: Shelf, asked_ns: int, sent_ns: int, received_ns: int) -> None:
+        """Notes how a job found the cell that was made ahead of time (`was_unfinished`)."""
+        if was_unfinished(asked_ns, sent_ns, received_ns):
             shelf.level.lacked(time.monotonic_ns())
 
     def failed(self, lease: Lease, stage: str) -> None:

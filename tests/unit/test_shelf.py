@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from isojob._shelf import FORGET_NS, Level
+import pytest
+
+from isojob._shelf import FORGET_NS, Level, was_unfinished
+
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("age", "waited", "unfinished"),
+    [
+        (2 * MS, MS // 2, False),  # as fast as ready ones are
+        (2 * MS, 3 * MS, True),  # asked for just now
+        (60 * MS, 20 * MS, True),  # last in a row that a slow host makes
+        (5000 * MS, 30 * MS, False),  # ready for long: the host is busy
+    ],
+)
+def test_a_busy_host_is_no_unfinished_cell(age: int, waited: int, *, unfinished: bool) -> None:
+    """Else the stock of a host without a free processor would grow to no avail."""
+    assert was_unfinished(100, 100 + age, 100 + age + waited) is unfinished
 
 
 def test_grows_by_what_was_lacking() -> None:
