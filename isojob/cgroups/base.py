@@ -24,6 +24,7 @@ if sys.platform != "win32":
 __all__ = [
     "NUMBER",
     "PREFIX",
+    "ROOM",
     "CellFiles",
     "Counters",
     "Driver",
@@ -38,10 +39,11 @@ __all__ = [
 
 PREFIX = "isojob-"
 _NAME = re.compile(r"isojob-\d+-[0-9a-f]{8}")
-_RAISE = {
-    errno.EAGAIN: "raise cgroup.max.descendants or cgroup.max.depth above it",
+ROOM = {
+    errno.EAGAIN: "raise cgroup.max.descendants or cgroup.max.depth above this process",
     errno.ENOMEM: "memory ran out here: raise memory.max of the cgroup around this process",
 }
+"""What to raise where no cgroup can be made, by errno."""
 LEAF = "isojob-host"
 """v2: where the processes of a delegated cgroup go, so that its children may have controllers."""
 
@@ -167,11 +169,9 @@ class Subtree:
 
 def exhausted(error: OSError) -> IsojobError | None:
     """What to raise where there is no room for a pool's cgroup; None: that is not it."""
-    if error.errno not in _RAISE:
+    if error.errno not in ROOM:
         return None
-    return SandboxSetupError(
-        "cgroup mkdir", error.errno, f"{error.filename}: {_RAISE[error.errno]}"
-    )
+    return SandboxSetupError("cgroup mkdir", error.errno, f"{error.filename}: {ROOM[error.errno]}")
 
 
 def make_subtree(parents: Mapping[int, Path]) -> Subtree:

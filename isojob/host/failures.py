@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from isojob.cgroups.base import ROOM
 from isojob.errors import HostNotSupportedError, IsojobError, SandboxSetupError
 from isojob.host import kernel
 from isojob.wire import Failure
@@ -46,10 +47,8 @@ def _want(stage: str, number: int) -> str:
         return "raise the hard limit of open files: ulimit -Hn, LimitNOFILE= of a systemd unit"
     if number == errno.EAGAIN and stage.startswith(("clone", "owner of", "start of")):
         return "raise pids.max of the cgroup around this process (TasksMax=), or RLIMIT_NPROC"
-    if number == errno.EAGAIN and stage == "cgroup mkdir":
-        return "raise cgroup.max.descendants or cgroup.max.depth above this process"
-    if number == errno.ENOMEM:
-        return "memory ran out here: raise memory.max of the cgroup around this process"
+    if number in ROOM and (stage == "cgroup mkdir" or number == errno.ENOMEM):
+        return ROOM[number]
     if number == errno.EOWNERDEAD:
         return "the zygote could not take the request: no descriptor was free, or it was dying"
     return ""

@@ -157,11 +157,16 @@ async def goes_on(run: Run) -> Status:
     return (await run("true"))[0]
 
 
-async def undisturbed(kind: Kind, sandbox: Sandbox) -> list[str]:
+async def prepared(kind: Kind, directory: Path, disk: Sandbox) -> tuple[Sandbox, list[str], Path]:
+    """The sandbox, what an undisturbed job sees there, and a directory for traces."""
+    assert shutil.which("strace"), "this test needs strace"
+    sandbox = kind.sandbox(directory, disk)
     async with kind.opened(sandbox) as (_, run):
         status, text = await run(SHOW)
-        assert status is Status.OK
-        return normal(text)
+    assert status is Status.OK
+    traces = directory / "traces"
+    traces.mkdir()
+    return sandbox, normal(text), traces
 
 
 def chosen(traces: Path) -> list[str]:
@@ -181,12 +186,8 @@ async def test_each_call_fails_in_turn(
     anyio_backend_name: str, tmp_path: Path, disk: Sandbox, name: str
 ) -> None:
     """A job runs in a whole sandbox or not at all; the next one runs in any case."""
-    assert shutil.which("strace"), "this test needs strace"
     kind = KINDS[name]
-    sandbox = kind.sandbox(tmp_path, disk)
-    expected = await undisturbed(kind, sandbox)
-    traces = tmp_path / "traces"
-    traces.mkdir()
+    sandbox, expected, traces = await prepared(kind, tmp_path, disk)
     async with kind.opened(sandbox) as (stock, run):
         with traced(*makers(stock), options=("-ff", "-o", str(traces / "of"))):
             for script in (SHOW, HOG):
@@ -222,12 +223,8 @@ async def test_each_call_of_the_start_fails_in_turn(
     anyio_backend_name: str, tmp_path: Path, disk: Sandbox, name: str
 ) -> None:
     """A pool opens with whole sandboxes, or it says why not; nothing of it is left."""
-    assert shutil.which("strace"), "this test needs strace"
     kind = STARTS[name]
-    sandbox = kind.sandbox(tmp_path, disk)
-    expected = await undisturbed(kind, sandbox)
-    traces = tmp_path / "traces"
-    traces.mkdir()
+    sandbox, expected, traces = await prepared(kind, tmp_path, disk)
     with traced_from_birth("-ff", "-o", str(traces / "of")):
         async with kind.opened(sandbox):
             pass
