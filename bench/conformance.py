@@ -19,7 +19,7 @@ from isojob import Limits, Pool, PythonPool, Result, Sandbox
 from isojob._interpreter import Interpreter
 
 LIMITS = Limits(
-    cpu_time=300, wall_time=600, memory="2GiB", processes=128, output="4MiB", disk="512MiB",
+    cpu_time=200, wall_time=200, memory="2GiB", processes=128, output="4MiB", disk="512MiB",
     open_files=1024,
 )  # fmt: skip
 DRIVER = """
@@ -39,20 +39,20 @@ MODULES = """
     collections colorsys compare compile complex configparser context contextlib contextlib_async copy
     copyreg coroutines csv dataclasses datetime dbm_dumb decimal decorators defaultdict deque descr
     descrtut dict dict_version dictcomps dictviews difflib dis doctest dummy_thread dynamic
-    dynamicclassattribute eintr enum enumerate eof errno except_star exception_group
+    dynamicclassattribute enum enumerate eof errno except_star exception_group
     exception_hierarchy exception_variations exceptions fcntl file filecmp fileinput fileio finalization float
     flufl fnmatch fork1 format fractions frame frozen fstring functools future gc generator_stop
     generators genericalias genericclass genericpath genexps getopt getpass gettext glob global grammar
     graphlib gzip hash hashlib heapq hmac html htmlparser index inspect int int_literal io ipaddress
     isinstance iter iterlen itertools json keyword keywordonlyarg keywordonlyarg largefile lib2to3
-    linecache list listcomps locale logging long longexp lzma math memoryio memoryview metaclass mimetypes
+    linecache list listcomps locale long longexp lzma math memoryio memoryview metaclass mimetypes
     minidom module modulefinder named_expressions numeric_tower opcodes openpty operator optparse
     ordered_dict os pathlib patma pickle picklebuffer pipes pkgutil plistlib popen positional_only_arg
     posix posixpath pow pprint print property pty pulldom pwd pyclbr pyexpat queue quopri raise random
     range re reprlib resource richcmp rlcompleter runpy sax sched scope secrets select selectors set setcomps
     shelve shlex shutil signal slice sort statistics stat strftime string string_literals stringprep strptime
     strtod struct structseq subclassinit subprocess sundry super symtable syntax sys sysconfig
-    tabnanny tempfile textwrap thread threadedtempfile threading threading_local time timeit timeout token
+    tabnanny tempfile textwrap thread threadedtempfile threading threading_local time timeit token
     tokenize traceback tstring tuple type_annotations type_comments typechecks types typing ucn unary
     unicode unicode_file unicode_identifiers unicodedata unittest univnewlines unpack unpack_ex
     userdict userlist userstring utf8_mode utf8source uuid wave weakref weakset with xml_etree yield_from
