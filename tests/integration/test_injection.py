@@ -78,10 +78,13 @@ NOT_REACHED: dict[str, str] = {
     ),
     "proc of the template": "two calls would have to fail",
     "receive cell": "it has not got the lease to say so; its end is heard",
-    "job message": "the host lets go of a parked cell that fails before its job comes",
     "zygote": "of cells that are parked when it ends; test_kills has them",
 }
 """Stages that no failing call leads to here, and why: strace counts each process's calls for itself."""
+SOMETIMES = {
+    "job message": "the host lets go of a parked cell that fails, unless its job is on the way by then"
+}
+"""Stages that are hit in some runs only, and why."""
 
 _hit: set[str] = set()
 
@@ -261,6 +264,6 @@ def test_stages() -> None:
         assert named, f"a stage that the sources do not name: {name}"
         hit.add(max(named, key=len))
     print(f"{len(hit)} of {len(there)} stages hit; not: {sorted(there.keys() - hit)}")
-    assert NOT_REACHED.keys() <= there.keys()
+    assert NOT_REACHED.keys() | SOMETIMES.keys() <= there.keys()
     if WHOLE:
-        assert there.keys() - hit == NOT_REACHED.keys()
+        assert there.keys() - hit - SOMETIMES.keys() == NOT_REACHED.keys()
