@@ -11,7 +11,7 @@ Each result is appended as one line, by one write, the moment it is there, with 
 sample. Started again with the same files, it grades what has no result yet: after a kill -9, too,
 no line is lost and none is there twice.
 
-Needs ``pip install 'isojob[demo]'``, and matplotlib for --plots.
+Needs ``pip install 'isojob[demo]'``, for --plots ``'isojob[demo,examples]'``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options: Any = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error("N must be at least 1")
+    if options.plots is not None and find_spec("matplotlib") is None:
+        parser.error("--plots needs matplotlib: pip install 'isojob[examples]'")
     console = Console(stderr=True)
     path = options.results or options.samples.with_name("results.jsonl")
     try:

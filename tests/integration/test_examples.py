@@ -17,7 +17,6 @@ import tarfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -202,14 +201,12 @@ def test_llm_grader_plots_and_mistakes(tmp_path: Path) -> None:
     """Pictures of a run; files that are not there or are no samples."""
     source = samples(tmp_path / "samples.jsonl", 6)
     arguments: list[str | Path] = [source, "--results", tmp_path / "r.jsonl", "--jobs", "2"]
-    if find_spec("matplotlib") is not None:
-        arguments += ["--plots", tmp_path / "plots"]
+    arguments += ["--plots", tmp_path / "plots"]
     done = llm_grader(*arguments)
     assert done.returncode == 0, done.stderr
     assert "6 samples" in done.stdout
-    if find_spec("matplotlib") is not None:
-        pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
-        assert pictures == ["times.png", "verdicts.png"]
+    pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert pictures == ["times.png", "verdicts.png"]
     assert llm_grader(tmp_path / "nothing").returncode == 2
     (tmp_path / "empty").write_text("")
     assert llm_grader(tmp_path / "empty").returncode == 2

@@ -239,7 +239,9 @@ async def test_known_ends(disk: Sandbox) -> None:
         cached.write(bytes(CACHED))
         os.fsync(cached)
     chance = seeded()
-    names = [name for name in JOBS for _ in range(1 if SLOW > 1 else rounds(2, 5000 // len(JOBS) + 1))]
+    names = [
+        name for name in JOBS for _ in range(1 if SLOW > 1 else rounds(2, 5000 // len(JOBS) + 1))
+    ]
     chance.shuffle(names)
     wrong: list[str] = []
     seen: Counter[str] = Counter()
