@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 __all__ = ["write_file", "write_files"]
@@ -76,17 +76,21 @@ def _write(top: int, name: str, content: bytes, *, force: bool) -> None:
     *directories, last = name.split("/")
     if any(part in ("", ".", "..") for part in (*directories, last)):
         raise OSError(errno.EINVAL, "a name that leads away")
-    at = os.dup(top)
-    try:
+    with ExitStack() as opened, ExitStack() as made:
+        at = top
         for directory in directories:
             with suppress(FileExistsError):
                 os.mkdir(directory, 0o755, dir_fd=at)
-            below = os.open(directory, _DIRECTORY, dir_fd=at)
-            os.close(at)
-            at = below
+                made.callback(_remove, directory, at)
+            at = os.open(directory, _DIRECTORY, dir_fd=at)
+            opened.callback(os.close, at)
         (_replace if force else _make)(at, last, content)
-    finally:
-        os.close(at)
+        made.pop_all()
+
+
+def _remove(directory: str, at: int) -> None:
+    with suppress(OSError):
+        os.rmdir(directory, dir_fd=at)
 
 
 def _make(at: int, name: str, content: bytes) -> None:

@@ -45,7 +45,7 @@ int receive_byte(int sock, int *fd)
     struct msghdr msg = {.msg_iov = &iov,
                          .msg_iovlen = 1,
                          .msg_control = control.space,
-                         .msg_controllen = sizeof(control.space)};
+                         .msg_controllen = CMSG_LEN(sizeof(int))}; /* no room for another */
     ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
     if (n == 0)
         errno = ECHILD; /* who was to send it is dead */

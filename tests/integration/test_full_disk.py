@@ -54,11 +54,11 @@ SWEEP = dedent("""
             if main(["seccomp", "compile", "default", "-o", str(place / name)]):
                 raise OSError(28, " ".join(said.getvalue().split()))
 
-    def tree():  # an empty directory on the way to a file is nothing in part
+    def tree():
         return {
             str(path.relative_to(place)): path.read_bytes() if path.is_file() else None
             for path in place.rglob("*")
-            if path.is_file() or path.parent == store
+            if path.is_file() or path.parent in (store, place)
         }
 
     def limited(option, room):

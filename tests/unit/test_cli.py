@@ -50,8 +50,11 @@ def test_a_file_that_does_not_fit_is_not_left(
         return Full()
 
     monkeypatch.setattr(os, "fdopen", full)
-    assert "No space" in write_files({"a": b"content"}, tmp_path, force=False)["a"]
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "older").mkdir()
+    names = ("a", "b/c/d", "older/new/e")
+    failed = write_files(dict.fromkeys(names, b"content"), tmp_path, force=False)
+    assert [*failed] == [*names] and "No space" in failed["a"]
+    assert [*tmp_path.rglob("*")] == [tmp_path / "older"]
 
 
 def test_no_flag_is_the_library_default() -> None:
