@@ -2,7 +2,7 @@
 # soak.sh [FUZZ-SECONDS]: the tests that go by rounds in full (500 kills, 1,000 and more cancels,
 # 10,000 known verdicts, each system call made to fail) and beside them each fuzzer for so long
 # (600 s); then with TEST_VM (see test-vm.sh) 500 kills on cgroup v2, as root and, beside it, as
-# uid 1000. An hour and a half. A part that fails does not hide the next.
+# uid 1000. Seventy minutes. A part that fails does not hide the next.
 # ISOJOB_TEST_SEED repeats the tests of a run; the seeds are printed.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian strace strace
