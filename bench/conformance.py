@@ -105,6 +105,9 @@ async def main() -> None:
             executed, forked = ends
             if executed.run == 0 and any(why in "".join(executed.bad) for why in NO_TESTS):
                 continue
+            if executed.run == forked.run == 0:
+                print(f"{name}: no test ran, {executed.status}: {executed.bad[0]}")
+                continue
             total += 1
             tests += executed.run
             different = {*executed.bad} ^ {*forked.bad} | {*executed.skipped} ^ {*forked.skipped}
