@@ -106,7 +106,7 @@ async def main() -> None:
             if executed.run == 0 and any(why in "".join(executed.bad) for why in NO_TESTS):
                 continue
             if executed.run == forked.run == 0:
-                print(f"{name}: no test ran, {executed.status}: {executed.bad[0]}")
+                print(f"{name}: no test ran, {executed.status}", *executed.bad[:1])
                 continue
             total += 1
             tests += executed.run

@@ -7,16 +7,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian strace strace
 with_debian debootstrap debootstrap
-work=$(mktemp -d)
-declare -A beside=()
-cleanup() {
-    local group
-    for group in "${beside[@]}"; do
-        kill -- "-$group" 2>/dev/null || true
-    done
-    rm -rf "$work"
-}
-trap cleanup EXIT
+. "$(dirname "${BASH_SOURCE[0]}")/beside.sh"
 
 failed=()
 # begin NAME COMMAND...: runs it beside what follows, in a process group of its own.

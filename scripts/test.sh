@@ -19,17 +19,7 @@ with_debian /usr/bin/rustc rustc
 with_debian /usr/bin/node nodejs
 with_debian /usr/bin/javac default-jdk-headless
 
-work=$(mktemp -d)
-declare -A beside=()
-cleanup() {
-    local group
-    # Whole process groups: a guest has children of its own.
-    for group in "${beside[@]}"; do
-        kill -- "-$group" 2>/dev/null || true
-    done
-    rm -rf "$work"
-}
-trap cleanup EXIT
+. "$(dirname "${BASH_SOURCE[0]}")/beside.sh"
 
 # What failed is named once more below the stages: the end of a long log is what people see.
 stage() {
