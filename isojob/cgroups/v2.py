@@ -59,6 +59,15 @@ def _maximum(value: int | None) -> bytes:
     return b"max" if value is None else str(value).encode()
 
 
+def _write(file: Path, text: str) -> None:
+    """Names the file when the write fails, not only when the open does."""
+    try:
+        file.write_text(text)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+
+
 class V2(Driver):
     """The unified hierarchy, delegated to us at `own` (our own cgroup's directory)."""
 
@@ -101,7 +110,7 @@ class V2(Driver):
             sweep(self.base, kill_processes)
             subtree = make_subtree({0: self.base})
             names = " ".join(f"+{name}" for name in sorted(self.controllers))
-            (subtree.directories[0] / "cgroup.subtree_control").write_text(names)
+            _write(subtree.directories[0] / "cgroup.subtree_control", names)
         except OSError as error:
             if (problem := exhausted(error)) is not None:
                 raise problem from error
@@ -130,7 +139,7 @@ class V2(Driver):
                 if self._needs_leaf():
                     self._move_to_leaf()
                 if wanted:
-                    (self.base / "cgroup.subtree_control").write_text(wanted)
+                    _write(self.base / "cgroup.subtree_control", wanted)
             except OSError as error:
                 if error.errno != errno.EBUSY or attempt == 19:
                     raise
@@ -150,9 +159,15 @@ class V2(Driver):
         with suppress(FileExistsError):
             leaf.mkdir()
         for pid in self._read("cgroup.procs").split():
-            # Gone meanwhile, or a kernel thread of the root (EINVAL): not ours to move.
-            with suppress(ProcessLookupError):
-                (leaf / "cgroup.procs").write_text(pid)
+            if pid == "0":  # has no number here; written, it would mean ourselves
+                raise HostNotSupportedError(
+                    f"cgroup {self.base} holds a process of another pid namespace, which cannot be "
+                    f"moved to a leaf from here",
+                    "let a process enter the pid namespace first and a cgroup of its own then, so "
+                    "that who started it stays outside",
+                )
+            with suppress(ProcessLookupError):  # gone meanwhile
+                _write(leaf / "cgroup.procs", pid)
 
     def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
         writes = []

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from environment import run_python
+from environment import cgroup_version, run_python
 
 PREPARE = """
 import asyncio, ctypes, os, resource, sys
@@ -48,6 +48,39 @@ def test_no_cgroup_is_refused() -> None:
     missing, _, cure = done.stdout.partition(" | ")
     assert "cgroup" in missing
     assert "root" in cure or "Delegate" in cure
+
+
+UNSEEN = """
+own = f"/sys/fs/cgroup{open('/proc/self/cgroup').read().strip().removeprefix('0::')}"
+mine = os.path.dirname(own) + f"/isojob-test-{os.getpid()}"
+os.mkdir(mine)
+libc = ctypes.CDLL(None, use_errno=True)
+open(f"{mine}/cgroup.procs", "w").write("0")
+assert libc.unshare(0x20020000) == 0 and libc.mount(None, b"/", None, 0x44000, None) == 0
+if (child := os.fork()) == 0:
+    assert libc.mount(b"proc", b"/proc", b"proc", 0, None) == 0
+    try: run(["true"])
+    except isojob.HostNotSupportedError as e: print(e.missing, "|", e.cure, flush=True)
+    open(f"{own}/cgroup.procs", "w").write("0")
+    os._exit(0)
+os.waitpid(child, 0)
+open(f"{own}/cgroup.procs", "w").write("0")
+for inner in os.scandir(mine):
+    if inner.is_dir(): os.rmdir(inner)
+os.rmdir(mine)
+"""
+
+
+def test_cgroup_with_processes_of_another_pid_namespace() -> None:
+    """What has no number here cannot be moved out of the way: said so, and nobody is moved."""
+    needs_root()
+    if cgroup_version() != 2:
+        pytest.skip("v1 needs no leaf; runs on v2")
+    done = python(UNSEEN)
+    assert (done.returncode, done.stderr) == (0, "")
+    missing, _, cure = done.stdout.partition(" | ")
+    assert "holds a process of another pid namespace" in missing
+    assert "enter the pid namespace first" in cure
 
 
 def test_no_cgroup_accepted_by_name() -> None:

@@ -278,6 +278,20 @@ def test_no_room_for_a_pool(
         assert raised.value.errno == number
 
 
+def test_refused_write_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses the write, not the open, which alone knows a name."""
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    for name, text in (("controllers", "memory pids\n"), ("subtree_control", ""), ("procs", "")):
+        (tmp_path / f"cgroup.{name}").write_text(text)
+    driver = V2(tmp_path)
+    monkeypatch.setattr(Path, "write_text", fails)
+    with pytest.raises(HostNotSupportedError, match=r"busy: .*/cgroup\.subtree_control"):
+        driver.create()
+
+
 def test_leaf_of_an_earlier_pool(tmp_path: Path) -> None:
     """A process in the leaf works from the leaf's parent."""
     (tmp_path / "cgroup.controllers").write_text("memory pids\n")
