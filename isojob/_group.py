@@ -19,7 +19,7 @@ from isojob._attempt import attempt
 from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike
-from isojob._streams import Meter
+from isojob._streams import JOBS_BOTH, Meter, open_pipe
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError
 from isojob.result import Result
@@ -134,7 +134,7 @@ class Member:
 
 def connect(source: Member, target: Member) -> None:
     """A pipe from one job's stdout to another's stdin."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    read_end, write_end = open_pipe(JOBS_BOTH)
     source.writes(write_end)
     target.reads(read_end)
 

@@ -15,9 +15,38 @@ from isojob._descriptors import read_into
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Capture", "Feed", "FileFeed", "Meter", "write_some"]
+__all__ = [
+    "JOBS_BOTH",
+    "JOBS_READ",
+    "JOBS_WRITE",
+    "Capture",
+    "Feed",
+    "FileFeed",
+    "Meter",
+    "open_pipe",
+    "write_some",
+]
 
 WIDE = 1 << 20
+JOBS_READ, JOBS_WRITE, JOBS_BOTH = 0o444, 0o222, 0o666
+"""What jobs do with a pipe."""
+
+
+def open_pipe(jobs: int) -> tuple[int, int]:
+    """A pipe, read end first, that jobs may open anew.
+
+    That is what /dev/stdin and /dev/stdout do, and as another uid. A pipe is one inode of its own:
+    the mode is for both ends, and no name leads to it but below /proc/PID/fd of who has it open.
+    Where both ends are for jobs each may read and write: it can take back what it wrote, or answer
+    itself, which is its own loss. To a pipe of the caller's nothing is done.
+
+    Args:
+        jobs: `JOBS_READ`, `JOBS_WRITE` or `JOBS_BOTH`.
+    """
+    ends = os.pipe2(os.O_CLOEXEC)
+    with suppress(OSError):  # then only a job of our own uid can
+        os.fchmod(ends[0], jobs)
+    return ends
 
 
 def write_some(fd: int, data: memoryview) -> int:
@@ -43,8 +72,8 @@ class _Pipe:
 
     __slots__ = ("read_end", "write_end")
 
-    def __init__(self) -> None:
-        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+    def __init__(self, jobs: int) -> None:
+        self.read_end, self.write_end = open_pipe(jobs)
 
     def close_read(self) -> None:
         """Closes the read end; idempotent."""
@@ -76,7 +105,7 @@ class Capture(_Pipe):
     __slots__ = ("_chunks", "_whole", "cap", "total")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(JOBS_WRITE)
         self.cap: int | None = None
         """Bytes to keep; None: all."""
         self.total = 0
@@ -84,9 +113,6 @@ class Capture(_Pipe):
         self._whole: io.BytesIO | None = None
         # Only our end: a job that writes faster than we read must block, not see EAGAIN.
         os.set_blocking(self.read_end, False)
-        # /dev/stdout opens the pipe anew, as another uid: let it write, not read.
-        with suppress(OSError):
-            os.fchmod(self.write_end, 0o222)
 
     @property
     def exceeded(self) -> bool:
@@ -154,7 +180,7 @@ class Feed(_Pipe):
     __slots__ = ("_left",)
 
     def __init__(self, data: bytes) -> None:
-        super().__init__()
+        super().__init__(JOBS_READ)
         self._left = memoryview(data)
         os.set_blocking(self.write_end, False)
 
@@ -203,7 +229,7 @@ class FileFeed(_Pipe):
         # The caller may close theirs as soon as the call returns.
         self._file = os.dup(file)
         try:
-            super().__init__()
+            super().__init__(JOBS_READ)
         except BaseException:
             os.close(self._file)
             raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
+
+from isojob._streams import JOBS_READ, JOBS_WRITE, open_pipe
 
 __all__ = ["Feed", "Relay"]
 
@@ -51,12 +52,9 @@ class Relay:
         self._broken = broken
         self._dropping = False
         self.total = 0
-        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self._read_end, self.write_end = open_pipe(JOBS_WRITE)
         # Our end alone: the job must block, not see EAGAIN, where we are slow.
         os.set_blocking(self._read_end, False)
-        # /dev/stdout opens the pipe anew, as another uid: let it write, not read.
-        with suppress(OSError):
-            os.fchmod(self.write_end, 0o222)
 
     @property
     def exceeded(self) -> bool:
@@ -124,7 +122,7 @@ class Feed:
         self.given = source
         self._write_end = -1
         if not stat.S_ISREG(os.fstat(source).st_mode):
-            self.given, self._write_end = os.pipe2(os.O_CLOEXEC)
+            self.given, self._write_end = open_pipe(JOBS_READ)
             os.set_blocking(self._write_end, False)
 
     async def pump(self) -> None:

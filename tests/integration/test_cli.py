@@ -140,6 +140,12 @@ def test_stdin_from_a_file(tmp_path: Path) -> None:
         assert int(done.stdout) == size
 
 
+def test_dev_stdin() -> None:
+    """The job may open its stdin by name, where we copy ours into a pipe for it."""
+    done = isojob("run", "-q", "-i", "cat", "/dev/stdin", input=b"a\n")
+    assert (done.stdout, done.stderr) == (b"a\n", b"")
+
+
 def test_a_job_that_does_not_read_its_stdin() -> None:
     """Input that nobody takes is no error."""
     assert isojob("run", "-q", "-i", "true", input=b"x" * 1_000_000).returncode == 0

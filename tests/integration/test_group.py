@@ -78,6 +78,15 @@ async def test_pair(transcript: int) -> None:
     assert result.usage().memory_peak in {one.memory_peak for one in each}
 
 
+@pytest.mark.parametrize("transcript", [0, 1000])
+async def test_streams_by_name(transcript: int) -> None:
+    """/dev/stdin and /dev/stdout open, although the other end is another uid's."""
+    asks = ["sh", "-c", "echo a > /dev/stdout; read x < /dev/stdin; echo $x >&2"]
+    answers = ["sh", "-c", "read x < /dev/stdin; echo $x$x > /dev/stdout"]
+    result = await run_pair(asks, answers, transcript=transcript)
+    assert (result.solution.stderr, result.interactor.stderr) == (b"aa\n", b"")
+
+
 @pytest.mark.parametrize("transcript", TRANSCRIPTS)
 @pytest.mark.parametrize(
     ("solution", "interactor", "statuses", "first"),

@@ -60,6 +60,16 @@ async def test_conversation() -> None:
     assert result.evidence.stdout_bytes == len(b"aa\nbcbc\ndd\n")
 
 
+async def test_job_can_open_dev_stdin() -> None:
+    """And /dev/stdout, although the pipes are made by another uid."""
+    async with open_isolated(["sh", "-c", "cat < /dev/stdin > /dev/stdout"]) as process:
+        assert process.stdin is not None
+        await process.stdin.send(b"a\n")
+        await process.stdin.aclose()
+        assert await rest(process.stdout) == b"a\n"
+        assert (await process.result()).ok
+
+
 async def test_large_both_ways() -> None:
     """As much as there is, at the pace of the slower side, whatever the host's memory."""
     size = 20_000_000

@@ -226,6 +226,38 @@ async def test_job_can_open_dev_stdout() -> None:
     assert (result.stdout, result.stderr) == (b"a\n", b"b\n")
 
 
+async def test_job_can_open_dev_stdin(tmp_path: Path) -> None:
+    """So does /dev/stdin, whoever feeds it; a file of the caller's stays as it was."""
+    command = ["sh", "-c", "cat /dev/stdin && cat < /proc/self/fd/0"]
+    result = await run_isolated(command, input=b"a\n")
+    assert (result.stdout, result.stderr) == (b"a\n", b"")
+    path = tmp_path / "in"
+    path.write_bytes(b"b\n")
+    path.chmod(0o600)
+    with path.open("rb") as file:
+        result = await run_isolated(command, stdin=file)
+    assert (result.stdout, result.stderr) == (b"b\n", b"")
+    assert path.stat().st_mode & 0o777 == 0o600
+    async with Pool() as pool, pool.session() as session:
+        result = await session.run(command, input=b"c\n")
+        assert (result.stdout, result.stderr) == (b"c\n", b"")
+
+
+async def test_pipe_of_the_callers_stays_as_it_was() -> None:
+    """Who may open a pipe that others use is not for us to say."""
+    read_end, write_end = os.pipe()
+    try:
+        modes = [os.fstat(fd).st_mode for fd in (read_end, write_end)]
+        os.write(write_end, b"a")
+        result = await run_isolated(["head", "-c1"], stdin=read_end)
+        assert result.stdout == b"a"
+        assert (await run_isolated(["true"], stdout=write_end)).ok
+        assert [os.fstat(fd).st_mode for fd in (read_end, write_end)] == modes
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
 def test_sync() -> None:
     """Without an event loop; patience is a timeout there."""
     assert isojob.run_isolated_sync(["echo", "1"]).stdout == b"1\n"
