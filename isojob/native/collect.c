@@ -3,6 +3,7 @@
  * only regular files leave, as descriptors. CAP_DAC_READ_SEARCH reads what the job made mode 000. */
 #include <dirent.h>
 #include <fnmatch.h>
+#include <limits.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -13,12 +14,18 @@
 #define RESOLVE (RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
 #define MAX_DEPTH 32
 #define MAX_LOOKED_AT 200000
+#define MAX_NAME 4095 /* what open(2) takes; the job can make deeper ones */
+#define MAX_PATTERN 2048
 
 struct search {
     int lease;
     uint64_t left, looked_at;
-    char name[4096]; /* relative name so far */
+    /* Relative name so far. What is searched has at most MAX_NAME bytes; a name that is too long, and
+     * what is left of a pattern, can still be told. */
+    char name[MAX_NAME + 1 + NAME_MAX + 1 + MAX_PATTERN + 1];
 };
+
+static const char too_long[] = "a name of more than 4095 bytes";
 
 static void send_file(struct search *s, const char *reason, int fd)
 {
@@ -50,6 +57,10 @@ static void offer(struct search *s, int dir, const char *leaf, bool exact)
     }
     if (!exact && S_ISDIR(st.st_mode))
         return;
+    if (strlen(s->name) > MAX_NAME) {
+        send_file(s, too_long, -1);
+        return;
+    }
     if (s->left == 0) {
         send_file(s, "too many files", -1);
         return;
@@ -76,8 +87,6 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
                     int depth, bool exact)
 {
     size_t len = strlen(leaf);
-    if (used + len + 2 > sizeof(s->name))
-        return;
     memcpy(s->name + used, leaf, len + 1);
     if (!rest) {
         offer(s, dir, leaf, exact);
@@ -102,6 +111,11 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
         return;
     }
     s->name[used + len] = '/';
+    if (used + len + 1 > MAX_NAME) {
+        snprintf(s->name + used + len + 1, sizeof(s->name) - used - len - 1, "%s", rest);
+        send_file(s, too_long, -1);
+        return;
+    }
     search(s, next, rest, used + len + 1, depth + 1, exact);
 }
 

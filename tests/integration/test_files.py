@@ -128,6 +128,25 @@ async def test_many_files() -> None:
     assert set(result.uncollected.values()) == {"too many files"}
 
 
+async def test_names_beyond_what_the_kernel_takes() -> None:
+    """A job can make deeper names than open(2) takes: what is left out for that is told, by its name."""
+    n = "n" * 255
+    top, last = f"{n}/" * 15, "f" * 255
+    script = (
+        "n=%s; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do mkdir $n; cd $n; done\n"
+        "echo 1 >%s; echo 2 >%sg; mkdir $n; echo 3 >$n/f"
+    ) % (n, last, last[:-1])
+    assert len(top + last) == 4095
+    star = "*/" * 15
+    result = await run_isolated(
+        ["sh", "-c", script], collect=[f"{star}*", f"{star}[nf]*/f", f"{star}{n}/g"]
+    )
+    assert result.ok, result.stderr
+    assert set(result.files) == {top + last, top + last[:-1] + "g"}
+    too_long = "a name of more than 4095 bytes"
+    assert result.uncollected == {f"{top}{n}/f": too_long, f"{top}{n}/g": too_long}
+
+
 async def test_files_beyond_the_disk() -> None:
     """Files that cannot fit are refused before anything starts."""
     with pytest.raises(ValueError, match="limits.disk"):
