@@ -269,9 +269,15 @@ def _check_relative(name: object, what: str) -> str:
         raise ValueError(
             f"{what} {name!r}: must be a relative path without '.', '..', NUL or empty parts"
         )
-    if any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(name)) > 2048:
+    if is_too_long(name):
         raise ValueError(f"{what} {name!r:.80}: too long")
     return name
+
+
+def is_too_long(name: str) -> bool:
+    """Whether no job can be given a file of this name."""
+    raw = os.fsencode(name)
+    return len(raw) > 2048 or any(len(part) > 255 for part in raw.split(b"/"))
 
 
 def check_files(files: Mapping[str, Content], limits: Limits) -> dict[str, Content]:

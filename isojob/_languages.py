@@ -175,12 +175,13 @@ class Program:
 
         A compiler can be content and yet make nothing to run, as of a library: then `run` raises
         `CommandNotFoundError` or `CommandNotExecutableError`. `Result.uncollected` tells which
-        outputs were too large to keep.
+        outputs could not be kept: too large, or with names too long; then none is.
 
         Returns:
             The compiler's result, or None where there is nothing to compile.
 
         Raises:
+            ValueError: The program's own files are larger than the session's directory.
             IsojobError: As `Session.put` and `Session.run`.
         """
         language = self.language

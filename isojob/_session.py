@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,6 +13,7 @@ from isojob._cache import Cache
 from isojob._job import Content, Job, StrOrBytesPath, check_files, read_content
 from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
+from isojob._outputs import is_among, misfits, refused, without
 from isojob._pair import Pair, PairResult, Place
 from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Session", "opened_session"]
 
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
-
-
-def _among(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a collected name is one that these patterns ask for, component by component."""
-    parts = name.split("/")
-    return any(
-        len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-        for wanted in (pattern.split("/") for pattern in patterns)
-    )
 
 
 def _repeatable(job: Job, result: Result) -> bool:
@@ -95,9 +86,10 @@ class Session:
             limits: As for `run_isolated`; by default the session's.
             check: Raise `JobFailedError` unless the status is ``ok``.
             outputs: Names and patterns of what the job makes: nothing else of what it does to the
-                directory stays, and that only if the job is ``ok`` and all can be collected. Then
-                a session with a cache does not run it where the same was run before, on a
-                directory that came about in the same way.
+                directory stays, and that only if the job is ``ok`` and all can be collected and
+                fits into the directory: `Result.uncollected` tells what does not, and where there
+                was no room left some of them may stay. Then a session with a cache does not run
+                it where the same was run before, on a directory that came about in the same way.
             **options: The other arguments of `run_isolated` but for `sandbox`.
 
         Raises:
@@ -260,7 +252,7 @@ class Session:
             found = None if self._cache is None else self._cache.get(key)
             if found is None:
                 result = await self._perform(job, keep=False)
-                missing = [name for name in result.uncollected if _among(name, outputs)]
+                missing = [name for name in result.uncollected if is_among(name, outputs)]
                 if not result.ok or missing:
                     return result
                 found = (
@@ -268,15 +260,20 @@ class Session:
                     {
                         name: (data, job.modes[name])
                         for name, data in result.files.items()
-                        if _among(name, outputs)
+                        if is_among(name, outputs)
                     },
                 )
                 if self._cache is not None and _repeatable(job, result):
                     self._cache.put(key, *found)
         result, files = found
-        if files:
-            await self.put(files)
-        return result
+        # Not remembered: another session may have the room.
+        unfit = misfits(files, self._own_limits.disk)
+        if files and not unfit:
+            try:
+                await self.put(files)
+            except SandboxSetupError as error:
+                unfit = refused(files, error)
+        return without(result, unfit)
 
     async def put(self, files: Mapping[str, Content]) -> None:
         """Writes files into the directory, instead of what is there under these names.

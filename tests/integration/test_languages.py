@@ -210,3 +210,14 @@ async def test_one_of_the_users() -> None:
         del isojob.languages["shell"]
     with pytest.raises(LookupError):
         isojob.languages.for_file("a.sh")
+
+
+async def test_a_package_whose_name_is_too_long() -> None:
+    """What a source makes its compiler write is no error of the caller's."""
+    java = scaled("java")
+    package = ".".join(f"{'p' * 240}{n}" for n in range(9))
+    source = f"package {package}; public class Main {{ }}".encode()
+    async with Pool() as pool, pool.session() as session:
+        built = await java.program(source).build(session)
+        assert built is not None and built.ok, built
+        assert list(built.uncollected.values()) == ["too long"]

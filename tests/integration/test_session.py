@@ -293,6 +293,53 @@ async def test_outputs_and_cache(pool: Pool) -> None:
         assert set((await session.collect("*")).files) == {"in", "out"}
 
 
+@pytest.mark.parametrize("cached", [False, True])
+async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
+    """What a job made too large, too deep or too many for the directory is told, and its result kept."""
+    cache = Cache() if cached else None
+    n = "n" * 255
+    deep = f"i=0; while [ $i -lt 8 ]; do mkdir {n}; cd {n}; i=$((i+1)); done; echo 1 >{n}"
+    large = "head -c 600000 /dev/zero >a; cp a b"
+    for script, outputs, told in (
+        (deep, ["/".join("*" * 9)], {"/".join([n] * 9): "too long"}),
+        (large, ["a", "b"], {"b": "600000 bytes, more than the session's disk has"}),
+    ):
+        for _ in range(2):
+            async with pool.session(disk="1MiB", cache=cache) as session:
+                result = await session.run(sh(script), outputs=outputs)
+                assert result.ok and result.uncollected == told
+                assert not result.files.keys() & told.keys()
+                assert (await session.collect("*")).files == {}, "all that is named, or nothing"
+    large = f"echo made; {large}"
+    for disk, left in (("2MiB", {}), ("1MiB", {"b"})):  # a cached step, and less room than it had
+        async with pool.session(disk=disk, cache=cache) as session:
+            result = await session.run(sh(large), outputs=["a", "b"])
+            assert (result.stdout, set(result.uncollected)) == (b"made\n", set(left))
+    if cache is not None:
+        assert cache.hits == 3
+    async with pool.session(disk="1MiB", files={"x": b"x" * 700_000}, cache=cache) as session:
+        result = await session.run(sh("head -c 600000 /dev/zero >a"), outputs=["a"])
+        assert result.ok and "No space left on device" in result.uncollected["a"]
+        assert result.files == {}
+        assert (await session.run(["cat", "x"], keep=False)).stdout == b"x" * 700_000
+    async with pool.session(files={"x/y": b""}, cache=cache) as session:
+        result = await session.run(sh("rm -r x; echo >x"), outputs=["x"])
+        assert "Is a directory" in result.uncollected["x"]
+
+
+async def test_outputs_that_were_not_all_seen(pool: Pool) -> None:
+    """Whatever is left out of what a pattern names keeps the rest out, too."""
+    n = "n" * 255
+    script = (
+        f"echo 1 >out1; i=0; while [ $i -lt 17 ]; do mkdir {n}; cd {n}; i=$((i+1)); done; echo 2 >f"
+    )
+    async with pool.session() as session:
+        result = await session.run(sh(script), outputs=["out[0-9]", "[n]*/" * 17 + "f"])
+        assert result.ok and result.files == {"out1": b"1\n"}
+        assert [len(name.split("/")) for name in result.uncollected] == [18]
+        assert (await session.collect("*")).files == {}
+
+
 async def test_cache_knows_what_it_cannot_know(pool: Pool, tmp_path: Path) -> None:
     """Not the streams of the caller's, nor what a step that did not end has left."""
     cache = Cache()
