@@ -38,7 +38,9 @@ class PairResult(Model, frozen=True):
         first_to_end: Whose main process ended first, as their cells saw it. The end of one that
             ends the other, by the end of its input, may be seen moments after that; with a
             transcript cause and effect are told apart: of two that end within 0.2 s of each other
-            the one is first that was the first to close a stream.
+            the one is first that was the first to close a stream. Without one it rests on the jobs'
+            word: who dies of SIGPIPE within 10 ms of the other's end is second to it, and a job can
+            send itself that signal. Where something depends on it, ask for a transcript.
         first_to_close: Who was the first to close a stream to the other, at its end or before.
             None: nobody looked, which takes a transcript.
         idle: Both waited without using any CPU for ``idle_time``, and were ended for it (one may
@@ -182,22 +184,37 @@ class Pair:
             solution=first,
             interactor=second,
             first_to_close=said.ends[0] if said.ends else None,
-            first_to_end=_first(first, second, interactor.ended_ns - solution.ended_ns, said.ends),
+            first_to_end=_first(
+                first,
+                second,
+                interactor.ended_ns - solution.ended_ns,
+                said.ends if transcript else None,
+            ),
             idle=bool(idle),
             transcript=said.said,
             transcript_truncated=said.truncated,
         )
 
 
-def _first(solution: Result, interactor: Result, later_ns: int, ends: Sequence[Side] = ()) -> Side:
+def _first(
+    solution: Result, interactor: Result, later_ns: int, ends: Sequence[Side] | None = None
+) -> Side:
     """Who ended first; the interactor's end was seen so much later than the solution's.
 
     A process closes its pipes on the way out: what that does to the other can be seen sooner than
     its end. Where we pass the bytes on we see the cause first.
+
+    Args:
+        solution: The one result.
+        interactor: The other.
+        later_ns: May be negative.
+        ends: Whose streams were seen to end; None: nobody looked.
     """
     if ends and abs(later_ns) < CLOSE_NS:
         return ends[0]
-    broken = [result.signal == signal.SIGPIPE for result in (solution, interactor)]
-    if abs(later_ns) < SAME_NS and broken[0] != broken[1]:
-        return "interactor" if broken[0] else "solution"
+    if ends is None and abs(later_ns) < SAME_NS:
+        # A job's word, but else every second writer whose reader has gone would be first.
+        broken = [result.signal == signal.SIGPIPE for result in (solution, interactor)]
+        if broken[0] != broken[1]:
+            return "interactor" if broken[0] else "solution"
     return "solution" if later_ns >= 0 else "interactor"
