@@ -325,6 +325,12 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
     async with pool.session(files={"x/y": b""}, cache=cache) as session:
         result = await session.run(sh("rm -r x; echo >x"), outputs=["x"])
         assert "Is a directory" in result.uncollected["x"]
+    small = Limits(memory="16MiB")
+    async with pool.session(limits=small, disk="64MiB", cache=cache) as session:
+        ample = Limits(memory="256MiB", disk="64MiB", collect="64MiB")
+        script = "head -c 40000000 /dev/zero >a"
+        result = await session.run(sh(script), outputs=["a"], limits=ample)
+        assert result.ok and "too little memory" in result.uncollected["a"]
 
 
 async def test_outputs_that_were_not_all_seen(pool: Pool) -> None:
