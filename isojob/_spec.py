@@ -22,9 +22,12 @@ _RLIMITS = {
     "address_space": 9,
 }
 _NPROC, _CPU = 6, 0
-FIXED_RLIMITS = ((8, 8 << 20), (11, 4096), (12, 819200), (13, 0), (14, 0))
+FIXED_RLIMITS = ((8, 8 << 20), (11, 256), (12, 0), (13, 0), (14, 0))
 """A second line behind the cgroup: kernel objects that a process may hoard, and priorities
-(RLIMIT_MEMLOCK, SIGPENDING, MSGQUEUE, NICE, RTPRIO of getrlimit(2)); the same for every job."""
+(RLIMIT_MEMLOCK, SIGPENDING, MSGQUEUE, NICE, RTPRIO of getrlimit(2)); the same for every job.
+
+Pending signals and message queues count for each user namespace up to the first (ucounts): with the
+usual 819200 bytes, nine queues of one job left none to the host's root and to other jobs."""
 
 
 def rlimit(out: Writer, resource: int, soft: int, hard: int) -> None:

@@ -153,9 +153,12 @@ def _core_pattern() -> Check:
         pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     except OSError as error:
         return _check(_HOST, name, None, f"core_pattern: {error.strerror}", needed, "mount proc")
-    if not pattern.startswith("|"):
+    if pattern.startswith("@"):  # a socket (Linux 6.16), which no limit of the job's keeps from
+        found = f"sent to the socket {pattern.lstrip('@')}"
+    elif pattern.startswith("|"):
+        found = f"piped to {pattern[1:].split()[0] if pattern[1:].split() else 'nothing'}"
+    else:
         return _check(_HOST, name, True, f"written to files ({pattern})", needed)
-    found = f"piped to {pattern[1:].split()[0] if pattern[1:].split() else 'nothing'}"
     return _check(_HOST, name, None, found, needed, "sysctl kernel.core_pattern=core")
 
 

@@ -249,11 +249,13 @@ def _follows(condition: Condition, fact: tuple[Condition, bool]) -> bool | None:
     other, outcome = fact
     if condition == other:
         return outcome
-    if condition.index != other.index or not outcome:
+    if (condition.index, condition.bits) != (other.index, other.bits):
         return None
-    if other.op == "EQ":
+    if other.op == ("EQ" if outcome else "NE"):
         return condition.holds(other.value)
-    if other.op == condition.op == "MASKED_EQ" and other.value == condition.value:
+    if {condition.op, other.op} == {"EQ", "NE"} and condition.value == other.value:
+        return not outcome
+    if outcome and other.op == condition.op == "MASKED_EQ" and other.value == condition.value:
         return False
     return None
 

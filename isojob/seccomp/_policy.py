@@ -86,24 +86,96 @@ def severity(value: int) -> int:
     return [ALLOW, LOG, ERRNO, USER_NOTIF].index(value if value & 0xFFFF == 0 else ERRNO)
 
 
-def _guard(index: int, value: int, error: int) -> Answer:
-    return Answer(ERRNO | error, (Condition(index, 32, "EQ", value),))
+def _refusal(error: int, *comparisons: tuple[int, str, int]) -> Answer:
+    """An error if all comparisons hold: position, operator, value, each of 32 bits."""
+    conditions = (Condition(index, 32, op, value) for index, op, value in comparisons)
+    return Answer(ERRNO | error, tuple(conditions))
+
+
+def _flag(index: int, flag: int) -> Answer:
+    return Answer(ERRNO | errno.ENOMEM, (Condition(index, 32, "MASKED_EQ", flag, flag),))
+
+
+def _values(error: int, index: int, *values: int) -> tuple[Answer, ...]:
+    return tuple(_refusal(error, (index, "EQ", value)) for value in values)
 
 
 # A job that changes the limits of process 1 takes the sandbox's init apart; no other protection of
 # the kernel stands before prlimit(2) where both have one uid.
-_INIT_GUARDS: dict[str, tuple[Answer, ...]] = {"prlimit64": (_guard(0, 1, errno.EPERM),)}
+_INIT_GUARDS: dict[str, tuple[Answer, ...]] = {"prlimit64": _values(errno.EPERM, 0, 1)}
 
-_AF_ALG, _AF_VSOCK = 38, 40
-_FAMILIES = tuple(_guard(0, family, errno.EAFNOSUPPORT) for family in (_AF_ALG, _AF_VSOCK))
-# asm-generic/ioctls.h. TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226); TIOCSETD loads
-# line discipline modules, a row of kernel holes (CVE-2017-2636, CVE-2023-6546) that no job needs.
-_TERMINAL = tuple(_guard(1, request, errno.EPERM) for request in (0x5412, 0x541C, 0x5423))
+_UNIX, _INET, _INET6 = 1, 2, 10
+_FAMILY = _refusal(errno.EAFNOSUPPORT, *((0, "NE", family) for family in (_UNIX, _INET, _INET6)))
+_PROTOCOLS = (0, 1, 6, 17, 58)  # none, ICMP, TCP, UDP, ICMPv6
+_SOCKET = (
+    # Each other family and protocol is a module that the kernel loads for who asks. What NETLINK
+    # queues is memory of the kernel's that no cgroup is charged with, AF_ALG shares the host's page
+    # cache (CVE-2026-31431), AF_VSOCK passes network namespaces by.
+    _FAMILY,
+    _refusal(
+        errno.EPROTONOSUPPORT,
+        (0, "NE", _UNIX),
+        *((2, "NE", protocol) for protocol in _PROTOCOLS),
+    ),
+    # From SOCK_RDM on, 4 to 15: SCTP, DCCP.
+    *(
+        Answer(
+            ERRNO | errno.ESOCKTNOSUPPORT,
+            (Condition(0, 32, "NE", _UNIX), Condition(1, 32, "MASKED_EQ", mask, value)),
+        )
+        for mask, value in ((0xC, 4), (8, 8))
+    ),
+)
+_IOCTL = _values(
+    errno.EPERM,
+    1,
+    # asm-generic/ioctls.h. TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226); TIOCSETD
+    # loads line disciplines, a row of kernel holes (CVE-2017-2636, CVE-2023-6546).
+    *(0x5412, 0x541C, 0x5423),
+    # linux/sockios.h: SIOC[GS]IFBR, SIOC[GS]IFVLAN, SIOCBR(ADD|DEL)BR load modules on any socket.
+    *(0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1),
+)
+_OPTIONS = {
+    # SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF: code of the machine-wide bpf_jit_limit.
+    # SO_RESERVE_MEM: of the machine-wide tcp_mem.
+    1: (26, 51, 73),
+    # TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY: keys that no cgroup is charged with.
+    6: (14, 32, 38),
+    # Memberships, likewise: IP_ADD_(SOURCE_)MEMBERSHIP, MCAST_JOIN_(SOURCE_)GROUP; of IPv6 also
+    # IPV6_JOIN_ANYCAST, and IPV6_FLOWLABEL_MGR, whose table is the machine's.
+    0: (35, 39, 42, 46),
+    41: (20, 27, 32, 42, 46),
+}
+_NO_SUCH_CALL = (Answer(ENOSYS),)
+_NO_ATTRIBUTES = (Answer(ERRNO | errno.EOPNOTSUPP),)
+_SYNCED = (Answer(ERRNO),)
 _GUARDS: dict[str, tuple[Answer, ...]] = {
     **_INIT_GUARDS,
-    "socket": _FAMILIES,
-    "socketpair": _FAMILIES,
-    "ioctl": _TERMINAL,
+    "socket": _SOCKET,
+    "socketpair": _SOCKET[:1],
+    "ioctl": _IOCTL,
+    "setsockopt": tuple(
+        _refusal(errno.ENOPROTOOPT, (1, "EQ", level), (2, "EQ", option))
+        for level, options in _OPTIONS.items()
+        for option in options
+    ),
+    # Access control lists: up to 64 KiB an inode that no cgroup is charged with. Their names are
+    # in memory, where no filter sees them.
+    **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), _NO_ATTRIBUTES),
+    # A policy for each range of a mapping, of shared memory for as long as that lasts, charged to
+    # nobody.
+    "mbind": _NO_SUCH_CALL,
+    # Watches of bound directories tell what the host and other jobs open; the instances count for
+    # who made the user namespace, up to the host's root (ucounts), and so does fanotify.
+    **dict.fromkeys(("inotify_init", "inotify_init1", "fanotify_init"), _NO_SUCH_CALL),
+    # F_SETLEASE makes the host's next open wait for the job, F_NOTIFY watches.
+    "fcntl": _values(errno.EINVAL, 1, 1024, 1026),
+    # MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB: the host's own pool, outside of the memory limit.
+    "mmap": (_flag(3, 0x40000),),
+    "memfd_create": (_flag(1, 4),),
+    "shmget": (_flag(2, 0o4000),),
+    # They flush the whole host. Said to be done: neither promises what fsync(2) does.
+    **dict.fromkeys(("sync", "syncfs"), _SYNCED),
 }
 
 
@@ -245,7 +317,11 @@ def build_policy(
         unresolved=tuple(unresolved),
         top=max(rules, default=-1),
         _rules=rules,
-        _guards={_own_number(name, arch): answers for name, answers in choices[guards].items()},
+        _guards={
+            found: answers
+            for name, answers in choices[guards].items()
+            if not isinstance(found := number(name, arch), Unnumbered)
+        },
     )
 
 

@@ -36,6 +36,13 @@ AARCH64 = 0xC00000B7
 I386 = 0x40000003
 ARM = 0x40000028
 
+GUARDS = (
+    *("prlimit64", "socket", "socketpair", "ioctl", "setsockopt", "fcntl"),
+    *("mmap", "memfd_create", "shmget", "mbind", "sync", "syncfs"),
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+    *("inotify_init", "inotify_init1", "fanotify_init"),
+)
+
 _INSTRUCTION = struct.Struct("=HBBI")
 _WORD = 0xFFFFFFFF
 _SCANNED = 1024
@@ -169,7 +176,7 @@ class Reference:
         *,
         arch: int = X86_64,
         kernel: tuple[int, int] | None = None,
-        guards: tuple[str, ...] = ("prlimit64", "socket", "socketpair", "ioctl"),
+        guards: tuple[str, ...] = GUARDS,
         bits: Callable[[str, int], int] = argument_bits,
     ) -> None:
         self.arch = arch
@@ -201,7 +208,7 @@ class Reference:
         if USER_NOTIF in hits:
             return USER_NOTIF
         guard = self._guard(name, call)
-        if guard:
+        if guard is not None:
             return ERRNO | guard
         if name == "clone3" and not (self._free("clone3") and self._free("clone")):
             return ERRNO | errno.ENOSYS
@@ -255,17 +262,14 @@ class Reference:
                 return (given & value) == second % width
         raise ValueError(f"{arg['op']} is no comparison")
 
-    def _guard(self, name: str, call: Call) -> int:
+    def _guard(self, name: str, call: Call) -> int | None:
+        """The errno of isojob's own refusal; None: it has none."""
         if name not in self.guards:
-            return 0
-        first, second = call.args[0] & _WORD, call.args[1] & _WORD
-        if name == "prlimit64" and first == 1:
-            return errno.EPERM
-        if name in ("socket", "socketpair") and first in (38, 40):
-            return errno.EAFNOSUPPORT
-        if name == "ioctl" and second in (0x5412, 0x541C, 0x5423):
-            return errno.EPERM
-        return 0
+            return None
+        words = [argument & _WORD for argument in call.args]
+        if name not in _GUARDED:
+            return 0 if name in ("sync", "syncfs") else _CLOSED.get(name, errno.ENOSYS)
+        return _GUARDED[name](words)
 
     def _free(self, name: str) -> bool:
         """Whether nothing but allowing is said about a call, and that without conditions."""
@@ -274,6 +278,39 @@ class Reference:
         if any(rule["action"] not in allowing for rule in about):
             return False
         return self.default in (ALLOW, LOG) or any(not _args(rule) for rule in about)
+
+
+def _socket(words: list[int]) -> int | None:
+    family, kind, protocol = words[:3]
+    if family == 1:
+        return None
+    if family not in (2, 10):
+        return errno.EAFNOSUPPORT
+    if protocol not in (0, 1, 6, 17, 58):
+        return errno.EPROTONOSUPPORT
+    return errno.ESOCKTNOSUPPORT if kind & 15 > 3 else None
+
+
+def _option(words: list[int]) -> int | None:
+    refused = [(1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38)]
+    refused += [(0, 35), (0, 39), (0, 42), (0, 46)]
+    refused += [(41, 20), (41, 27), (41, 32), (41, 42), (41, 46)]
+    return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
+
+
+_REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
+_GUARDED: dict[str, Callable[[list[int]], int | None]] = {
+    "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
+    "socket": _socket,
+    "socketpair": lambda words: None if words[0] in (1, 2, 10) else errno.EAFNOSUPPORT,
+    "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
+    "setsockopt": _option,
+    "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026) else None,
+    "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
+    "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
+    "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,
+}
+_CLOSED = dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), errno.EOPNOTSUPP)
 
 
 def _names(rule: Mapping[str, Any]) -> list[str]:
