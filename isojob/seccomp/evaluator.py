@@ -310,7 +310,9 @@ _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
     "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,
 }
-_CLOSED = dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), errno.EOPNOTSUPP)
+_CLOSED: dict[str, int] = dict.fromkeys(
+    ("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), errno.EOPNOTSUPP
+)
 
 
 def _names(rule: Mapping[str, Any]) -> list[str]:
