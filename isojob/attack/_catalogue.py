@@ -145,6 +145,15 @@ def _all() -> Iterator[Attack]:
     )
     yield memory("locked", "lock memory")
 
+    def uncounted(name: str, title: str) -> Attack:
+        program = ("uncounted", name)
+        return Attack(name=name, kind="memory", title=title, program=program, harmless=True)
+
+    yield uncounted("uncounted_sockets", "kernel memory behind sockets that no limit counts")
+    yield uncounted("uncounted_inodes", "kernel memory behind inodes that no limit counts")
+    yield uncounted("huge_pages", "huge pages, outside the memory limit")
+    yield uncounted("counted_for_root", "what is counted for the host's user and then runs out")
+
     def time(name: str, title: str, *program: str, **rest: Any) -> Attack:
         program = ("clocks", *(program or (name,)))
         return Attack(name=name, kind="time", title=title, program=program, **rest)
@@ -253,6 +262,14 @@ def _all() -> Iterator[Attack]:
     yield files("write_everywhere", "a file in every directory")
     yield files("secrets", "read the host's files", "secrets", "{secret}", marker, harmless=True)
 
+    def watching(name: str, title: str) -> Attack:
+        program = ("watching", name)
+        return Attack(name=name, kind="files", title=title, program=program, harmless=True)
+
+    yield watching("watch_files", "see who uses the files that all share")
+    yield watching("leases", "make whoever opens a file wait")
+    yield watching("flush_disks", "have the host write out all it holds")
+
     def spaces(name: str, title: str, *program: str, **rest: Any) -> Attack:
         program = ("spaces", *(program or (name,)))
         return Attack(name=name, kind="namespaces", title=title, program=program, **rest)
@@ -284,6 +301,13 @@ def _all() -> Iterator[Attack]:
         beside=("spaces", "stay", marker),
         **traces,
     )
+    yield Attack(
+        name="watch_jobs",
+        kind="between jobs",
+        title="see what another running job reads of the files that all share",
+        program=("watching", "watch_jobs"),
+        beside=("watching", "use_a_file"),
+    )
 
     def calls(name: str, title: str, **rest: Any) -> Attack:
         return Attack(name=name, kind="calls", title=title, program=("calls", name), **rest)
@@ -293,6 +317,7 @@ def _all() -> Iterator[Attack]:
     yield calls("foreign_numbers", "numbers of x32, and unknown ones")
     yield calls("int80", "calls of 32-bit programs")
     yield calls("second_filter", "loosen the filter by another")
+    yield calls("module_requests", "have the kernel load modules", harmless=True)
     yield calls("personalities", "old behaviour, segments", harmless=True)
 
     def identity(name: str, title: str, *program: str, **rest: Any) -> Attack:

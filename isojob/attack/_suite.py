@@ -46,6 +46,8 @@ _MODULES = (
     "spaces",
     "calls",
     "identity",
+    "uncounted",
+    "watching",
     "composed",
 )
 _NOT_EVERYWHERE = {"cpus", "cpuset", "io_read_bps"}

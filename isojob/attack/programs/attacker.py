@@ -30,6 +30,7 @@ LAYERS = {
     "EMFILE": "rlimit",
     "EFBIG": "rlimit",
     "EAFNOSUPPORT": "seccomp",
+    "EPROTONOSUPPORT": "seccomp",
 }
 FILTERED = frozenset(os.environ.pop("ISOJOB_FILTERED", "").split(","))
 """What the filter refuses whatever the arguments; the host has asked the filter itself."""
@@ -50,7 +51,9 @@ X86_64 = {
     "pidfd_getfd": 438, "mount_setattr": 442, "vhangup": 153, "socket": 41, "seccomp": 317,
     "memfd_create": 319, "inotify_init1": 294, "timer_create": 222, "kexec_file_load": 320,
     "lookup_dcookie": 212, "mq_open": 240, "shmget": 29, "shmat": 30, "msgget": 68, "semget": 64,
-    "clone": 56,
+    "clone": 56, "inotify_init": 253, "inotify_add_watch": 254, "mbind": 237, "mq_unlink": 241,
+    "setsockopt": 54, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463,
+    "sync": 162, "syncfs": 306,
 }  # fmt: skip
 AARCH64 = {
     "ptrace": 117, "syslog": 116, "personality": 92, "pivot_root": 41, "adjtimex": 171,
@@ -64,7 +67,9 @@ AARCH64 = {
     "clone3": 435, "pidfd_getfd": 438, "mount_setattr": 442, "vhangup": 58, "socket": 198,
     "seccomp": 277, "memfd_create": 279, "inotify_init1": 26, "timer_create": 107,
     "kexec_file_load": 294, "lookup_dcookie": 18, "mq_open": 180, "shmget": 194, "shmat": 196,
-    "msgget": 186, "semget": 190, "clone": 220,
+    "msgget": 186, "semget": 190, "clone": 220, "inotify_add_watch": 27, "mbind": 235,
+    "mq_unlink": 181, "setsockopt": 208, "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7,
+    "setxattrat": 463, "sync": 81, "syncfs": 267,
 }  # fmt: skip
 NUMBERS = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine(), {})
 

@@ -1,6 +1,7 @@
 """Attacks by system calls: what reaches deep into the kernel, and ways round the filter."""
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -81,6 +82,28 @@ def personalities():
         else:
             denied(f"personality {value:#x}", error, "seccomp")
     refused("modify_ldt", 1, ctypes.create_string_buffer(16), 16, also=REACHED)
+
+
+# linux/sockios.h, linux/if_bridge.h: each has the kernel load a module, bridge or 8021q, before it
+# looks at anything else.
+MODULE_REQUESTS = {
+    "SIOCGIFBR": 0x8940, "SIOCSIFBR": 0x8941, "SIOCGIFVLAN": 0x8982, "SIOCSIFVLAN": 0x8983,
+    "SIOCBRADDBR": 0x89A0, "SIOCBRDELBR": 0x89A1,
+}  # fmt: skip
+
+
+def module_requests():
+    """Requests that load modules; to what is no socket, so that none is loaded."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    for name, request in MODULE_REQUESTS.items():
+        for high in (0, 1 << 32):  # the kernel reads an int
+            libc.ioctl(descriptor, ctypes.c_ulong(request | high), None)
+            if ctypes.get_errno() == errno.ENOTTY:
+                escaped(f"surface: {name} reached the kernel")
+                break
+        else:
+            denied(name, ctypes.get_errno(), "seccomp")
 
 
 if __name__ == "__main__":

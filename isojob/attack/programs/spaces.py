@@ -117,9 +117,13 @@ def loopback(port, path):
         stopped("namespace", f"interfaces: {names}")
 
 
+PROTOCOLS = {33: 6, 132: 1, 136: 2, 262: 1}
+"""DCCP, SCTP, UDP-Lite, MPTCP, each with its type: modules that the kernel loads for who asks."""
+
+
 def families():
     """Sockets of every family."""
-    allowed = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
+    allowed = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6}
     reached = []
     for family in range(1, 46):
         for high in (0, 1 << 32):
@@ -133,10 +137,18 @@ def families():
                         reached.append(family)
                     elif kind == 3 and family in (socket.AF_INET, socket.AF_INET6):
                         escaped("a raw socket")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol, kind in PROTOCOLS.items():
+            value, number = syscall("socket", family, kind, protocol)
+            if value >= 0:
+                os.close(value)
+                escaped(f"surface: protocol {protocol} of family {int(family)}")
+            else:
+                denied(f"protocol {protocol}", number)
     if reached:
         escaped(f"surface: socket families {sorted(set(reached))}")
     else:
-        stopped("seccomp", "socket families other than unix, inet, inet6, netlink")
+        stopped("seccomp", "socket families other than unix, inet, inet6")
 
 
 def bring_up():
