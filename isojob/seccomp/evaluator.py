@@ -305,7 +305,7 @@ _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "socketpair": lambda words: None if words[0] in (1, 2, 10) else errno.EAFNOSUPPORT,
     "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
     "setsockopt": _option,
-    "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026) else None,
+    "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
     "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
     "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
     "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,

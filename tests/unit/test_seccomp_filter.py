@@ -192,6 +192,7 @@ REFUSED = [
     ("mbind", errno.ENOSYS, ()),
     ("fcntl", errno.EINVAL, (3, 1024)),
     ("fcntl", errno.EINVAL, (3, 1026)),
+    ("fcntl", errno.EINVAL, (3, 1040)),
     ("mmap", errno.ENOMEM, (0, 4096, 3, 0x40022)),
     ("memfd_create", errno.ENOMEM, (0, 5)),
     ("shmget", errno.ENOMEM, (0, 4096, 0o4600)),
