@@ -168,7 +168,7 @@ _GUARDS: dict[str, tuple[Answer, ...]] = {
     # Watches of bound directories tell what the host and other jobs open; the instances count for
     # who made the user namespace, up to the host's root (ucounts), and so does fanotify.
     **dict.fromkeys(("inotify_init", "inotify_init1", "fanotify_init"), _NO_SUCH_CALL),
-    # F_SETLEASE and F_SETDELEG (Linux 6.19) make the next open of the host wait for the job, F_NOTIFY
+    # F_SETLEASE and F_SETDELEG (Linux 6.19) make the host's next open wait for the job, F_NOTIFY
     # watches.
     "fcntl": _values(errno.EINVAL, 1, 1024, 1026, 1040),
     # MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB: the host's own pool, outside of the memory limit.
