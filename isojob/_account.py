@@ -85,7 +85,7 @@ def failure(raw: RawResult, command: str, path: str) -> IsojobError | None:
     if raw.state != JobState.EXEC and CAUSES[raw.cause] in ("none", "oom"):
         how = "exited" if raw.code == 1 else "was killed by signal"
         return SandboxSetupError(
-            "launcher", 0, f"{how} {raw.status} before execve; too little memory for its files?"
+            "write files", 0, f"{how} {raw.status} before execve; too little memory for its files?"
         )
     return None
 

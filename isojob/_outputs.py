@@ -5,14 +5,21 @@ Names and sizes are of the job's choosing: none of them is an error of the calle
 
 from __future__ import annotations
 
+import errno
 import fnmatch
+import os
 from collections.abc import Mapping, Sequence
 
 from isojob._job import is_too_long
 from isojob.errors import SandboxSetupError
 from isojob.result import Result
 
-__all__ = ["is_among", "misfits", "refused", "without"]
+__all__ = ["below", "is_among", "misfits", "refused", "without"]
+
+_ABOUT_FILES = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENAMETOOLONG),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM),
+}
 
 
 def is_among(name: str, patterns: Sequence[str]) -> bool:
@@ -20,15 +27,30 @@ def is_among(name: str, patterns: Sequence[str]) -> bool:
 
     What of a pattern was not looked at is named by the pattern itself.
     """
-    parts = name.split("/")
+    parts = os.fsencode(name).split(b"/")
     return any(
         len(parts) == len(wanted) and all(map(_fits, parts, wanted))
-        for wanted in (pattern.split("/") for pattern in patterns)
+        for wanted in (os.fsencode(pattern).split(b"/") for pattern in patterns)
     )
 
 
-def _fits(part: str, wanted: str) -> bool:
-    return part == wanted or fnmatch.fnmatchcase(part, wanted)
+def _fits(part: bytes, wanted: bytes) -> bool:
+    # By bytes, and "[^" is as good as "[!": as the search in the cell, in the C locale.
+    return part == wanted or fnmatch.fnmatchcase(part, wanted.replace(b"[^", b"[!"))
+
+
+def below(cwd: str | None, workdir: str) -> str:
+    """What the names that are collected in `cwd` begin with in the session's directory.
+
+    Raises:
+        ValueError: It is not in that directory.
+    """
+    inside = os.path.relpath(cwd or workdir, workdir)
+    if inside == ".":
+        return ""
+    if inside.split("/")[0] == "..":
+        raise ValueError(f"outputs= with cwd={cwd!r}: not in the session's directory, {workdir}")
+    return f"{inside}/"
 
 
 def misfits(files: Mapping[str, tuple[bytes, int]], room: int | None) -> dict[str, str]:
@@ -52,7 +74,8 @@ def refused(files: Mapping[str, object], error: SandboxSetupError) -> dict[str, 
     Raises:
         SandboxSetupError: It failed for another reason.
     """
-    if not error.stage.startswith(("write file", "launcher")):
+    about_them = error.stage.startswith("write file ") and error.errno in _ABOUT_FILES
+    if not about_them and error.stage != "write files":
         raise error
     return dict.fromkeys(files, str(error))
 

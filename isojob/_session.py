@@ -13,7 +13,7 @@ from isojob._cache import Cache
 from isojob._job import Content, Job, StrOrBytesPath, check_files, read_content
 from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
-from isojob._outputs import is_among, misfits, refused, without
+from isojob._outputs import below, is_among, misfits, refused, without
 from isojob._pair import Pair, PairResult, Place
 from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
@@ -247,6 +247,7 @@ class Session:
             raise TypeError(f"outputs must be a sequence of names, such as [{outputs!r}]")
         wanted = {**options, "collect": (*options.get("collect", ()), *outputs)}
         job = self._job(command, limits, wanted)
+        place = below(job.cwd, job.workdir)
         async with self._turns.shared():
             key = b"" if self._cache is None else Cache.key(self._history, job)
             found = None if self._cache is None else self._cache.get(key)
@@ -266,14 +267,15 @@ class Session:
                 if self._cache is not None and _repeatable(job, result):
                     self._cache.put(key, *found)
         result, files = found
+        placed = {place + name: content for name, content in files.items()}
         # Not remembered: another session may have the room.
-        unfit = misfits(files, self._own_limits.disk)
-        if files and not unfit:
+        unfit = misfits(placed, self._own_limits.disk)
+        if placed and not unfit:
             try:
-                await self.put(files)
+                await self.put(placed)
             except SandboxSetupError as error:
-                unfit = refused(files, error)
-        return without(result, unfit)
+                unfit = refused(placed, error)
+        return without(result, {name.removeprefix(place): why for name, why in unfit.items()})
 
     async def put(self, files: Mapping[str, Content]) -> None:
         """Writes files into the directory, instead of what is there under these names.

@@ -155,17 +155,17 @@ class V2(Driver):
         return not is_root and bool(self._read("cgroup.procs").split())
 
     def _move_to_leaf(self) -> None:
-        leaf = self.base / LEAF
+        leaf, pids = self.base / LEAF, self._read("cgroup.procs").split()
+        if "0" in pids:  # has no number here; written, it would mean ourselves
+            raise HostNotSupportedError(
+                f"cgroup {self.base} holds a process of another pid namespace, which cannot be "
+                f"moved to a leaf from here",
+                "let a process enter the pid namespace first and a cgroup of its own then, so "
+                "that who started it stays outside",
+            )
         with suppress(FileExistsError):
             leaf.mkdir()
-        for pid in self._read("cgroup.procs").split():
-            if pid == "0":  # has no number here; written, it would mean ourselves
-                raise HostNotSupportedError(
-                    f"cgroup {self.base} holds a process of another pid namespace, which cannot be "
-                    f"moved to a leaf from here",
-                    "let a process enter the pid namespace first and a cgroup of its own then, so "
-                    "that who started it stays outside",
-                )
+        for pid in pids:
             with suppress(ProcessLookupError):  # gone meanwhile
                 _write(leaf / "cgroup.procs", pid)
 

@@ -87,6 +87,11 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
                     int depth, bool exact)
 {
     size_t len = strlen(leaf);
+    if (len > NAME_MAX) { /* FUSE and vfat have such names, on a bind */
+        s->name[used] = 0;
+        send_file(s, "a name in it has more than 255 bytes", -1);
+        return;
+    }
     memcpy(s->name + used, leaf, len + 1);
     if (!rest) {
         offer(s, dir, leaf, exact);

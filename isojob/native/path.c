@@ -48,9 +48,16 @@ int put_file(int root, const char *path, const void *data, size_t len, mode_t mo
         return -1;
     cleanup_close int fd =
         openat(dir, leaf, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
-    if (fd < 0 || write_all(fd, data, len) < 0)
+    if (fd < 0)
         return -1;
-    return fchmod(fd, mode);
+    if (write_all(fd, data, len) < 0 || fchmod(fd, mode) < 0) {
+        /* Half a file would be taken for a whole one by the next job of the session. */
+        int error = errno;
+        unlinkat(dir, leaf, 0);
+        errno = error;
+        return -1;
+    }
+    return 0;
 }
 
 int put_files(struct reader r, struct failure *f)

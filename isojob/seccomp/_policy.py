@@ -105,26 +105,29 @@ def _values(error: int, index: int, *values: int) -> tuple[Answer, ...]:
 _INIT_GUARDS: dict[str, tuple[Answer, ...]] = {"prlimit64": _values(errno.EPERM, 0, 1)}
 
 _UNIX, _INET, _INET6 = 1, 2, 10
-_FAMILY = _refusal(errno.EAFNOSUPPORT, *((0, "NE", family) for family in (_UNIX, _INET, _INET6)))
-_PROTOCOLS = (0, 1, 6, 17, 58)  # none, ICMP, TCP, UDP, ICMPv6
+_TCP, _UDP = 6, 17
+
+
+def _unless_unix(error: int, *more: Condition) -> Answer:
+    return Answer(ERRNO | error, (Condition(0, 32, "NE", _UNIX), *more))
+
+
+def _kind(mask: int, value: int) -> Condition:
+    return Condition(1, 32, "MASKED_EQ", mask, value)
+
+
 _SOCKET = (
-    # Each other family and protocol is a module that the kernel loads for who asks. What NETLINK
-    # queues is memory of the kernel's that no cgroup is charged with, AF_ALG shares the host's page
-    # cache (CVE-2026-31431), AF_VSOCK passes network namespaces by.
-    _FAMILY,
-    _refusal(
+    # Each other family, protocol and type, and each that do not match, has the kernel look for a
+    # module. What NETLINK queues is memory of the kernel's that no cgroup is charged with, AF_ALG
+    # shares the host's page cache (CVE-2026-31431), AF_VSOCK passes network namespaces by.
+    _refusal(errno.EAFNOSUPPORT, *((0, "NE", family) for family in (_UNIX, _INET, _INET6))),
+    _unless_unix(
         errno.EPROTONOSUPPORT,
-        (0, "NE", _UNIX),
-        *((2, "NE", protocol) for protocol in _PROTOCOLS),
+        *(Condition(2, 32, "NE", protocol) for protocol in (0, _TCP, _UDP)),
     ),
-    # From SOCK_RDM on, 4 to 15: SCTP, DCCP.
-    *(
-        Answer(
-            ERRNO | errno.ESOCKTNOSUPPORT,
-            (Condition(0, 32, "NE", _UNIX), Condition(1, 32, "MASKED_EQ", mask, value)),
-        )
-        for mask, value in ((0xC, 4), (8, 8))
-    ),
+    _unless_unix(errno.EPROTONOSUPPORT, _kind(15, 1), Condition(2, 32, "EQ", _UDP)),
+    _unless_unix(errno.EPROTONOSUPPORT, _kind(15, 2), Condition(2, 32, "EQ", _TCP)),
+    *(_unless_unix(errno.ESOCKTNOSUPPORT, _kind(*kind)) for kind in ((15, 0), (12, 4), (8, 8))),
 )
 _IOCTL = _values(
     errno.EPERM,
@@ -139,12 +142,13 @@ _OPTIONS = {
     # SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF: code of the machine-wide bpf_jit_limit.
     # SO_RESERVE_MEM: of the machine-wide tcp_mem.
     1: (26, 51, 73),
-    # TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY: keys that no cgroup is charged with.
-    6: (14, 32, 38),
+    # TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY, TCP_AO_INFO: no cgroup is charged with the keys.
+    6: (14, 32, 38, 40),
     # Memberships, likewise: IP_ADD_(SOURCE_)MEMBERSHIP, MCAST_JOIN_(SOURCE_)GROUP; of IPv6 also
-    # IPV6_JOIN_ANYCAST, and IPV6_FLOWLABEL_MGR, whose table is the machine's.
+    # IPV6_JOIN_ANYCAST; IPV6_2292PKTOPTIONS, of 64 KiB, and IPV6_RTHDR. IPV6_FLOWLABEL_MGR: the
+    # table is the machine's.
     0: (35, 39, 42, 46),
-    41: (20, 27, 32, 42, 46),
+    41: (6, 20, 27, 32, 42, 46, 57),
 }
 _NO_SUCH_CALL = (Answer(ENOSYS),)
 _NO_ATTRIBUTES = (Answer(ERRNO | errno.EOPNOTSUPP),)
@@ -152,7 +156,8 @@ _SYNCED = (Answer(ERRNO),)
 _GUARDS: dict[str, tuple[Answer, ...]] = {
     **_INIT_GUARDS,
     "socket": _SOCKET,
-    "socketpair": _SOCKET[:1],
+    # The kernel makes the sockets before it says that only UNIX has pairs.
+    "socketpair": (_unless_unix(errno.EAFNOSUPPORT),),
     "ioctl": _IOCTL,
     "setsockopt": tuple(
         _refusal(errno.ENOPROTOOPT, (1, "EQ", level), (2, "EQ", option))
@@ -168,6 +173,8 @@ _GUARDS: dict[str, tuple[Answer, ...]] = {
     # Watches of bound directories tell what the host and other jobs open; the instances count for
     # who made the user namespace, up to the host's root (ucounts), and so does fanotify.
     **dict.fromkeys(("inotify_init", "inotify_init1", "fanotify_init"), _NO_SUCH_CALL),
+    # It makes these calls where no filter sees them.
+    "io_uring_setup": _NO_SUCH_CALL,
     # F_SETLEASE and F_SETDELEG (Linux 6.19) make the host's next open wait for the job, F_NOTIFY
     # watches.
     "fcntl": _values(errno.EINVAL, 1, 1024, 1026, 1040),
@@ -219,7 +226,7 @@ class Policy:
         """The answers to a call, in the order they count; the last has no condition.
 
         Among rules the most restrictive counts first, and of equally restrictive ones that which
-        the profile has first. Guards come before all that does not end the job.
+        the profile has first. A guard refuses what the profile answers, but for what ends the job.
 
         Args:
             nr: The call.
@@ -228,15 +235,16 @@ class Policy:
         rules = self._rules_of(nr)
         deadly = [rule for rule in rules if rule.value == USER_NOTIF]
         others = [rule for rule in rules if rule.value != USER_NOTIF]
-        if guarded:
-            others = [*self._guards.get(nr, ()), *others]
         if nr == self._clone3 and not (
             _lets_all(self._plain(self._clone)) and _lets_all(self._plain(nr))
         ):
             # Its flags lie in memory, where no filter sees them. Only ENOSYS makes C libraries
             # fall back to clone(2), whose flags can be checked.
             others = [Answer(ENOSYS)]
-        return _shorten([*deadly, *others, Answer(self.background(nr))])
+        others.append(Answer(self.background(nr)))
+        if guarded and nr in self._guards:
+            others = _refuse(self._guards[nr], others)
+        return _shorten([*deadly, *others])
 
     def _rules_of(self, nr: int) -> list[Answer]:
         return sorted(self._rules.get(nr, ()), key=lambda rule: -severity(rule.value))
@@ -251,6 +259,23 @@ class Policy:
     def ever_allows(self, nr: int) -> bool:
         """Whether a call is let through with some arguments."""
         return any(answer.value in (ALLOW, LOG) for answer in self.answers(nr))
+
+
+def _refuse(guards: tuple[Answer, ...], answers: list[Answer]) -> list[Answer]:
+    """Puts guards before answers, but before none that ends the job.
+
+    A guard that says to have done what it was asked counts only for what is allowed.
+    """
+    if answers[-1].value != USER_NOTIF and _SYNCED[0] not in guards:
+        return [*guards, *answers]
+    found: list[Answer] = []
+    for answer in answers:
+        for guard in guards:
+            allowed = answer.value in (ALLOW, LOG)
+            if allowed or (answer.value != USER_NOTIF and guard not in _SYNCED):
+                found.append(Answer(guard.value, (*answer.conditions, *guard.conditions)))
+        found.append(answer)
+    return found
 
 
 def _lets_all(answers: tuple[Answer, ...]) -> bool:

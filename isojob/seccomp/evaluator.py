@@ -40,7 +40,7 @@ GUARDS = (
     *("prlimit64", "socket", "socketpair", "ioctl", "setsockopt", "fcntl"),
     *("mmap", "memfd_create", "shmget", "mbind", "sync", "syncfs"),
     *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
-    *("inotify_init", "inotify_init1", "fanotify_init"),
+    *("inotify_init", "inotify_init1", "fanotify_init", "io_uring_setup"),
 )
 
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -207,9 +207,14 @@ class Reference:
         ]
         if USER_NOTIF in hits:
             return USER_NOTIF
+        said = self._said(name, call, hits)
         guard = self._guard(name, call)
-        if guard is not None:
+        if guard is not None and said != USER_NOTIF and (guard or said in (ALLOW, LOG)):
             return ERRNO | guard
+        return said
+
+    def _said(self, name: str, call: Call, hits: list[int]) -> int:
+        """The same without isojob's guards."""
         if name == "clone3" and not (self._free("clone3") and self._free("clone")):
             return ERRNO | errno.ENOSYS
         for kind in (ERRNO, LOG, ALLOW):
@@ -281,20 +286,20 @@ class Reference:
 
 
 def _socket(words: list[int]) -> int | None:
-    family, kind, protocol = words[:3]
+    family, kind, protocol = words[0], words[1] & 15, words[2]
     if family == 1:
         return None
     if family not in (2, 10):
         return errno.EAFNOSUPPORT
-    if protocol not in (0, 1, 6, 17, 58):
+    if protocol not in (0, 6, 17) or (kind, protocol) in ((1, 17), (2, 6)):
         return errno.EPROTONOSUPPORT
-    return errno.ESOCKTNOSUPPORT if kind & 15 > 3 else None
+    return None if kind in (1, 2, 3) else errno.ESOCKTNOSUPPORT
 
 
 def _option(words: list[int]) -> int | None:
-    refused = [(1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38)]
+    refused = [(1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38), (6, 40)]
     refused += [(0, 35), (0, 39), (0, 42), (0, 46)]
-    refused += [(41, 20), (41, 27), (41, 32), (41, 42), (41, 46)]
+    refused += [(41, 6), (41, 20), (41, 27), (41, 32), (41, 42), (41, 46), (41, 57)]
     return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
 
 
@@ -302,7 +307,7 @@ _REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x8
 _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
     "socket": _socket,
-    "socketpair": lambda words: None if words[0] in (1, 2, 10) else errno.EAFNOSUPPORT,
+    "socketpair": lambda words: None if words[0] == 1 else errno.EAFNOSUPPORT,
     "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
     "setsockopt": _option,
     "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,

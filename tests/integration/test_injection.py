@@ -52,7 +52,9 @@ OUTSIDE = {
 }
 OTHER_ERRNO: dict[str, tuple[set[int], str]] = {
     "cell": ({errno.EOWNERDEAD}, "the zygote ended, or took nothing: only the socket's end tells"),
-    "launcher": ({0}, "it ended where it has nothing to say it with"),
+    **dict.fromkeys(
+        ("launcher", "write files"), ({0}, "it ended where it has nothing to say it with")
+    ),
     "owner of the layers": ({errno.ECHILD}, "a process of its own: only its end is seen"),
     "fork of the template": ({errno.ECHILD}, "what a template's process says is not read"),
     "template": ({errno.ECHILD, errno.EPIPE}, "the same"),

@@ -321,6 +321,7 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
         result = await session.run(sh("head -c 600000 /dev/zero >a"), outputs=["a"])
         assert result.ok and "No space left on device" in result.uncollected["a"]
         assert result.files == {}
+        assert set((await session.collect("*")).files) == {"x"}, "half a file is none"
         assert (await session.run(["cat", "x"], keep=False)).stdout == b"x" * 700_000
     async with pool.session(files={"x/y": b""}, cache=cache) as session:
         result = await session.run(sh("rm -r x; echo >x"), outputs=["x"])
@@ -331,6 +332,18 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
         script = "head -c 40000000 /dev/zero >a"
         result = await session.run(sh(script), outputs=["a"], limits=ample)
         assert result.ok and "too little memory" in result.uncollected["a"]
+
+
+async def test_outputs_of_another_directory(pool: Pool) -> None:
+    """They are named as the job sees them, and kept where it made them."""
+    async with pool.session(files={"build/input": b""}) as session:
+        script = "echo 1 >out; echo 2 >é; echo 3 >other"
+        result = await session.run(sh(script), cwd="/box/build", outputs=["out", "??"])
+        assert (result.files, result.uncollected) == ({"out": b"1\n", "é": b"2\n"}, {})
+        kept = await session.collect("*", "*/*")
+        assert kept.files == {"build/input": b"", "build/out": b"1\n", "build/é": b"2\n"}
+        with pytest.raises(ValueError, match="not in the session's directory"):
+            await session.run(sh("true"), cwd="/tmp", outputs=["out"])
 
 
 async def test_outputs_that_were_not_all_seen(pool: Pool) -> None:

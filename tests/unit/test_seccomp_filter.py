@@ -175,20 +175,22 @@ def test_calls_newer_than_the_profile() -> None:
 
 REFUSED = [
     *(("socket", errno.EAFNOSUPPORT, (family, 1, 0)) for family in (0, 9, 16, 17, 38, 40)),
-    *(("socketpair", errno.EAFNOSUPPORT, (family, 1, 0)) for family in (0, 16, 38, 40)),
-    *(("socket", errno.EPROTONOSUPPORT, (10, 1, protocol)) for protocol in (33, 132, 262)),
-    *(("socket", errno.ESOCKTNOSUPPORT, (2, kind | 0x80000, 0)) for kind in (4, 5, 6, 10)),
+    *(("socketpair", errno.EAFNOSUPPORT, (family, 5, 132)) for family in (0, 2, 10, 16, 38)),
+    *(("socket", errno.EPROTONOSUPPORT, (10, 1, protocol)) for protocol in (1, 17, 33, 132, 262)),
+    ("socket", errno.EPROTONOSUPPORT, (2, 0x802, 6)),
+    *(("socket", errno.ESOCKTNOSUPPORT, (2, kind | 0x80000, 0)) for kind in (0, 4, 5, 6, 10)),
     *(("ioctl", errno.EPERM, (0, n)) for n in (0x5412, 0x541C, 0x5423, 0x8941, 0x8982, 0x89A1)),
     ("prlimit64", errno.EPERM, (1,)),
     *(("setsockopt", errno.ENOPROTOOPT, (3, 1, option)) for option in (26, 51, 73)),
-    *(("setsockopt", errno.ENOPROTOOPT, (3, 6, option)) for option in (14, 32, 38)),
+    *(("setsockopt", errno.ENOPROTOOPT, (3, 6, option)) for option in (14, 32, 38, 40)),
     *(("setsockopt", errno.ENOPROTOOPT, (3, 0, option)) for option in (35, 39, 42, 46)),
-    *(("setsockopt", errno.ENOPROTOOPT, (3, 41, option)) for option in (20, 27, 32, 42, 46)),
+    *(("setsockopt", errno.ENOPROTOOPT, (3, 41, option)) for option in (6, 20, 27, 32, 42, 46, 57)),
     *(
         (name, errno.EOPNOTSUPP, ())
         for name in ("setxattr", "lsetxattr", "fsetxattr", "setxattrat")
     ),
     *((name, errno.ENOSYS, ()) for name in ("inotify_init", "inotify_init1", "fanotify_init")),
+    ("io_uring_setup", errno.ENOSYS, ()),
     ("mbind", errno.ENOSYS, ()),
     ("fcntl", errno.EINVAL, (3, 1024)),
     ("fcntl", errno.EINVAL, (3, 1026)),
@@ -201,7 +203,7 @@ REFUSED = [
 ]
 NOT_REFUSED = [
     *(("socket", (family, kind, 0)) for family in (1, 2, 10) for kind in (1, 2, 0x80802)),
-    *(("socket", (2, 3, 1)), ("socket", (10, 2, 58)), ("socket", (1, 5, 0))),
+    *(("socket", (2, 3, 0)), ("socket", (10, 2, 17)), ("socket", (1, 5, 0))),
     ("socketpair", (1, 5, 0)),
     ("ioctl", (0, 0x5413)),
     ("prlimit64", (0,)),
@@ -230,6 +232,19 @@ def test_guards_do_not_loosen() -> None:
     """A rule that ends the job does so before a guard could answer with an error."""
     deadly = profile(rule("socket", action="KILL", args=[(0, "NE", 1)]))
     assert answer(deadly, "socket", 40) == NOTIFY
+    unix = rule("socket", args=[(0, "EQ", 1)])
+    deadly = profile(unix, rule("listns"), default="SCMP_ACT_KILL")
+    assert answer(deadly, "socket", 16) == answer(deadly, "mbind") == NOTIFY
+    assert answer(deadly, "sync") == NOTIFY
+    assert answer(deadly, "socket", 1) == ALLOW
+
+
+def test_sync_is_refused_where_the_profile_does() -> None:
+    """Nobody is told that it is done who may not ask for it."""
+    assert answer(profile(rule("listns")), "sync") == EPERM
+    refused = rule("sync", action="ERRNO", errnoRet=errno.EACCES)
+    assert answer(profile(refused, default="SCMP_ACT_ALLOW"), "sync") == 0x50000 | errno.EACCES
+    assert answer(profile(rule("sync")), "sync") == 0x50000
 
 
 def test_unconfined() -> None:

@@ -45,6 +45,8 @@ def uncounted_sockets():
         ("IP_ADD_SOURCE_MEMBERSHIP", UDP4, 0, 39, group4 + b"\x7f\0\0\1\x0a\0\0\1"),
         ("MCAST_JOIN_GROUP", UDP4, 0, 42, index + storage4),
         ("MCAST_JOIN_SOURCE_GROUP", UDP4, 0, 46, index + storage4 + address),
+        ("IPV6_2292PKTOPTIONS", UDP6, 41, 6, struct.pack("@Qii", 4096, 99, 0).ljust(4096, b"\0")),
+        ("IPV6_RTHDR", UDP6, 41, 57, bytes((59, 2, 4, 0, 0, 0, 0, 0)) + b"\xfd".ljust(16, b"\1")),
         ("IPV6_JOIN_GROUP", UDP6, 41, 20, member6),
         ("IPV6_JOIN_ANYCAST", UDP6, 41, 27, member6),
         ("IPV6_FLOWLABEL_MGR", UDP6, 41, 32, label),
