@@ -88,8 +88,9 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
 {
     size_t len = strlen(leaf);
     if (len > NAME_MAX) { /* FUSE and vfat have such names, on a bind */
-        s->name[used] = 0;
-        send_file(s, "a name in it has more than 255 bytes", -1);
+        memcpy(s->name + used, leaf, NAME_MAX);
+        s->name[used + NAME_MAX] = 0;
+        send_file(s, "a name of more than 255 bytes, of which these are the first", -1);
         return;
     }
     memcpy(s->name + used, leaf, len + 1);
