@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from isojob.attack._attack import (
@@ -14,6 +15,7 @@ from isojob.attack._attack import (
     WALL,
     Attack,
     Check,
+    Kind,
     ends,
     nothing_collected,
 )
@@ -81,6 +83,10 @@ _CPU_SET = str(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity")
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
+def _harmless(kind: Kind, module: str, name: str, title: str) -> Attack:
+    return Attack(name=name, kind=kind, title=title, program=(module, name), harmless=True)
+
+
 def _all() -> Iterator[Attack]:
     marker = "{marker}"
 
@@ -145,10 +151,7 @@ def _all() -> Iterator[Attack]:
     )
     yield memory("locked", "lock memory")
 
-    def uncounted(name: str, title: str) -> Attack:
-        program = ("uncounted", name)
-        return Attack(name=name, kind="memory", title=title, program=program, harmless=True)
-
+    uncounted = partial(_harmless, "memory", "uncounted")
     yield uncounted("uncounted_sockets", "kernel memory behind sockets that no limit counts")
     yield uncounted("uncounted_inodes", "kernel memory behind inodes that no limit counts")
     yield uncounted("huge_pages", "huge pages, outside the memory limit")
@@ -262,10 +265,7 @@ def _all() -> Iterator[Attack]:
     yield files("write_everywhere", "a file in every directory")
     yield files("secrets", "read the host's files", "secrets", "{secret}", marker, harmless=True)
 
-    def watching(name: str, title: str) -> Attack:
-        program = ("watching", name)
-        return Attack(name=name, kind="files", title=title, program=program, harmless=True)
-
+    watching = partial(_harmless, "files", "watching")
     yield watching("watch_files", "see who uses the files that all share")
     yield watching("leases", "make whoever opens a file wait")
     yield watching("flush_disks", "have the host write out all it holds")

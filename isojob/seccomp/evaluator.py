@@ -36,13 +36,6 @@ AARCH64 = 0xC00000B7
 I386 = 0x40000003
 ARM = 0x40000028
 
-GUARDS = (
-    *("prlimit64", "socket", "socketpair", "ioctl", "setsockopt", "fcntl"),
-    *("mmap", "memfd_create", "shmget", "mbind", "sync", "syncfs"),
-    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
-    *("inotify_init", "inotify_init1", "fanotify_init", "io_uring_setup"),
-)
-
 _INSTRUCTION = struct.Struct("=HBBI")
 _WORD = 0xFFFFFFFF
 _SCANNED = 1024
@@ -158,6 +151,45 @@ def describe(value: int) -> str:
     return names.get(value, f"{value:#x}")
 
 
+def _socket(words: list[int]) -> int | None:
+    family, kind, protocol = words[0], words[1] & 15, words[2]
+    if family == 1:
+        return None
+    if family not in (2, 10):
+        return errno.EAFNOSUPPORT
+    if protocol not in (0, 6, 17) or (kind, protocol) in ((1, 17), (2, 6)):
+        return errno.EPROTONOSUPPORT
+    return None if kind in (1, 2, 3) else errno.ESOCKTNOSUPPORT
+
+
+def _option(words: list[int]) -> int | None:
+    refused = [(1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38), (6, 40)]
+    refused += [(0, 35), (0, 39), (0, 42), (0, 46)]
+    refused += [(41, 6), (41, 20), (41, 27), (41, 32), (41, 42), (41, 46), (41, 57)]
+    return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
+
+
+_REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
+_GUARDED: dict[str, Callable[[list[int]], int | None]] = {
+    "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
+    "socket": _socket,
+    "socketpair": lambda words: None if words[0] == 1 else errno.EAFNOSUPPORT,
+    "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
+    "setsockopt": _option,
+    "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
+    "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
+    "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
+    "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,
+}
+_CLOSED = {
+    **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), errno.EOPNOTSUPP),
+    **dict.fromkeys(("mbind", "io_uring_setup", "fanotify_init"), errno.ENOSYS),
+    **dict.fromkeys(("inotify_init", "inotify_init1"), errno.ENOSYS),
+    **dict.fromkeys(("sync", "syncfs"), 0),
+}
+GUARDS = (*_GUARDED, *_CLOSED)
+
+
 class Reference:
     """The plain reading of a profile's JSON on x86_64 or aarch64.
 
@@ -271,10 +303,9 @@ class Reference:
         """The errno of isojob's own refusal; None: it has none."""
         if name not in self.guards:
             return None
-        words = [argument & _WORD for argument in call.args]
-        if name not in _GUARDED:
-            return 0 if name in ("sync", "syncfs") else _CLOSED.get(name, errno.ENOSYS)
-        return _GUARDED[name](words)
+        if name in _CLOSED:
+            return _CLOSED[name]
+        return _GUARDED[name]([argument & _WORD for argument in call.args])
 
     def _free(self, name: str) -> bool:
         """Whether nothing but allowing is said about a call, and that without conditions."""
@@ -283,41 +314,6 @@ class Reference:
         if any(rule["action"] not in allowing for rule in about):
             return False
         return self.default in (ALLOW, LOG) or any(not _args(rule) for rule in about)
-
-
-def _socket(words: list[int]) -> int | None:
-    family, kind, protocol = words[0], words[1] & 15, words[2]
-    if family == 1:
-        return None
-    if family not in (2, 10):
-        return errno.EAFNOSUPPORT
-    if protocol not in (0, 6, 17) or (kind, protocol) in ((1, 17), (2, 6)):
-        return errno.EPROTONOSUPPORT
-    return None if kind in (1, 2, 3) else errno.ESOCKTNOSUPPORT
-
-
-def _option(words: list[int]) -> int | None:
-    refused = [(1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38), (6, 40)]
-    refused += [(0, 35), (0, 39), (0, 42), (0, 46)]
-    refused += [(41, 6), (41, 20), (41, 27), (41, 32), (41, 42), (41, 46), (41, 57)]
-    return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
-
-
-_REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
-_GUARDED: dict[str, Callable[[list[int]], int | None]] = {
-    "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
-    "socket": _socket,
-    "socketpair": lambda words: None if words[0] == 1 else errno.EAFNOSUPPORT,
-    "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
-    "setsockopt": _option,
-    "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
-    "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
-    "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
-    "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,
-}
-_CLOSED: dict[str, int] = dict.fromkeys(
-    ("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), errno.EOPNOTSUPP
-)
 
 
 def _names(rule: Mapping[str, Any]) -> list[str]:
