@@ -336,6 +336,7 @@ class Run:
         name, parts = reply.name, reply.name.split("/")
         if any(part in ("", ".", "..") for part in parts):
             raise wire.WireError("a collected file with a name that leads away")
+        self.job.patterns[name] = reply.pattern  # they come in order
         if name in files or name in uncollected:
             return
         if reply.reason is not None or not fds:

@@ -108,7 +108,8 @@ class Job:
     result_fd: int = -1
     """That memfd, made with the job's streams; who asked for it closes it."""
     modes: dict[str, int] = field(default_factory=dict)
-    """Permissions of the files that were collected; set with its result."""
+    patterns: dict[str, int] = field(default_factory=dict)
+    """Of what was collected, by name: permissions, and which of `collect` asked for it last."""
 
     @classmethod
     def make(

@@ -6,37 +6,19 @@ Names and sizes are of the job's choosing: none of them is an error of the calle
 from __future__ import annotations
 
 import errno
-import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from isojob._job import is_too_long
 from isojob.errors import SandboxSetupError
 from isojob.result import Result
 
-__all__ = ["below", "is_among", "misfits", "refused", "without"]
+__all__ = ["below", "misfits", "refused", "without"]
 
 _ABOUT_FILES = {
     *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENAMETOOLONG),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM),
 }
-
-
-def is_among(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a collected name is one that these patterns ask for, component by component.
-
-    What of a pattern was not looked at is named by the pattern itself.
-    """
-    parts = os.fsencode(name).split(b"/")
-    return any(
-        len(parts) == len(wanted) and all(map(_fits, parts, wanted))
-        for wanted in (os.fsencode(pattern).split(b"/") for pattern in patterns)
-    )
-
-
-def _fits(part: bytes, wanted: bytes) -> bool:
-    # By bytes, and "[^" is as good as "[!": as the search in the cell, in the C locale.
-    return part == wanted or fnmatch.fnmatchcase(part, wanted.replace(b"[^", b"[!"))
 
 
 def below(cwd: str | None, workdir: str) -> str:

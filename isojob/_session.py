@@ -13,7 +13,7 @@ from isojob._cache import Cache
 from isojob._job import Content, Job, StrOrBytesPath, check_files, read_content
 from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
-from isojob._outputs import below, is_among, misfits, refused, without
+from isojob._outputs import below, misfits, refused, without
 from isojob._pair import Pair, PairResult, Place
 from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
@@ -243,27 +243,21 @@ class Session:
         outputs: Sequence[str],
         options: dict[str, Any],
     ) -> Result:
-        if isinstance(outputs, (str, bytes)):
-            raise TypeError(f"outputs must be a sequence of names, such as [{outputs!r}]")
-        wanted = {**options, "collect": (*options.get("collect", ()), *outputs)}
-        job = self._job(command, limits, wanted)
+        collect = options.get("collect", ())
+        for name, value in (("outputs", outputs), ("collect", collect)):
+            if isinstance(value, (str, bytes)):
+                raise TypeError(f"{name} must be a sequence of names, such as [{value!r}]")
+        job = self._job(command, limits, {**options, "collect": (*collect, *outputs)})
         place = below(job.cwd, job.workdir)
         async with self._turns.shared():
             key = b"" if self._cache is None else Cache.key(self._history, job)
             found = None if self._cache is None else self._cache.get(key)
             if found is None:
                 result = await self._perform(job, keep=False)
-                missing = [name for name in result.uncollected if is_among(name, outputs)]
-                if not result.ok or missing:
+                made = {name for name, at in job.patterns.items() if at >= len(collect)}
+                if not result.ok or not made.isdisjoint(result.uncollected):
                     return result
-                found = (
-                    result,
-                    {
-                        name: (data, job.modes[name])
-                        for name, data in result.files.items()
-                        if is_among(name, outputs)
-                    },
-                )
+                found = (result, {name: (result.files[name], job.modes[name]) for name in made})
                 if self._cache is not None and _repeatable(job, result):
                     self._cache.put(key, *found)
         result, files = found

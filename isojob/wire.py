@@ -350,11 +350,15 @@ class FileReply:
 
     name: str
     reason: str | None
+    pattern: int
+    """Position of the pattern that it answers."""
 
 
 def parse_file(message: Message) -> FileReply:
     """Reads a FILE message."""
-    name, reason = message.first(Tag.NAME), message.first(Tag.REASON)
+    name = next((field for field in message.fields if field[0] == Tag.NAME), None)
     if name is None:
         raise WireError("a file without a name")
-    return FileReply(_string(name), None if reason is None else _string(reason))
+    _, pattern, text = name
+    reason = message.first(Tag.REASON)
+    return FileReply(_string(text), None if reason is None else _string(reason), pattern)

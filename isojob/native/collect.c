@@ -19,6 +19,7 @@
 
 struct search {
     int lease;
+    uint16_t pattern; /* position of what is looked for among the patterns */
     uint64_t left, looked_at;
     /* Relative name so far. What is searched has at most MAX_NAME bytes; a name that is too long, and
      * what is left of a pattern, can still be told. */
@@ -32,7 +33,7 @@ static void send_file(struct search *s, const char *reason, int fd)
     char buffer[sizeof(s->name) + 256];
     struct writer w;
     wire_begin(&w, buffer, sizeof(buffer), MSG_FILE);
-    wire_put_string(&w, TAG_NAME, 0, s->name);
+    wire_put_string(&w, TAG_NAME, s->pattern, s->name);
     if (reason)
         wire_put_string(&w, TAG_REASON, 0, reason);
     if (wire_send(s->lease, &w, fd, 0) < 0)
@@ -197,9 +198,12 @@ void collect_files(const struct cell *cell)
         _exit(1); /* as above */
     setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     s = (struct search){.lease = cell->lease, .left = 1024};
+    uint16_t position = 0;
     cleanup_close int dir = -1;
     while (wire_next(&r, &f) > 0) {
         const char *text = f.tag == TAG_CWD || f.tag == TAG_PATTERN ? wire_string(&f) : NULL;
+        if (f.tag == TAG_PATTERN)
+            s.pattern = position++;
         if (f.tag == TAG_COLLECT_MAX)
             wire_u64(&f, &s.left);
         else if (f.tag == TAG_CWD && text) {

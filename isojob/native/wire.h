@@ -106,7 +106,7 @@ enum tag {
     TAG_EVIDENCE = 82, /* index: which TAG_CG_EVIDENCE with CG_RAW; the file, if it is not empty */
     TAG_STAGE = 83,
     TAG_ERRNO = 84,
-    TAG_NAME = 85,
+    TAG_NAME = 85, /* index: the position of the TAG_PATTERN that it answers */
     TAG_REASON = 86,
     /* READY */
     TAG_PID = 87,

@@ -118,9 +118,11 @@ def _kind(mask: int, value: int) -> Condition:
 
 _SOCKET = (
     # Each other family, protocol and type, and each that do not match, has the kernel look for a
-    # module. What NETLINK queues is memory of the kernel's that no cgroup is charged with, AF_ALG
-    # shares the host's page cache (CVE-2026-31431), AF_VSOCK passes network namespaces by.
+    # module, and so does a raw socket of protocol 0. What NETLINK queues is memory of the kernel's
+    # that no cgroup is charged with, AF_ALG shares the host's page cache (CVE-2026-31431), AF_VSOCK
+    # passes network namespaces by.
     _refusal(errno.EAFNOSUPPORT, *((0, "NE", family) for family in (_UNIX, _INET, _INET6))),
+    _unless_unix(errno.EPERM, _kind(15, 3)),
     _unless_unix(
         errno.EPROTONOSUPPORT,
         *(Condition(2, 32, "NE", protocol) for protocol in (0, _TCP, _UDP)),
@@ -135,8 +137,9 @@ _IOCTL = _values(
     # asm-generic/ioctls.h. TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226); TIOCSETD
     # loads line disciplines, a row of kernel holes (CVE-2017-2636, CVE-2023-6546).
     *(0x5412, 0x541C, 0x5423),
-    # linux/sockios.h: SIOC[GS]IFBR, SIOC[GS]IFVLAN, SIOCBR(ADD|DEL)BR load modules on any socket.
-    *(0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1),
+    # linux/sockios.h: SIOC[GS]IFBR, SIOC[GS]IFVLAN, SIOCBR(ADD|DEL)(BR|IF) load modules on any
+    # socket; the last two since Linux 6.14, which looks at capabilities later.
+    *(0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3),
 )
 _OPTIONS = {
     # SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF: code of the machine-wide bpf_jit_limit.

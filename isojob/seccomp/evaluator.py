@@ -157,9 +157,11 @@ def _socket(words: list[int]) -> int | None:
         return None
     if family not in (2, 10):
         return errno.EAFNOSUPPORT
+    if kind == 3:
+        return errno.EPERM
     if protocol not in (0, 6, 17) or (kind, protocol) in ((1, 17), (2, 6)):
         return errno.EPROTONOSUPPORT
-    return None if kind in (1, 2, 3) else errno.ESOCKTNOSUPPORT
+    return None if kind in (1, 2) else errno.ESOCKTNOSUPPORT
 
 
 def _option(words: list[int]) -> int | None:
@@ -169,12 +171,13 @@ def _option(words: list[int]) -> int | None:
     return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
 
 
-_REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
+_REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983)
+_BRIDGES = (0x89A0, 0x89A1, 0x89A2, 0x89A3)
 _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
     "socket": _socket,
     "socketpair": lambda words: None if words[0] == 1 else errno.EAFNOSUPPORT,
-    "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
+    "ioctl": lambda words: errno.EPERM if words[1] in (*_REQUESTS, *_BRIDGES) else None,
     "setsockopt": _option,
     "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
     "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,

@@ -359,6 +359,29 @@ async def test_outputs_that_were_not_all_seen(pool: Pool) -> None:
         assert (await session.collect("*")).files == {}
 
 
+async def test_outputs_are_what_the_search_found(pool: Pool) -> None:
+    """What is kept is what the cell found for `outputs`, by whatever rules it searches."""
+    async with pool.session() as session:
+        for pattern, name in (
+            *(("out[[:digit:]]", "out1"), ("a\\*[b]", "a*b"), ("[a[^b]x", "^x"), ("[]c]", "]")),
+            *(("x[", "x["), ("?\N{EURO SIGN}", "e\N{EURO SIGN}"), (".[!/]", ".y")),
+        ):
+            script = 'umask 22; echo 1 >"$1"'
+            result = await session.run(["sh", "-c", script, "sh", name], outputs=[pattern])
+            assert result.ok, result
+            kept = (await session.collect("*", ".*")).files
+            assert kept == result.files, (pattern, result.uncollected)
+            await session.run(sh("rm -f -- * .[!.]*"))
+        result = await session.run(
+            sh("echo 1 >.x; echo 2 >y; echo 3 >z"), collect=[".x", "z"], outputs=["*"]
+        )
+        assert set(result.files) == {".x", "y", "z"}
+        assert set((await session.collect("*", ".*")).files) == {"y", "z"}
+        result = await session.run(sh("echo 1 >p1; mkfifo p2"), outputs=["p[[:digit:]]"])
+        assert result.uncollected == {"p2": "a FIFO"}
+        assert "p1" not in (await session.collect("*")).files
+
+
 async def test_cache_knows_what_it_cannot_know(pool: Pool, tmp_path: Path) -> None:
     """Not the streams of the caller's, nor what a step that did not end has left."""
     cache = Cache()
@@ -434,6 +457,7 @@ async def test_bad_sessions(pool: Pool, options: dict[str, Any], error: type[Exc
     [
         ({"outputs": ["a"], "keep": False}, ValueError),
         ({"outputs": "a"}, TypeError),
+        ({"outputs": ["a"], "collect": "b"}, TypeError),
         ({"outputs": ["/a"]}, ValueError),
         ({"files": {"/a": b""}}, ValueError),
         ({"sandbox": None}, TypeError),

@@ -60,7 +60,7 @@ def number(name: str, arch: int = MACHINES["x86_64"]) -> int:
 
 
 GUARDED = {
-    "ioctl": [(1, n) for n in (0x5412, 0x541C, 0x5423, 0x8940, 0x8982, 0x89A0)],
+    "ioctl": [(1, n) for n in (0x5412, 0x541C, 0x5423, 0x8940, 0x8982, 0x89A0, 0x89A3)],
     "prlimit64": [(0, 1)],
     "socket": [(0, n) for n in (1, 2, 10, 16, 38, 40)]
     + [(1, n) for n in (1, 3, 5, 10)]

@@ -179,7 +179,9 @@ REFUSED = [
     *(("socket", errno.EPROTONOSUPPORT, (10, 1, protocol)) for protocol in (1, 17, 33, 132, 262)),
     ("socket", errno.EPROTONOSUPPORT, (2, 0x802, 6)),
     *(("socket", errno.ESOCKTNOSUPPORT, (2, kind | 0x80000, 0)) for kind in (0, 4, 5, 6, 10)),
-    *(("ioctl", errno.EPERM, (0, n)) for n in (0x5412, 0x541C, 0x5423, 0x8941, 0x8982, 0x89A1)),
+    *(("ioctl", errno.EPERM, (0, n)) for n in (0x5412, 0x541C, 0x5423, 0x8941, 0x8982)),
+    *(("ioctl", errno.EPERM, (0, n)) for n in (0x89A1, 0x89A2, 0x89A3)),
+    *(("socket", errno.EPERM, (family, 3, n)) for family in (2, 10) for n in (0, 1, 6, 255)),
     ("prlimit64", errno.EPERM, (1,)),
     *(("setsockopt", errno.ENOPROTOOPT, (3, 1, option)) for option in (26, 51, 73)),
     *(("setsockopt", errno.ENOPROTOOPT, (3, 6, option)) for option in (14, 32, 38, 40)),
@@ -203,7 +205,7 @@ REFUSED = [
 ]
 NOT_REFUSED = [
     *(("socket", (family, kind, 0)) for family in (1, 2, 10) for kind in (1, 2, 0x80802)),
-    *(("socket", (2, 3, 0)), ("socket", (10, 2, 17)), ("socket", (1, 5, 0))),
+    *(("socket", (1, 3, 0)), ("socket", (10, 2, 17)), ("socket", (1, 5, 0))),
     ("socketpair", (1, 5, 0)),
     ("ioctl", (0, 0x5413)),
     ("prlimit64", (0,)),

@@ -101,7 +101,7 @@ def test_calls_as_answered() -> None:
         [no_call] * 3,
         [no, 0],
         [no] * 2,
-        [errno.EPROTONOSUPPORT] * 3,
+        [no, no, errno.EPROTONOSUPPORT],
         [0, 0, no_family],
         [0, no, no],
         [no, no],
@@ -120,6 +120,23 @@ def test_compute_kills_attacks() -> None:
     for nr in (165, 166, 101, 321, 272, 308, 175, 246, 250, 425, 323, 298):
         done = python(f"print('alive'); sys.stdout.flush(); call({nr}, 0, 0, 0)", "compute")
         assert (done.stdout, done.returncode) == ("alive\n", -31), nr
+
+
+def test_record_locks() -> None:
+    """Memory that no cgroup is charged with: the compute profile refuses them, but not flock."""
+    attempt = """
+        import fcntl, struct, tempfile
+        for command in (6, 7, 37, 38):
+            with tempfile.TemporaryFile() as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                lock = struct.pack("@hh4xqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0)
+                try:
+                    print(fcntl.fcntl(file, command, lock) == lock)
+                except PermissionError:
+                    print("refused")
+    """
+    assert python(attempt, "compute").stdout.split() == ["refused"] * 4
+    assert python(attempt).stdout.split() == ["True"] * 4
 
 
 @pytest.mark.parametrize("name", ["default", "compute", "unconfined"])
