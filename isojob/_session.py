@@ -254,8 +254,8 @@ class Session:
             found = None if self._cache is None else self._cache.get(key)
             if found is None:
                 result = await self._perform(job, keep=False)
-                made = {name for name, at in job.patterns.items() if at >= len(collect)}
-                if not result.ok or not made.isdisjoint(result.uncollected):
+                made = [name for name, at in job.patterns.items() if at >= len(collect)]
+                if not result.ok or any(name in result.uncollected for name in made):
                     return result
                 found = (result, {name: (result.files[name], job.modes[name]) for name in made})
                 if self._cache is not None and _repeatable(job, result):
