@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError
 from isojob.mounts import Mount, Root
@@ -15,9 +17,9 @@ from isojob.mounts import Mount, Root
 __all__ = ["Interpreter"]
 
 _SECONDS = 20.0
-_ASK = (
+_QUESTION = (
     "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, "
-    "sys.implementation.name, list(sys.version_info[:2])]))"
+    "sys.executable, sys.implementation.name, list(sys.version_info[:2])]))"
 )
 _TOOLCHAIN = ("/usr/", "/bin/", "/lib/", "/lib64/")
 """What `Root.host` shows."""
@@ -49,27 +51,20 @@ class Interpreter:
         executable = os.path.abspath(sys.executable if python is None else os.fspath(python))
         if not os.path.exists(executable):
             raise CommandNotFoundError(executable, "name a Python interpreter by its path")
-        try:
-            done = subprocess.run(
-                [executable, "-I", "-S", "-c", _ASK],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_SECONDS,
-                check=True,
-                env={},
-            )
-            # Without site a virtual environment does not say so.
-            *prefixes, name, version = json.loads(done.stdout)
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            raise CommandNotExecutableError(executable) from error
+        # Without site a virtual environment does not say so.
+        *prefixes, own, name, version = _ask(executable)
         found = int(version[0]), int(version[1])
         if name != "cpython" or found < _OLDEST:
-            raise CommandNotExecutableError(executable)
-        executable, homes = _follow(executable)
+            least = ".".join(map(str, _OLDEST))
+            what = f"{name} {found[0]}.{found[1]}, and CPython {least} or newer is needed"
+            raise CommandNotExecutableError(executable, f"it is {what}", 0)
+        # A shim of pyenv's or asdf's is a script, and starts another.
+        executable, homes = _follow(own or executable)
         folders = dict.fromkeys([*homes, *map(str, prefixes)])
         for folder in folders:
             if os.path.realpath(folder) in ("/", os.path.realpath(Path.home())):
-                raise CommandNotExecutableError(executable)  # jobs would see everything in there
+                what = f"it is installed in {folder}, and jobs would see all that is in there"
+                raise CommandNotExecutableError(executable, what, 0)
         return cls(executable, tuple(folders), found)
 
     def mounts(self, root: Root) -> tuple[Mount, ...]:
@@ -83,6 +78,33 @@ class Interpreter:
                 wanted = [other for other in wanted if not other.startswith(f"{folder}/")]
                 wanted.append(folder)
         return tuple(Mount.bind(folder, folder) for folder in wanted)
+
+
+def _ask(executable: str) -> list[Any]:
+    """What it tells of itself, as `_QUESTION` lists it."""
+    try:
+        done = subprocess.run(
+            [executable, "-I", "-S", "-c", _QUESTION],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+            env={},
+        )
+    except subprocess.TimeoutExpired:
+        what = f"it did not say within {_SECONDS:g} s which Python it is"
+        raise CommandNotExecutableError(executable, what, 0) from None
+    except OSError as error:
+        raise CommandNotExecutableError(executable, errno=error.errno or errno.EACCES) from error
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = None
+    if done.returncode or not isinstance(answer, list):
+        said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
+        what = ": ".join((f"it is no Python: it exited with {done.returncode}", *said))
+        raise CommandNotExecutableError(executable, what, 0)
+    return answer
 
 
 def _follow(executable: str) -> tuple[str, list[str]]:

@@ -772,9 +772,29 @@ async def test_bad_pools(tmp_path: Path) -> None:
     with pytest.raises(CommandNotFoundError):
         async with PythonPool(python=tmp_path / "python"):
             pass
-    for program in ("/bin/true", "/bin/sh"):
-        with pytest.raises(CommandNotExecutableError):
+    shim, text, closed = tmp_path / "shim", tmp_path / "text", tmp_path / "closed"
+    shim.write_text("#!/bin/sh\necho shim: no such version >&2\nexit 127\n")
+    text.write_text("print(1)\n")
+    closed.write_text("")
+    for file in (shim, text):
+        file.chmod(0o755)
+    for program, why in (
+        ("/bin/true", "no Python: it exited with 0"),
+        (shim, "no Python: it exited with 127: shim: no such version"),
+        (text, "Exec format error"),
+        (closed, "Permission denied"),
+    ):
+        with pytest.raises(CommandNotExecutableError, match=why):
             async with PythonPool(python=program):
                 pass
+
+
+async def test_a_script_that_starts_an_interpreter(tmp_path: Path) -> None:
+    """As the shims of version managers do: jobs run in what it starts, not in the script."""
+    shim = tmp_path / "python"
+    shim.write_text(f'#!/bin/sh\nexec "{PYTHON}" "$@"\n')
+    shim.chmod(0o755)
+    async with PythonPool(python=shim, limits=PATIENT, parked=0) as pool:
+        assert (await pool.run_python("result = 1 + 1")).value == 2
     with pytest.raises(PoolClosedError):
         await PythonPool().run_python("1")
