@@ -17,7 +17,8 @@ class Cache:
     """Remembers what jobs of sessions that were ``ok`` made, the last used longest.
 
     A key covers everything that the job was given: command, environment, input, files, limits,
-    sandbox, and how the session's directory came about. It does not cover what is bound in from the
+    sandbox, and how the session's directory came about, and its size. A job with streams of the
+    caller's is neither looked for nor remembered. It does not cover what is bound in from the
     host: empty the cache when a compiler was replaced. Of no event loop; may be shared by threads.
 
     Args:
@@ -50,8 +51,14 @@ class Cache:
             self._used = 0
 
     @staticmethod
-    def key(before: bytes, job: Job) -> bytes:
-        """A digest of a job, and of what went before it."""
+    def key(before: bytes, job: Job, outputs: int = 0) -> bytes:
+        """A digest of a job, and of what went before it.
+
+        Args:
+            before: The history of the directory it works on.
+            job: The job.
+            outputs: How many of what it collects, the last, are kept in the directory.
+        """
         digest = hashlib.sha256()
 
         def add(part: bytes) -> None:
@@ -66,6 +73,7 @@ class Cache:
         add((job.cwd or "").encode())
         add(job.limits.model_dump_json().encode())
         add(f"{job.stdout} {job.stderr} {job.no_exec}".encode())
+        add(str(outputs).encode())
         add(repr(job.collect).encode("utf-8", "surrogateescape"))
         add(job.input or b"")
         for name, content in sorted(job.files.items()):
@@ -84,7 +92,8 @@ class Cache:
                 return None
             self.hits += 1
             self._found.move_to_end(key)
-            return found
+        result, files = found
+        return _own(result), files
 
     def put(self, key: bytes, result: Result, files: dict[str, tuple[bytes, int]]) -> None:
         """Remembers a result, and forgets others for it if it fits at all."""
@@ -92,11 +101,17 @@ class Cache:
         with self._lock:
             if size > self._size or key in self._found:
                 return
-            self._found[key] = (result, files)
+            self._found[key] = (_own(result), files)
             self._used += size
             while self._used > self._size:
                 _, (old, _) = self._found.popitem(last=False)
                 self._used -= _size(old)
+
+
+def _own(result: Result) -> Result:
+    """The same, with dictionaries that nobody else changes."""
+    changeable = {"files": dict(result.files), "uncollected": dict(result.uncollected)}
+    return result.model_copy(update=changeable)
 
 
 def _size(result: Result) -> int:

@@ -51,13 +51,12 @@ def misfits(files: Mapping[str, tuple[bytes, int]], room: int | None) -> dict[st
 def refused(files: Mapping[str, object], error: SandboxSetupError) -> dict[str, str]:
     """The same, where writing them has failed for what they are.
 
-    No room, a directory in the way, or more memory than the session's limits allow.
+    No room, or a directory in the way.
 
     Raises:
         SandboxSetupError: It failed for another reason.
     """
-    about_them = error.stage.startswith("write file ") and error.errno in _ABOUT_FILES
-    if not about_them and error.stage != "write files":
+    if not error.stage.startswith("write file ") or error.errno not in _ABOUT_FILES:
         raise error
     return dict.fromkeys(files, str(error))
 

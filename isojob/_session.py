@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 __all__ = ["Session", "opened_session"]
 
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
+_MORE_MEMORY = 16 << 20
+"""For who writes what fills a directory, and for its inodes."""
+_PATIENT: Mapping[str, None] = {"wall_time": None, "cpu_time": None}
+"""Of what no program does, but isojob: whoever waits can cancel."""
 
 
-def _repeatable(job: Job, result: Result) -> bool:
-    """Whether the same again would do the same: nothing came or went by streams of the caller's."""
+def _is_closed(job: Job) -> bool:
+    """Whether nothing comes or goes by streams of the caller's, of which no key can tell."""
     streams = (job.stdin_fd, job.stdin_file)
-    ended = result.status in (Status.OK, Status.NONZERO_EXIT)
-    return ended and streams == (None, None) and job.stdout < 0 and job.stderr < 0
+    return streams == (None, None) and job.stdout < 0 and job.stderr < 0
+
+
+def _has_ended(result: Result) -> bool:
+    """By itself: the same again would end the same."""
+    return result.status in (Status.OK, Status.NONZERO_EXIT)
 
 
 class Session:
@@ -56,7 +64,10 @@ class Session:
     ) -> None:
         self.limits = limits
         # What the directory may hold can be written at once.
-        self._own_limits = limits.model_copy(update={"disk": zygote.disk})
+        own: dict[str, Any] = {"disk": zygote.disk, **_PATIENT}
+        if limits.memory is not None:
+            own["memory"] = max(limits.memory, zygote.disk + _MORE_MEMORY)
+        self._own_limits = limits.model_copy(update=own)
         self._cache = cache
         self._pool = pool
         self._zygote = zygote
@@ -64,7 +75,10 @@ class Session:
         self._private = SessionStock(pool.stock, zygote, limits, private=True)
         self._turns = Turns()
         self._total = Usage.total(())
-        self._history = b"" if cache is None else pool.sandbox.model_dump_json().encode()
+        self._history = b""
+        if cache is not None:
+            room = f"{zygote.disk} {zygote.inodes} "
+            self._history = (room + pool.sandbox.model_dump_json()).encode()
 
     async def run(
         self,
@@ -131,7 +145,7 @@ class Session:
                 result = await self._perform(job, keep=True)
             finally:
                 self._private.make_anew()
-            if self._cache is not None and _repeatable(job, result):
+            if self._cache is not None and _is_closed(job) and _has_ended(result):
                 self._history = Cache.key(before, job)
             return result
 
@@ -250,16 +264,17 @@ class Session:
         job = self._job(command, limits, {**options, "collect": (*collect, *outputs)})
         place = below(job.cwd, job.workdir)
         async with self._turns.shared():
-            key = b"" if self._cache is None else Cache.key(self._history, job)
-            found = None if self._cache is None else self._cache.get(key)
+            cache = self._cache if _is_closed(job) else None
+            key = b"" if cache is None else Cache.key(self._history, job, len(outputs))
+            found = None if cache is None else cache.get(key)
             if found is None:
                 result = await self._perform(job, keep=False)
                 made = [name for name, at in job.patterns.items() if at >= len(collect)]
                 if not result.ok or any(name in result.uncollected for name in made):
                     return result
                 found = (result, {name: (result.files[name], job.modes[name]) for name in made})
-                if self._cache is not None and _repeatable(job, result):
-                    self._cache.put(key, *found)
+                if cache is not None:
+                    cache.put(key, *found)
         result, files = found
         placed = {place + name: content for name, content in files.items()}
         # Not remembered: another session may have the room.
@@ -297,7 +312,8 @@ class Session:
             PoolBrokenError, PoolClosedError: As `run`.
             TypeError, ValueError: Names that lead out of the directory.
         """
-        return await self._run(_NOTHING, self.limits, keep=False, no_exec=True, collect=patterns)
+        limits = self.limits.model_copy(update=_PATIENT)
+        return await self._run(_NOTHING, limits, keep=False, no_exec=True, collect=patterns)
 
     def usage(self) -> Usage:
         """What the runs so far have used: sums of times and counts, the highest of the peaks.

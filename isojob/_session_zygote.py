@@ -79,6 +79,7 @@ class SessionZygote(Maker):
     def __init__(self, parent: Zygote, disk: int, inodes: int) -> None:
         super().__init__(parent.driver)
         self.disk = disk
+        self.inodes = inodes
         self._parent = parent
         self._pidfd = -1
         self._made: deque[int] = deque()

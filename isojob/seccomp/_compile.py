@@ -29,7 +29,7 @@ __all__ = ["SETUP_SYSCALLS", "CompiledProfile", "compile_profile", "running_kern
 
 # What the launcher still calls between the loading of a filter ahead of time and execve.
 SETUP_SYSCALLS = (
-    *("read", "write", "close", "close_range", "recvmsg", "sendmsg", "dup3", "fcntl", "prlimit64"),
+    *("read", "write", "close", "close_range", "recvmsg", "sendmsg", "dup3", "prlimit64"),
     *(
         "openat",
         "mkdirat",
@@ -45,6 +45,8 @@ SETUP_SYSCALLS = (
     *("madvise", "clock_gettime", "timerfd_settime", "chdir", "umask", "execve", "exit_group"),
     *("exit", "rt_sigprocmask", "rt_sigaction", "sched_yield", "brk", "mprotect"),
 )
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: it locks nothing.
+_COMMANDS = (0, 1, 2, 3, 4, 1030)
 
 # Exceptions that one range of the tree tests one by one: a comparison each instead of two, for a
 # path through the tree that is at most this much longer.
@@ -59,8 +61,9 @@ class CompiledProfile:
         bpf: ``struct sock_filter[]`` in native byte order, 8 bytes an instruction.
         notify: Whether it can return SECCOMP_RET_USER_NOTIF, and so must be loaded with a
             listener (seccomp_unotify(2)).
-        preload: Whether it lets `SETUP_SYSCALLS` through whatever their arguments, so that it can
-            be loaded ahead of time; isojob's own guards do not count.
+        preload: Whether it lets `SETUP_SYSCALLS` through whatever their arguments, and fcntl with
+            what the launcher asks of it, so that it can be loaded ahead of time; isojob's own
+            guards do not count.
         unresolved: Calls that the profile allows, that nobody knows here, and that stay denied.
     """
 
@@ -104,11 +107,13 @@ def _compile(
         bpf = _assemble(policy)
     except ValueError as error:
         raise ProfileError(f"{where}: {error}; the kernel takes no more") from error
+    fcntl = _present(number("fcntl", arch))
     returned = {answer.value for nr in policy.numbers() for answer in policy.answers(nr)}
     return CompiledProfile(
         bpf=bpf,
         notify=USER_NOTIF in {*returned, policy.default},
-        preload=all(policy.always_allows(_present(nr)) for nr in setup.values()),
+        preload=all(policy.always_allows(_present(nr)) for nr in setup.values())
+        and all(policy.always_allows(fcntl, (1, command)) for command in _COMMANDS),
         unresolved=policy.unresolved,
     )
 

@@ -255,9 +255,25 @@ class Policy:
     def _plain(self, nr: int) -> tuple[Answer, ...]:
         return _shorten([*self._rules_of(nr), Answer(self.background(nr))])
 
-    def always_allows(self, nr: int) -> bool:
-        """Whether a call is let through whatever its arguments, guards aside."""
-        return all(answer.value == ALLOW for answer in self.answers(nr, guarded=False))
+    def always_allows(self, nr: int, known: tuple[int, int] | None = None) -> bool:
+        """Whether a call is let through whatever its arguments, guards aside.
+
+        Args:
+            nr: The call.
+            known: An argument's position and value, if it is always that one.
+        """
+        for answer in self.answers(nr, guarded=False):
+            met = [
+                condition.holds(known[1])
+                for condition in answer.conditions
+                if known is not None and condition.index == known[0]
+            ]
+            if all(met):
+                if answer.value != ALLOW:
+                    return False
+                if len(met) == len(answer.conditions):
+                    break
+        return True
 
     def ever_allows(self, nr: int) -> bool:
         """Whether a call is let through with some arguments."""

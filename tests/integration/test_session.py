@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
-from environment import SLOW, children_of, settle
+from environment import PATIENT, SLOW, children_of, settle
 from leftovers import cgroups
 
 from isojob import (
@@ -311,12 +311,12 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
                 assert not result.files.keys() & told.keys()
                 assert (await session.collect("*")).files == {}, "all that is named, or nothing"
     large = f"echo made; {large}"
-    for disk, left in (("2MiB", {}), ("1MiB", {"b"})):  # a cached step, and less room than it had
+    for disk, left in (("2MiB", {}), ("1MiB", {"b"})):
         async with pool.session(disk=disk, cache=cache) as session:
             result = await session.run(sh(large), outputs=["a", "b"])
             assert (result.stdout, set(result.uncollected)) == (b"made\n", set(left))
     if cache is not None:
-        assert cache.hits == 3
+        assert cache.hits == 2
     async with pool.session(disk="1MiB", files={"x": b"x" * 700_000}, cache=cache) as session:
         result = await session.run(sh("head -c 600000 /dev/zero >a"), outputs=["a"])
         assert result.ok and "No space left on device" in result.uncollected["a"]
@@ -326,12 +326,56 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
     async with pool.session(files={"x/y": b""}, cache=cache) as session:
         result = await session.run(sh("rm -r x; echo >x"), outputs=["x"])
         assert "Is a directory" in result.uncollected["x"]
-    small = Limits(memory="16MiB")
-    async with pool.session(limits=small, disk="64MiB", cache=cache) as session:
-        ample = Limits(memory="256MiB", disk="64MiB", collect="64MiB")
-        script = "head -c 40000000 /dev/zero >a"
-        result = await session.run(sh(script), outputs=["a"], limits=ample)
-        assert result.ok and "too little memory" in result.uncollected["a"]
+
+
+async def test_what_isojob_does_itself_has_no_limits(pool: Pool) -> None:
+    """Files go into the directory and out of it whatever its jobs may use."""
+    small = Limits(memory="3MiB", disk="64MiB", wall_time=0.001, cpu_time=0.001, collect="64MiB")
+    large = b"x" * 40_000_000
+    async with pool.session(limits=small, files={"a": large}) as session:
+        await session.put({"b": b"1"})
+        assert (await session.collect("?")).files == {"a": large, "b": b"1"}
+        ample = PATIENT.model_copy(update={"disk": 64 << 20, "collect": 64 << 20})
+        script = "head -c 20000000 /dev/zero >c"
+        result = await session.run(sh(script), outputs=["c"], limits=ample)
+        assert result.ok and result.uncollected == {}
+
+
+async def test_cache_tells_steps_apart(pool: Pool, tmp_path: Path) -> None:
+    """By streams, by what is kept of what is collected, by the size of the directory."""
+    cache = Cache()
+    (tmp_path / "in").write_bytes(b"AAA")
+    for given in (None, tmp_path / "in", tmp_path / "in"):
+        async with pool.session(cache=cache) as session:
+            with (given or Path("/dev/null")).open("rb") as file:
+                options: dict[str, Any] = {} if given is None else {"stdin": file}
+                result = await session.run(sh("cat >out"), outputs=["out"], **options)
+            assert result.files == {"out": b"AAA" if given else b""}
+    both = sh("echo 1 >a; echo 2 >b")
+    async with pool.session(cache=cache) as session:
+        await session.run(both, collect=["a"], outputs=["b"])
+    async with pool.session(cache=cache) as session:
+        await session.run(both, outputs=["a", "b"])
+        assert set((await session.collect("*")).files) == {"a", "b"}
+    fill = "head -c 8192 /dev/zero >pad; head -c 1000000 /dev/zero >big 2>/dev/null; rm pad"
+    for disk, size in (("64KiB", 65536 - 8192), ("8MiB", 1_000_000)):
+        async with pool.session(cache=cache, disk=disk) as session:
+            assert (await session.run(sh(fill))).ok
+            result = await session.run(sh("wc -c <big >out"), outputs=["out"])
+            assert int(result.files["out"]) == size
+    assert cache.hits == 0
+
+
+async def test_cached_results_are_the_callers(pool: Pool) -> None:
+    """What one changes in its result no other finds changed."""
+    cache = Cache()
+    for _ in range(3):
+        async with pool.session(cache=cache) as session:
+            result = await session.run(sh("echo 1 >a"), outputs=["a"])
+            assert result.files == {"a": b"1\n"} and result.uncollected == {}
+            result.files.clear()
+            result.uncollected["b"] = "x"
+    assert cache.hits == 2
 
 
 async def test_outputs_of_another_directory(pool: Pool) -> None:
@@ -408,13 +452,16 @@ async def test_cache_knows_what_it_cannot_know(pool: Pool, tmp_path: Path) -> No
         assert set((await session.collect("*")).files) == {"in", "out"}
 
 
+class _Held(SimpleNamespace):
+    def model_copy(self, update: dict[str, Any]) -> _Held:
+        return _Held(**{**vars(self), **update})
+
+
 def test_cache_is_bounded() -> None:
     """The least used goes first; what is larger than all of it is not kept."""
 
     def made(data: bytes, said: bytes = b"") -> Any:
-        return SimpleNamespace(
-            stdout=said, stderr=None, files={"a": data}, args=("x",), uncollected={}
-        )
+        return _Held(stdout=said, stderr=None, files={"a": data}, args=("x",), uncollected={})
 
     cache = Cache(50_000)
     for number in range(20):

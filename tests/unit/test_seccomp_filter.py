@@ -269,19 +269,37 @@ def test_deadly_actions_notify(action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["ERRNO", "KILL", "LOG"])
-@pytest.mark.parametrize("name", SETUP_SYSCALLS)
+@pytest.mark.parametrize("name", [*SETUP_SYSCALLS, "fcntl"])
 def test_preload(name: str, action: str) -> None:
     """One call of the launcher that is not always let through forbids loading the filter early."""
-    full = rule(*SETUP_SYSCALLS)
+    full = rule(*SETUP_SYSCALLS, "fcntl")
     assert profile(full).compile().preload
     some = rule(name, action=action, args=[(0, "EQ", 12345)])
     assert not profile(full, some).compile().preload
-    less = rule(*(other for other in SETUP_SYSCALLS if other != name))
+    less = rule(*(other for other in (*SETUP_SYSCALLS, "fcntl") if other != name))
     without = SeccompProfile.model_validate(
         {"name": "test", "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [less]}
     )
     if name != "execve":
         assert not without.compile().preload
+
+
+@pytest.mark.parametrize(
+    ("args", "early"),
+    [
+        (((1, "LE", 5), (1, "EQ", 1030)), True),
+        (((1, "LE", 4), (1, "MASKED_EQ", 0xFFFE, 1030)), True),
+        (((1, "LE", 4),), False),
+        (((1, "LE", 3), (1, "EQ", 1030)), False),
+        (((0, "NE", 7),), False),
+    ],
+)
+def test_preload_with_commands_of_fcntl(args: tuple[tuple[Any, ...], ...], early: bool) -> None:
+    """Of fcntl the launcher needs some commands only: none that locks."""
+    some = [rule("fcntl", args=[each]) for each in args]
+    assert profile(rule(*SETUP_SYSCALLS), *some).compile().preload is early
+    logged = rule("fcntl", action="LOG", args=[(1, "EQ", 6)])
+    assert profile(rule(*SETUP_SYSCALLS), *some, logged).compile().preload is early
 
 
 def test_conditions_on_the_host() -> None:
