@@ -114,11 +114,11 @@ def make_check() -> Any:
         length = len(data) if len(data) % 3 else (2**64 - 1) >> len(data) % 64
         os.pwrite(fd, struct.pack("<Q", length) + data, 0)
         read = read_answer(fd, MOST)
-        assert len(read) == min(length, MOST)
+        assert len(read) == min(length, answer_size(MOST) - 8)
         assert read[: len(data)] == data[: len(read)]
         if len(data) % 16 == 0:
             tracemalloc.start()
-        result = understand(plain, data)
+        result = understand(plain, data, MOST)
         if tracemalloc.is_tracing():
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()

@@ -286,7 +286,7 @@ class PythonPool:
             if job.result_fd >= 0:
                 os.close(job.result_fd)
         self._count()
-        python = understand(result, data)
+        python = understand(result, data, self._max_value)
         if check:
             python.check_returncode()
         return python

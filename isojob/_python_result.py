@@ -7,7 +7,7 @@ import os
 import struct
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from isojob._models import Model
 from isojob.result import Result, extended, pending_kind
@@ -24,6 +24,8 @@ __all__ = [
 MAX_VALUE = 1 << 62
 """Bytes: with the length before it, still below what a file can have, 2^63 - 1."""
 _LENGTH = struct.Struct("<Q")
+_ROOM = 65536
+"""Bytes beside the value, for what else is said; isojob/warm/runner.py has its twin."""
 
 
 class PythonException(Model, frozen=True):
@@ -47,7 +49,8 @@ class PythonResult(Result, frozen=True):
     the job's own words, and a hostile job may say what it likes.
 
     Attributes:
-        value: The global ``result``, or what the function returned, through JSON.
+        value: The global ``result``, or what the function returned, through JSON. NaN and infinite
+            numbers, which JSON does not have, are themselves here, and null in the result's JSON.
         exception: What ended the program.
         value_problem: Why `value` is None though there was one: no JSON, or too large.
     """
@@ -59,23 +62,26 @@ class PythonResult(Result, frozen=True):
 
 def answer_size(most: int) -> int:
     """Bytes of the memfd that the job writes its words to, and we read when it is dead."""
-    return _LENGTH.size + most
+    return _LENGTH.size + most + _ROOM
 
 
 def read_answer(fd: int, most: int) -> bytes:
     """What it has written, at most so many bytes; nothing, if it has not come to that."""
     (length,) = _LENGTH.unpack(os.pread(fd, _LENGTH.size, 0))
-    return os.pread(fd, min(length, most), _LENGTH.size)
+    return os.pread(fd, min(length, most + _ROOM), _LENGTH.size)
 
 
-def understand(result: Result, data: bytes) -> PythonResult:
-    """Reads what the job has said; it may be anything."""
+def understand(result: Result, data: bytes, most: int) -> PythonResult:
+    """Reads what the job has said, it may be anything; a value of at most so many bytes."""
     value, exception, problem = None, None, None
     said: Any = None
     try:
         said = json.loads(data) if data else None
         value = said.get("value") if isinstance(said, dict) else None
-        to_json(value)  # the result has to survive JSON: no lone surrogates, no endless depth
+        text = to_json(value)
+        from_json(text)  # the result has to survive JSON: no lone surrogates, no endless depth
+        if value is not None and len(text) > most:
+            value, problem = None, f"{len(text)} bytes of JSON, more than max_value"
     except (ValueError, RecursionError) as error:
         value, problem = None, f"the job's answer is no JSON: {error}"[:200]
     if isinstance(said, dict):

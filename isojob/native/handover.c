@@ -2,6 +2,9 @@
  * descriptors are sent, from the zygote to its init and from there to the launcher.
  *
  *   zygote --CELL--> init (executed afresh: none of the template's memory) --CELL--> launcher */
+#include <sys/mman.h>
+#include <sys/stat.h>
+
 #include "zygote.h"
 
 enum { FIXED = 10, ALL = FIXED + 2 * MAX_CG_FILES + MAX_HIERARCHIES };
@@ -137,5 +140,18 @@ int cell_receive(int sock, struct cell *cell, struct failure *f)
         errno = EBADMSG;
         return fail(f, "cell");
     }
+    return 0;
+}
+
+int map_answer(struct job *job, int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -1;
+    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED)
+        return -1;
+    job->answer = p;
+    job->answer_size = (uint64_t)st.st_size;
     return 0;
 }

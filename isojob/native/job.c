@@ -68,7 +68,7 @@ static int become_harmless(struct cell *cell, struct failure *f)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return fail(f, "no_new_privs");
     for (unsigned i = 0; i < c->nrlimits; i++)
-        if (set_rlimit(&c->rlimits[i], f) < 0)
+        if (set_rlimit(&c->rlimits[i], 0, f) < 0)
             return -1;
     return 0;
 }
@@ -162,7 +162,7 @@ static int parse(struct cell *cell, struct job *job, struct reader r, struct fai
         strings = calloc(args + envs + 2, sizeof(char *));
     if (!strings)
         return fail(f, "memory");
-    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = "", .result = -1};
+    *job = (struct job){.argv = strings, .envp = strings + args + 1, .path = ""};
     while (wire_next(&r, &fl) > 0) {
         const char *s = NULL;
         switch (fl.tag) {
@@ -226,8 +226,8 @@ static int set_stdio(struct job *job, const int *fds, unsigned nfds, unsigned ne
                 return fail(f, "stdio");
             from[target] = fds[next++];
         }
-    if (job->stdio & STDIO_RESULT && next < nfds)
-        job->result = fds[next];
+    if (job->stdio & STDIO_RESULT && next < nfds && map_answer(job, fds[next]) < 0)
+        return fail(f, "answer");
     if (job->stdio & STDIO_OUT_KEPT)
         from[1] = 1;
     if (job->stdio & STDIO_MERGE)
@@ -353,7 +353,8 @@ void job_take(struct cell *cell, struct job *job)
         fail_at(&f, "chdir", job->cwd);
         job_fail(cell, &f);
     }
-    if (put_files(r, &f) < 0 || set_stdio(job, fds, nfds, first, &f) < 0 || set_rlimits(r, &f) < 0)
+    if (put_files(r, &f) < 0 || set_stdio(job, fds, nfds, first, &f) < 0 ||
+        set_rlimits(r, job->answer_size, &f) < 0)
         job_fail(cell, &f);
     const struct config *c = cell->config;
     struct shared *s = cell->shared;
@@ -370,7 +371,7 @@ void job_take(struct cell *cell, struct job *job)
         job_fail(cell, &f);
     }
     /* These are close-on-exec; everything else goes now. */
-    const int keep[] = {cell->channel, started, job->result};
+    const int keep[] = {cell->channel, started};
     if (close_all_but(keep, ARRAY_LEN(keep)) < 0) {
         fail(&f, "close descriptors");
         job_fail(cell, &f);

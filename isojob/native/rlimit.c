@@ -3,7 +3,7 @@
 
 #include "zygote.h"
 
-int set_rlimit(const struct field *fl, struct failure *f)
+int set_rlimit(const struct field *fl, uint64_t more, struct failure *f)
 {
     uint64_t pair[2];
     struct rlimit limit, old;
@@ -14,6 +14,10 @@ int set_rlimit(const struct field *fl, struct failure *f)
     }
     memcpy(pair, fl->data, sizeof(pair));
     limit = (struct rlimit){.rlim_cur = pair[0], .rlim_max = pair[1]};
+    if (resource == RLIMIT_AS && pair[1] < RLIM_INFINITY - more) {
+        limit.rlim_cur += more;
+        limit.rlim_max += more;
+    }
     if (setrlimit(resource, &limit) == 0)
         return 0;
     /* A hard limit of the caller lower than ours stays in force: it is only stricter. */
@@ -25,11 +29,11 @@ int set_rlimit(const struct field *fl, struct failure *f)
     return setrlimit(resource, &limit) < 0 ? fail(f, "rlimit") : 0;
 }
 
-int set_rlimits(struct reader r, struct failure *f)
+int set_rlimits(struct reader r, uint64_t more, struct failure *f)
 {
     struct field fl;
     while (wire_next(&r, &fl) > 0)
-        if (fl.tag == TAG_RLIMIT && set_rlimit(&fl, f) < 0)
+        if (fl.tag == TAG_RLIMIT && set_rlimit(&fl, more, f) < 0)
             return -1;
     return 0;
 }

@@ -70,7 +70,7 @@ static int own_ids(const struct config *c, uint32_t slot, struct failure *f)
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 || set_capabilities(0) < 0)
         return fail(f, "drop capabilities");
     for (unsigned i = 0; i < c->nrlimits; i++)
-        if (set_rlimit(&c->rlimits[i], f) < 0)
+        if (set_rlimit(&c->rlimits[i], 0, f) < 0)
             return -1;
     return 0;
 }

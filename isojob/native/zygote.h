@@ -264,6 +264,8 @@ void cell_clear(struct cell *cell, const struct config *c);
 int cell_send(int sock, const struct cell *cell, bool whole);
 int cell_pack(const struct cell *cell, bool whole, struct writer *w, int *fds, unsigned *nfds);
 int cell_receive(int sock, struct cell *cell, struct failure *f);
+struct job;
+int map_answer(struct job *job, int fd);
 /* execute.c: isojob-zygote init SOCKET CHANNEL */
 _Noreturn void init_execute(int sock, int channel);
 /* zygote.c */
@@ -301,15 +303,17 @@ int load_late(struct cell *cell, struct failure *f);
 int send_byte(int sock, int fd);
 int receive_byte(int sock, int *fd); /* with a descriptor if there is one */
 /* rlimit.c */
-int set_rlimit(const struct field *fl, struct failure *f);
+/* `more`: address space that is not the job's. */
+int set_rlimit(const struct field *fl, uint64_t more, struct failure *f);
 /* All TAG_RLIMIT of a message. */
-int set_rlimits(struct reader r, struct failure *f);
+int set_rlimits(struct reader r, uint64_t more, struct failure *f);
 /* job.c: the launcher's steps, in order. Each ends the process if it fails. */
 struct job {
     char **argv, **envp;
     const char *path, *cwd;
     unsigned stdio;
-    int result; /* of a warm one, or -1 */
+    uint8_t *answer; /* where a warm one puts its words; NULL: nobody wants to know */
+    uint64_t answer_size;
 };
 void job_harmless(struct cell *cell);
 void job_park(struct cell *cell);

@@ -15,6 +15,7 @@ import codecs
 import ctypes
 import gc
 import importlib
+import importlib.machinery
 import io
 import json
 import os
@@ -22,6 +23,11 @@ import signal
 import stat
 import sys
 import traceback
+
+
+_dumps = json.dumps  # a job may put something else there
+_ROOM = 65536  # beside the value, for what else is said; isojob/_python_result.py has its twin
+_ANNOTATED = "__annotations__" in globals()
 
 
 def _tell(text):
@@ -60,7 +66,7 @@ def _settle():
     try:
         json.loads("{")
     except ValueError as error:
-        json.dumps({"x": [_describe(error), 1.5, True]})
+        _dumps({"x": [_describe(error), 1.5, True]})
     _environment(_usual)
     # Streams that most jobs will find good: they depend on what they lead to.
     read, write = os.pipe()
@@ -90,7 +96,7 @@ def _rehearse(native, job):
         program.write(_SAMPLE)
     job.argv = (ctypes.c_char_p * 5)(path.encode(), b"", b"[]", b"rehearsal.py", None)
     job.envp = (ctypes.c_char_p * (len(_usual) + 1))(*_usual, None)
-    room = ctypes.create_string_buffer(4096)
+    room = ctypes.create_string_buffer(_ROOM + 4096)
     job.result, job.size = ctypes.addressof(room), len(room)
     wait, go = os.pipe()
 
@@ -100,7 +106,7 @@ def _rehearse(native, job):
         os._exit(0)
 
     # Holds what we had: a page that only we write to meanwhile would be the job's alone, too.
-    if os.fork() == 0:
+    if (holder := os.fork()) == 0:
         stay()
     read, write = os.pipe()
     if (child := os.fork()) == 0:
@@ -118,8 +124,11 @@ def _rehearse(native, job):
         ranges = array.array("Q")
     for fd in (go, wait, read):
         os.close(fd)
-    os.wait()
-    os.wait()
+    for pid in (holder, child):
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:  # a preload ignores SIGCHLD
+            pass
     os.remove(path)
     native.isojob_warm_hot(ctypes.c_void_p(ranges.buffer_info()[0]), len(ranges) // 3)
 
@@ -189,13 +198,12 @@ def _serve(library, names):
 def _run_job(job, end=os._exit):
     """Becomes the job."""
 
-    def answer(data):
-        if job.result and len(data) + 8 <= job.size:
+    def answer(text):
+        data = text.encode("ascii", "backslashreplace")
+        if len(data) + 8 <= job.size:
             ctypes.memmove(job.result + 8, data, len(data))
             # The length last: half an answer is none.
             ctypes.memmove(job.result, len(data).to_bytes(8, "little"), 8)
-            return True
-        return not job.result
 
     fds = [fd for fd in (0, 1, 2) if stat.S_IFMT(os.fstat(fd).st_mode) != _KINDS[fd]]
     if (variables := _strings(job.envp)) != _usual:
@@ -206,7 +214,7 @@ def _run_job(job, end=os._exit):
     # `random` sees to itself (os.register_at_fork).
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
-    _job(_strings(job.argv), answer, end)
+    _job(_strings(job.argv), job.size - 8 - _ROOM, answer, end)
 
 
 def _environment(variables):
@@ -274,6 +282,9 @@ def _run(path, argument, call, kept):
     main.__builtins__ = builtins
     main.__file__ = path
     main.__cached__ = None
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    if _ANNOTATED:  # until 3.13
+        main.__annotations__ = {}
     for given in argument:
         main.argument = given
     sys.modules["__main__"] = main
@@ -284,31 +295,101 @@ def _run(path, argument, call, kept):
     return main.__dict__.get("result")
 
 
-def _describe(error):
-    """Type, message and traceback, without our own frames."""
+def _strip(error):
+    """Takes our own frames off."""
     at = error.__traceback__
     while at is not None and at.tb_frame.f_code.co_filename == __file__:
         at = at.tb_next
     error.__traceback__ = at
-    kind, name = type(error), type(error).__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
-        name = f"{kind.__module__}.{name}"
+    return type(error), error, at
+
+
+def _describe(error):
+    """Type, message and traceback."""
+    kind, _, at = _strip(error)
+    name = kind.__qualname__
     try:
+        if kind.__module__ not in ("builtins", "__main__"):
+            name = f"{kind.__module__}.{name}"
         message = str(error)
-    except Exception:
+    except BaseException:  # it is the job's own code
         message = "<exception str() failed>"
     text = "".join(traceback.format_exception(kind, error, at))
     return {"type": name, "message": message, "traceback": text}
 
 
-def _exit_code(code):
+def _complain(text):
+    """Writes a line as the interpreter does, whatever has become of sys.stderr."""
+    try:
+        if sys.stderr is None:
+            os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+        else:
+            sys.stderr.write(text + "\n")
+    except BaseException:
+        pass
+
+
+def _exit_code(error):
+    """What a SystemExit asks for."""
+    try:
+        code = error.code
+    except BaseException:
+        code = error
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF if -(2**63) <= (code or 0) < 2**63 else 255
     try:
-        print(code, file=sys.stderr)
-    except Exception:
-        pass
+        text = str(code)
+    except BaseException:
+        text = ""
+    _complain(text)
     return 1
+
+
+def _report(error):
+    """Tells people of an exception, as PyErr_PrintEx does; the exit code."""
+    trouble = _strip(error)
+    sys.last_type, sys.last_value, sys.last_traceback = trouble
+    try:
+        if not hasattr(sys, "excepthook"):
+            _complain("sys.excepthook is missing")
+            sys.__excepthook__(*trouble)
+        else:
+            sys.excepthook(*trouble)
+    except SystemExit as other:
+        return _exit_code(other)
+    except BaseException as other:
+        _complain("Error in sys.excepthook:")
+        sys.__excepthook__(*_strip(other))
+        _complain("\nOriginal exception was:")
+        sys.__excepthook__(*trouble)
+    finally:
+        for name in ("last_type", "last_value", "last_traceback"):
+            sys.__dict__.pop(name, None)
+    return 1
+
+
+def _clip(text, most):
+    return text if len(text) <= most else text[: most // 4] + "\n...\n" + text[-3 * most // 4 :]
+
+
+def _words(value, most, said):
+    """The answer: the value, if it has JSON of at most so many bytes, and what else is said."""
+    text = "null"
+    if value is not None:
+        try:
+            text = _dumps(value)
+        except BaseException as error:
+            said["unserializable"] = _clip(f"{type(error).__name__}: {error}", 200)
+        if len(text) > most:
+            text, said["too_large"] = "null", len(text)
+    exception = said["exception"]
+    for length in (1 << 62, 4000, 400):
+        if exception is not None:
+            said["exception"] = {key: _clip(each, length) for key, each in exception.items()}
+        rest = _dumps(said)
+        if len(rest) < _ROOM - 1000:
+            break
+    return '{"value": ' + text + ", " + rest[1:]
 
 
 def _finish(code, end):
@@ -317,7 +398,7 @@ def _finish(code, end):
         try:
             threading._shutdown()
         except BaseException as error:
-            sys.excepthook(type(error), error, error.__traceback__)
+            _report(error)
     atexit._run_exitfuncs()
     # Objects of the program go with its module, cycles and all; what is frozen is not looked at.
     sys.modules["__main__"] = None
@@ -331,56 +412,46 @@ def _finish(code, end):
                 code = 120
                 try:
                     print(f"Exception ignored in: {stream!r}", file=sys.stderr)
-                    sys.__excepthook__(type(error), error, None)
+                    sys.__excepthook__(*_strip(error))
                 except BaseException:
                     pass
     end(code)
 
 
-def _job(argv, answer, end):
-    """argv: path, call, argument (JSON in a list, or an empty one), then sys.argv."""
+def _job(argv, most, answer, end):
+    """argv: path, call, argument (JSON in a list, or an empty one), then sys.argv.
+
+    most: Bytes that the value's JSON may have.
+    """
     path, call, argument = (word.decode("utf-8", "surrogateescape") for word in argv[:3])
     sys.argv = [word.decode("utf-8", "surrogateescape") for word in argv[3:]]
     sys.path.insert(0, path.rpartition("/")[0] if path else "")
     sys.dont_write_bytecode = False
-    said = {"value": None, "exception": None}
+    value, failed, said = None, None, {"exception": None}
     kept = []  # the program's variables, whatever it does to sys.modules
     code = 0
     interrupted = False
     try:
         value = _run(path, () if argument == "[]" else json.loads(argument), call, kept)
-        if value is not None:
-            said["value"] = value
-    except SystemExit as error:
-        said["value"] = kept[0].get("result") if kept else None
-        code = _exit_code(error.code)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        said["exception"] = _describe(error)
-        code = 1
-        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
-        try:
-            sys.excepthook(type(error), error, error.__traceback__)
-        except BaseException:
-            sys.__excepthook__(type(error), error, error.__traceback__)
-        del sys.last_type, sys.last_value, sys.last_traceback
-    try:
-        text = json.dumps(said, allow_nan=True)
-    except BaseException as error:
-        said["value"] = None
-        said["unserializable"] = f"{type(error).__name__}: {error}"
-        text = json.dumps(said)
-    if not answer(text.encode("utf-8", "surrogatepass")):
-        size = len(text)
-        said = {"value": None, "exception": said["exception"], "too_large": size}
-        if not answer(json.dumps(said).encode("utf-8", "surrogatepass")):
-            answer(json.dumps({"value": None, "exception": None, "too_large": size}).encode())
-    said = text = value = kept = None
-    if interrupted:
+        failed = error
+    # Not above: what went wrong in a hook would be told as if it came of this.
+    if isinstance(failed, SystemExit):
+        value = kept[0].get("result") if kept else None
+        code = _exit_code(failed)
+    elif failed is not None:
+        interrupted = isinstance(failed, KeyboardInterrupt)
+        said["exception"] = _describe(failed)
+        code = _report(failed)
+    answer(_words(value, most, said))
+    said = value = kept = failed = None
+
+    def die(code):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        sys.stdout.flush()
         signal.raise_signal(signal.SIGINT)
-    _finish(code, end)
+        end(code)
+
+    _finish(code, die if interrupted else end)
 
 
 def _main():

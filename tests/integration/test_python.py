@@ -47,7 +47,7 @@ PROGRAMS = {
     "globals": """
         import sys
         print(__name__, __file__, sys.argv, sys.path[0], __spec__, __doc__, __builtins__)
-        print(sorted(n for n in globals() if n not in ('sys', '__annotations__')))
+        print(sorted(globals()), type(__loader__).__name__, __loader__.path)
         """,
     "exit codes": "import sys; sys.exit(argument_of if 0 else 7)",
     "exit without a main module": "import sys; del sys.modules['__main__']; sys.exit(0)",
@@ -61,7 +61,32 @@ PROGRAMS = {
     "syntax": "x = = 1\n",
     "group": "raise ExceptionGroup('g', [ValueError(1), TypeError(2)])",
     "hook": "import sys\nsys.excepthook = lambda *a: print('hooked', a[0].__name__)\n1/0",
+    "hook exits": "import sys\nsys.excepthook = lambda *a: sys.exit(5)\n1/0",
+    "hook fails": "import sys\nsys.excepthook = lambda *a: [][1]\n1/0",
+    "hook is none": "import sys\nsys.excepthook = None\n1/0",
+    "hook is gone": "import sys\ndel sys.excepthook\n1/0",
     "interrupt": "print('x')\nraise KeyboardInterrupt",
+    "interrupt and the end": """
+        import atexit, threading, time
+        atexit.register(print, 'registered')
+        class Loud:
+            def __del__(self): print('gone')
+        kept = Loud()
+        threading.Thread(target=lambda: (time.sleep(.1), print('thread'))).start()
+        raise KeyboardInterrupt
+        """,
+    "interrupt, stdout closed": "import sys; sys.stdout.close(); raise KeyboardInterrupt",
+    "interrupt, no stdout": "import sys; sys.stdout = None; raise KeyboardInterrupt",
+    "exit of a message": "class E(Exception):\n    def __str__(s): raise SystemExit(0)\nraise E",
+    "exit without stderr": "import sys; sys.stderr = None; sys.exit('bye')",
+    "exit without a code": """
+        class Exit(SystemExit):
+            @property
+            def code(self): raise ValueError
+        raise Exit
+        """,
+    "json of its own": "import json\njson.dumps = lambda *a, **k: 1/0",
+    "descriptor closed": "import os; print('x'); os.close(1)",
     "killed": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
     "abort": "import os; os.abort()",
     "streams": """
@@ -201,7 +226,7 @@ async def test_values_that_do_not_come(pool: PythonPool) -> None:
         import sys, gc, ctypes
         frame = sys._getframe()
         while frame.f_back: frame = frame.f_back
-        said = b'[' * 100000
+        said = '[' * 60000
         for f in gc.get_objects():
             if getattr(f, '__name__', '') == 'answer': f(said)
         frame = sys._getframe(1)
@@ -214,13 +239,37 @@ async def test_values_that_do_not_come(pool: PythonPool) -> None:
     assert result.ok and result.value is None and result.value_problem
 
 
+async def test_size_of_values() -> None:
+    """`max_value` is for the value alone, and what else is said has its own room."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=0, max_value=100) as pool:
+        for size, comes in ((98, True), (99, False)):
+            result = await pool.run_python(f"result = 'x' * {size}")
+            assert result.value == ("x" * size if comes else None)
+            problem = None if comes else "101 bytes of JSON, more than max_value"
+            assert result.value_problem == problem
+        for code in ("1/0", "raise ZeroDivisionError('\U0001f600' * 100_000)"):
+            error = (await pool.run_python(code)).exception
+            assert error is not None and error.type == "ZeroDivisionError"
+            assert error.traceback.startswith("Traceback") and len(error.message) < 70_000
+
+
+async def test_values_beside_little_address_space() -> None:
+    """What the value is written to is not the job's: it does not count as its address space."""
+    few = PATIENT.model_copy(update={"address_space": 512 << 20})
+    async with PythonPool(python=PYTHON, limits=few, parked=0, max_value="1GiB") as pool:
+        result = await pool.run_python("result = len(bytearray(100_000_000))")
+        assert (result.value, result.value_problem) == (100_000_000, None)
+        result = await pool.run_python("result = len(bytearray(600_000_000))")
+        assert result.exception is not None and result.exception.type == "MemoryError"
+
+
 async def test_words_that_no_json_can_carry(pool: PythonPool) -> None:
     """Whatever a job says, its result can be written."""
     for code in (
         "result = '\\ud800'",
         "result = ['\\udfff'] * 3",
         "raise ValueError('\\ud800')",
-        "result = x = []\nfor _ in range(900): x = [x]\nresult = x",
+        *(f"x = []\nfor _ in range({n}): x = [x]\nresult = x" for n in (150, 199, 220, 254, 900)),
         "result = float('nan')",
         "class E(Exception): pass\nE.__name__ = E.__qualname__ = 'a\\0b'\nraise E",
     ):

@@ -12,7 +12,7 @@ from isojob._python_result import understand
 
 
 def read(data: bytes) -> PythonResult:
-    return understand(Result.trusted(), data)
+    return understand(Result.trusted(), data, 1 << 20)
 
 
 @pytest.mark.parametrize("size", [True, -1, 1.5, "7", None, [7], int("9" * 4000)])

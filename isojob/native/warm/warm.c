@@ -34,7 +34,7 @@ extern void PyOS_AfterFork_Child(void);
 /* A job that has arrived; isojob/warm/runner.py has its twin. */
 struct warm_job {
     char **argv, **envp;
-    uint8_t *result; /* NULL: nobody wants to know */
+    uint8_t *result;
     uint64_t result_size;
 };
 
@@ -110,7 +110,6 @@ static void launcher_main(struct warm_job *out)
     struct failure f = {0};
     struct cell cell;
     struct job job;
-    struct stat st;
     cell_clear(&cell, &config);
     cell.channel = request.init;
     cell.warm = true;
@@ -132,16 +131,10 @@ static void launcher_main(struct warm_job *out)
     PyOS_AfterFork_Child();
     job_park(&cell);
     job_take(&cell, &job);
-    *out = (struct warm_job){.argv = job.argv, .envp = job.envp};
-    if (job.result >= 0) {
-        if (fstat(job.result, &st) == 0 && st.st_size > 0)
-            out->result =
-                mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, job.result, 0);
-        if (out->result == MAP_FAILED)
-            out->result = NULL;
-        out->result_size = out->result ? (uint64_t)st.st_size : 0;
-        close(job.result);
-    }
+    *out = (struct warm_job){.argv = job.argv,
+                             .envp = job.envp,
+                             .result = job.answer,
+                             .result_size = job.answer_size};
     munmap(cell.shared, 4096); /* init would believe what it says */
     munmap((void *)config_text.at,
            (size_t)(config_text.end - config_text.at)); /* names of the host */
