@@ -275,8 +275,7 @@ languages = Languages(
             extensions=(".py",),
             source="main.py",
             compile=(
-                "python3",
-                "-c",
+                *("python3", "-I", "-c"),  # not with an ast.py of the program's
                 "import ast, sys\nfor f in sys.argv[1:]: ast.parse(open(f, 'rb').read(), f)",
                 "{sources}",
             ),

@@ -85,11 +85,19 @@ class Relay:
 
         What is in the pipe was said before; what comes while we read was not, and could go on.
         """
+        if not self._from.is_open:
+            return
+        closed = _OTHER[self._side]
         with suppress(OSError):
-            left = fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ) if self._from.is_open else 0
-            while left > 0 and (data := os.read(self._pipe, min(CHUNK, left))):
+            left = fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)
+            while left > 0:
+                data = os.read(self._pipe, min(CHUNK, left))
+                if not data:  # who writes had ended, too
+                    closed = self._side
+                    break
                 self._transcript.note(self._side, data)
                 left -= len(data)
+        self._transcript.ends.append(closed)
         self.close()
 
     async def run(self) -> None:

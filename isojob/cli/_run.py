@@ -223,7 +223,7 @@ def run(
             "-w",
             metavar="DIR",
             help="Working directory, instead of /box. Without it a job of an --image starts in the "
-            "image's own; its files are in /box.",
+            "image's own, but with --file in /box.",
         ),
     ] = None,
     file: Annotated[
@@ -277,7 +277,7 @@ def run(
             raise OptionError("--image", "it is the root: leave out --rootfs")
         loaded, root = load(image)
         command = loaded.command(*command)
-        cwd = loaded.workdir if workdir is None else None
+        cwd = loaded.workdir if workdir is None and not file else None
     if not command:
         raise OptionError("CMD", "give a program to run" if image is None else "the image has none")
     limits = _options.make_limits(

@@ -24,7 +24,6 @@ import stat
 import sys
 import traceback
 
-
 _dumps = json.dumps  # a job may put something else there
 _ROOM = 65536  # beside the value, for what else is said; isojob/_python_result.py has its twin
 _ANNOTATED = "__annotations__" in globals()

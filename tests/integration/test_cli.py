@@ -72,6 +72,10 @@ def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = str(tmp_path / "image")
     assert isojob(*flags, image).stdout == b"hello world\n/app\n"
     assert isojob(*flags, image, "a", "b").stdout == b"hello a b\n/app\n"
+    file = ("--file", f"main.sh={tmp_path / 'own'}")
+    (tmp_path / "own").write_text("ls; pwd")
+    for root in (image, f"{image}:O"):
+        assert isojob(*flags, root, *file, "x").stdout == b"main.sh\n/box\n"
     given = isojob(*flags, f"{image}:O", "--env", "GREETING=bye", "x")
     assert given.stdout == b"bye x\n/app\n", given
     for arguments, told in (

@@ -216,6 +216,9 @@ async def test_who_closed_first() -> None:
         result = await run_pair(solution, interactor, transcript=1000)
         assert result.first_to_close == who, result
     assert (await run_pair(["true"], ["true"])).first_to_close is None
+    for _ in range(30):  # whoever it was, one of them was
+        both = ["sh", "-c", "kill -9 $$"]
+        assert (await run_pair(both, both, transcript=100)).first_to_close is not None
 
 
 async def test_idleness() -> None:

@@ -75,7 +75,7 @@ SEVERAL: dict[str, dict[str, str]] = {
         "b.c": '#include <stdio.h>\n#include "b.h"\nint say(void) { return puts("two") < 0; }',
         "b.h": "int say(void);",
     },
-    "python": {"main.py": "import b.c", "b/__init__.py": "", "b/c.py": "print('two')"},
+    "python": {"main.py": "import b.c", "b/__init__.py": "", "b/c.py": "print('two')", "ast.py": ""},
     "java": {
         "Main.java": "public class Main { public static void main(String[] x) { a.B.say(); } }",
         "a/B.java": 'package a; public class B { public static void say() { System.out.println("two"); } }',
