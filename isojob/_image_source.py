@@ -50,7 +50,7 @@ class Source:
             raise ImageError(f"{name} has another digest")
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ImageError(f"{name} is no JSON: {error}") from error
 
 

@@ -339,7 +339,7 @@ class Pool:
         # Closing and opening the pool again replaces both.
         stock, slots = stock or self._stock, self._slots
         if not stock.open:
-            raise PoolClosedError
+            raise PoolClosedError(stock.closed)
         asked = admitted = time.monotonic_ns()
         reserved = slots.acquire_now(limits.memory)
         if reserved is None:

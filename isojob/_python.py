@@ -19,6 +19,7 @@ from isojob._branches import Branches
 from isojob._interpreter import Interpreter
 from isojob._job import Content, Job, StrOrBytesPath
 from isojob._models import parse_bytes, parse_seconds
+from isojob._options import RunOptions, check_options
 from isojob._pool import Pool
 from isojob._python_result import (
     MAX_VALUE,
@@ -65,7 +66,7 @@ class _WarmPool(Pool):
     def __init__(self, template: Template, sandbox: Sandbox | None, **options: Any) -> None:
         self._template = template
         self.branches: Branches | None = None
-        if sandbox is not None and sandbox.root.writable:
+        if isinstance(sandbox, Sandbox) and sandbox.root.writable:
             # The template runs on the root that its forks have, and each cell would have another.
             raise ValueError("warm interpreters have no writable root: give one to Pool")
         super().__init__(sandbox, **options)
@@ -142,6 +143,9 @@ class PythonPool:
         self._python = python
         self._sandbox = sandbox
         self._preload_limits = PRELOAD_LIMITS if preload_limits is None else preload_limits
+        if not isinstance(self._preload_limits, Limits):
+            kind = type(preload_limits).__name__
+            raise TypeError(f"preload_limits must be isojob.Limits, not {kind}")
         self._preload_time = parse_seconds(preload_time)
         self._max_value = parse_bytes(max_value)
         if self._max_value >= MAX_VALUE:
@@ -225,7 +229,10 @@ class PythonPool:
             PreloadError: The template could not be made ready again.
             IsojobError: As `run_isolated`.
         """
+        check_options("run_python", options, RunOptions.__optional_keys__)
         name, source = _source(code)
+        if isinstance(args, (str, bytes)) or not all(isinstance(word, str) for word in args):
+            raise TypeError("args must be a sequence of str")
         if files is not None and name in files:
             raise ValueError(f"files: {name!r} is the program itself")
         job = self._job([name, *args], limits, {name: source, **(files or {})}, options)
@@ -255,6 +262,9 @@ class PythonPool:
             check: As for `run_python`.
             **options: As for `run_python`.
         """
+        check_options("call_python", options, RunOptions.__optional_keys__)
+        if not isinstance(function, str):
+            raise TypeError(f'function must be "module:function", not {type(function).__name__}')
         module, colon, name = function.partition(":")
         if not colon or not all(p.isidentifier() for p in (*module.split("."), *name.split("."))):
             raise ValueError(f'function {function!r}: must be "module:function"')
@@ -336,6 +346,8 @@ def _source(code: str | bytes | Path) -> tuple[str, Content]:
     if isinstance(code, bytes):
         return "main.py", code
     if isinstance(code, Path):
+        if not code.name:
+            raise ValueError(f"code: {str(code)!r} is no name of a file")
         return code.name, code
     raise TypeError(f"code must be source text or a pathlib.Path, not {type(code).__name__}")
 
@@ -345,7 +357,7 @@ def _json(argument: Any) -> str:
         return "[]"
     try:
         return json.dumps([argument])
-    except ValueError as error:  # a circle
+    except (ValueError, RecursionError) as error:  # a circle, or as good as one
         raise TypeError(f"argument: {error}") from None
 
 

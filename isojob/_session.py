@@ -366,8 +366,8 @@ async def opened_session(
         raise ValueError(f"disk must be at least {MIN_TMPFS}: tmpfs takes 0 for unlimited")
     if isinstance(most, bool) or not isinstance(most, int):
         raise TypeError(f"inodes must be an int, not {type(most).__name__}")
-    if most < 1:
-        raise ValueError("inodes must be at least 1")
+    if not 1 <= most < 2**31:
+        raise ValueError("inodes must be at least 1, and less than 2**31")
     if files is not None:
         files = check_files(files, limits.model_copy(update={"disk": size}))
     stock = pool.stock  # the pool has another when it is closed and opened again meanwhile

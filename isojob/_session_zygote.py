@@ -185,6 +185,8 @@ class SessionZygote(Maker):
 class SessionStock(Stock):
     """The cells of a session that change its directory, or those that copy it."""
 
+    closed = "the session is closed"
+
     def __init__(self, of: Stock, zygote: SessionZygote, limits: Limits, *, private: bool) -> None:
         super().__init__(of.sandbox, limits, of.wanted_range, of.uid_range)
         self._private = private
@@ -202,7 +204,7 @@ class SessionStock(Stock):
     @override
     def start(self) -> Maker:
         if not self.open:
-            raise PoolClosedError
+            raise PoolClosedError(self.closed)
         raise PoolBrokenError(_GONE)
 
     def make_anew(self) -> None:

@@ -50,6 +50,9 @@ class Stock:
         template: A warm interpreter that launchers are forked from.
     """
 
+    closed = "the pool is not open"
+    """What is to be said of it when it is not."""
+
     def __init__(
         self,
         sandbox: Sandbox,
@@ -124,7 +127,7 @@ class Stock:
         before = self._failure
         with starting(), self._lock:
             if not self.open:
-                raise PoolClosedError
+                raise PoolClosedError(self.closed)
             if self.zygote is not None and self.zygote.alive:
                 return self.zygote
             if (failure := self._failure) is not None and failure is not before:
@@ -194,7 +197,7 @@ class Stock:
             PoolClosedError: The stock is closed.
         """
         if not self.open:
-            raise PoolClosedError
+            raise PoolClosedError(self.closed)
         shelf, zygote = self._shelf, self.zygote
         if zygote is None or shelf is None or zygote.broken:
             return None
@@ -225,7 +228,7 @@ class Stock:
             PoolClosedError: The stock is closed.
         """
         if not self.open:
-            raise PoolClosedError
+            raise PoolClosedError(self.closed)
         zygote = self.zygote
         if zygote is None or not zygote.alive:
             zygote = await self.ready()

@@ -132,10 +132,10 @@ class Imports:
     def died(self) -> IsojobError:
         """It is dead."""
         limit = self._template.limits.memory
-        most = "" if limit is None else f"; its imports may use {limit >> 20} MiB"
+        most = "" if limit is None else f", or needed more than {limit >> 20} MiB"
         return PreloadError(
             self._module or self._template.interpreter.executable,
-            f"the template died while it imported this{most}",
+            f"the template died while it imported this: it exited, crashed{most}",
         )
 
     def late(self) -> IsojobError:

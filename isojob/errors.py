@@ -168,9 +168,9 @@ class HostNotSupportedError(IsojobError):
 
 
 class PoolClosedError(IsojobError):
-    """The pool was used before it was entered or after it was closed.
+    """The pool or session was used before it was entered or after it was closed.
 
-    What to do: keep every use inside ``async with Pool(...)``.
+    What to do: keep every use inside ``async with Pool(...)``, and ``pool.session(...)``.
     """
 
     def __init__(self, message: str = "the pool is not open") -> None:

@@ -42,7 +42,7 @@ def check_path(path: str) -> str:
 def _check_target(path: str) -> str:
     check_path(path)
     if path in _TAKEN:
-        raise ValueError(f"{path!r}: the job's own tmpfs is mounted there")
+        raise ValueError(f"{path!r}: is kept for the job's own tmpfs")
     if path in RESERVED or any(below(path, tree) for tree in RESERVED):
         raise ValueError(f"{path!r}: isojob's own /proc and /dev allow no mount in them")
     return path

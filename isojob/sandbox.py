@@ -124,6 +124,10 @@ class Sandbox(Model, frozen=True):
             for later in targets[index + 1 :]:
                 if target == later or below(target, later):
                     raise ValueError(f"mounts: {later!r} hides {target!r}, mounted before it")
+        if self.workdir in targets:
+            raise ValueError(
+                f"mounts: {self.workdir!r} is the working directory: the job's own tmpfs hides it"
+            )
         if self.root.writable:
             self._check_writable(targets)
         return self
@@ -133,7 +137,7 @@ class Sandbox(Model, frozen=True):
         if len(targets) > MAX_CELL_MOUNTS:
             raise ValueError(f"mounts: at most {MAX_CELL_MOUNTS} on a writable root")
         for target in targets:
-            if target == self.workdir or below(self.workdir, target):
+            if below(self.workdir, target):
                 raise ValueError(f"mounts: {target!r} hides the working directory {self.workdir!r}")
         for path in (*targets, self.workdir):
             if path.split("/")[1] in (".lower", ".root"):

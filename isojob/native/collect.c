@@ -199,6 +199,7 @@ void collect_files(const struct cell *cell)
     setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     s = (struct search){.lease = cell->lease, .left = 1024};
     uint16_t position = 0;
+    const char *elsewhere = "no working directory";
     cleanup_close int dir = -1;
     while (wire_next(&r, &f) > 0) {
         const char *text = f.tag == TAG_CWD || f.tag == TAG_PATTERN ? wire_string(&f) : NULL;
@@ -209,11 +210,14 @@ void collect_files(const struct cell *cell)
         else if (f.tag == TAG_CWD && text) {
             close_fd(&dir);
             dir = open_cwd(cell, text);
+            if (dir < 0)
+                elsewhere = errno == ELOOP ? "the working directory is behind a symbolic link"
+                                           : "the working directory is gone";
         } else if (f.tag == TAG_PATTERN && text && dir >= 0)
             search(&s, dir, text, 0, 0, !strpbrk(text, "*?["));
         else if (f.tag == TAG_PATTERN && text) {
             snprintf(s.name, sizeof(s.name), "%s", text);
-            send_file(&s, "the working directory is gone", -1);
+            send_file(&s, elsewhere, -1);
         }
     }
 }

@@ -52,9 +52,9 @@ def _preload(names):
                 if any(line.split()[1][1::2] == "ws" for line in maps):
                     raise RuntimeError("it makes shared memory, which all jobs would have")
         except BaseException as error:
-            why = f"{type(error).__name__}: {error}"
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            _tell("E" + name + "\0" + why + "\0" + "".join(lines))
+            said = _describe(error)
+            why = said["type"] + ": " + said["message"]
+            _tell("E" + name + "\0" + why + "\0" + said["traceback"])
             os._exit(1)
 
 

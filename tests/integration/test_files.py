@@ -88,6 +88,8 @@ async def test_collect_is_safe() -> None:
     assert result.uncollected["dir"] == "a directory"
     assert result.uncollected["sock"] == "a socket"
     assert "limits.collect" in result.uncollected["sparse"]
+    result = await run_isolated(["true"], cwd="/bin", collect=["x"])
+    assert result.uncollected == {"x": "the working directory is behind a symbolic link"}
 
 
 async def test_collect_after_a_limit() -> None:

@@ -373,6 +373,7 @@ async def test_ring() -> None:
         ([["cat"], {"input": b""}], None, TypeError),
         ([["cat"], {"command": ["cat"], "check": True}], None, ValueError),
         ([["cat"], {"command": ["cat"], "nonsense": 1}], None, TypeError),
+        ([["cat"], {"command": ["cat"], "sandbox": None}], None, TypeError),
         ([["cat"]] * 100, None, ValueError),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -442,6 +443,18 @@ async def test_preloads(tmp_path: Path) -> None:
         assert (await pool.call_python("decimal:getcontext")).value_problem
 
 
+async def test_preloads_that_ignore_their_children(tmp_path: Path) -> None:
+    """Of which a template has some before it is ready."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "careless.py").write_text(
+        "import signal, subprocess\nsubprocess.Popen(['true'])\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    )
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/modules")], env={"PYTHONPATH": "/modules"})
+    async with PythonPool(["careless"], python=PYTHON, sandbox=sandbox, parked=0) as pool:
+        assert (await pool.run_python("result = 1")).value == 1
+
+
 @pytest.mark.parametrize(
     ("module", "code", "words"),
     [
@@ -453,6 +466,7 @@ async def test_preloads(tmp_path: Path) -> None:
         ("sharing", "import mmap; kept = mmap.mmap(-1, 4096)", "shared memory"),
         ("ending", "import os; os._exit(3)", "died while it imported"),
         ("exiting", "raise SystemExit(0)", "SystemExit"),
+        ("mute", "class E(Exception):\n    def __str__(self): 1/0\nraise E", "mute.E: <exception str"),
         ("deadly", "import os; os.kill(os.getpid(), 11)", "died while it imported"),
     ],
 )  # fmt: skip
@@ -476,7 +490,7 @@ async def test_bad_preloads(module: str, code: str, words: str, tmp_path: Path) 
         async with pool:
             pass
     assert caught.value.module == module
-    raised = ("broken", "absent", "exiting", "threaded", "sharing")
+    raised = ("broken", "absent", "exiting", "mute")
     assert caught.value.traceback.startswith("Traceback") == (module in raised)
     with pytest.raises(PoolClosedError):
         await pool.run_python("1")
@@ -783,6 +797,13 @@ async def test_default_pool() -> None:
             await default.aclose()
 
 
+def nested(depth: int) -> Any:
+    found: Any = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("call", "error"),
     [
@@ -793,6 +814,11 @@ async def test_default_pool() -> None:
         ({"code": "1", "limits": 5}, TypeError),
         ({"code": "1", "nonsense": 5}, TypeError),
         ({"code": "1", "stdin": 99}, ValueError),
+        ({"code": "1", "args": "abc"}, TypeError),
+        ({"code": "1", "args": [1]}, TypeError),
+        ({"code": "1", "sandbox": Sandbox()}, TypeError),
+        ({"code": Path()}, ValueError),
+        ({"code": "1", "argument": nested(100_000)}, TypeError),
     ],
 )
 async def test_bad_calls(call: dict[str, Any], error: type[Exception], pool: PythonPool) -> None:
@@ -801,6 +827,8 @@ async def test_bad_calls(call: dict[str, Any], error: type[Exception], pool: Pyt
         await pool.run_python(**call)
     with pytest.raises(ValueError, match="module:function"):
         await pool.call_python("math.sqrt", 1)
+    with pytest.raises(TypeError, match="module:function"):
+        await pool.call_python(math.sqrt, 1)  # type: ignore[arg-type]
 
 
 async def test_bad_pools(tmp_path: Path) -> None:
@@ -814,6 +842,8 @@ async def test_bad_pools(tmp_path: Path) -> None:
         ({"max_value": "5 apples"}, ValueError),
         ({"max_value": 1 << 62}, ValueError),
         ({"max_jobs": 0}, ValueError),
+        ({"sandbox": 5}, TypeError),
+        ({"preload_limits": 5}, TypeError),
     ]
     for options, error in cases:
         with pytest.raises(error):

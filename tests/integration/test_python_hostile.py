@@ -162,7 +162,7 @@ async def test_reaches_nobody(code: str, pool: PythonPool) -> None:
         ),
         ("import sys\nsys.settrace(lambda *a: 1/0)\ndef f(): pass\nf()", Status.NONZERO_EXIT, 1),
         ("import builtins\nbuiltins.print = builtins.open = None\nraise SystemExit(9)", Status.NONZERO_EXIT, 9),
-        ("import json\njson.dumps = lambda *a, **k: 1/0\nresult = 1", Status.NONZERO_EXIT, None),
+        ("import json\njson.dumps = lambda *a, **k: 1/0\nresult = 1", Status.OK, 0),
         ("import os\nos._exit = lambda *a: None\nresult = 1", None, None),
         ("import sys\nsys.modules.clear()\nresult = 1", None, None),
         ("import ctypes\nctypes.memset(0, 0, 99)", Status.SIGNALED, None),

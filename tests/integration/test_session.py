@@ -83,8 +83,10 @@ async def test_compile_once_run_many(pool: Pool) -> None:
             parts = [getattr(one.usage, name) for one in results]
             merge = max if name.endswith("_peak") else sum
             assert getattr(usage, name) == (None if None in parts else merge(parts)), name
-    with pytest.raises(PoolClosedError):
+    with pytest.raises(PoolClosedError, match="the session is closed"):
         await session.run(["true"])
+    with pytest.raises(PoolClosedError, match="the session is closed"):
+        await session.run_pair(["true"], ["true"])
 
 
 async def test_each_run_is_fresh_but_for_the_directory(pool: Pool) -> None:
@@ -488,6 +490,7 @@ def test_cache_is_bounded() -> None:
         ({"limits": Limits(disk=None)}, ValueError),
         ({"inodes": True}, TypeError),
         ({"inodes": 0}, ValueError),
+        ({"inodes": 2**64}, ValueError),
         ({"cache": {}}, TypeError),
     ],
 )

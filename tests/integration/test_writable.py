@@ -330,7 +330,7 @@ def test_refused() -> None:
         PythonPool(sandbox=Sandbox(root=Root.directory("/srv", writable=True)))
     root = Root.directory("/srv", writable=True)
     for target in ("/home", "/home/me", "/.lower/0", "/.root"):
-        with pytest.raises(ValidationError, match=r"hides the working directory|own names"):
+        with pytest.raises(ValidationError, match=r"working directory|own names"):
             Sandbox(root=root, workdir="/home/me", mounts=(Mount.tmpfs(target, size="1MiB"),))
     with pytest.raises(ValidationError, match="own names"):
         Sandbox(root=root, workdir="/.root/x")

@@ -489,7 +489,7 @@ def test_broken_images(layout: Layout, store: Path, tmp_path: Path) -> None:
     blob.unlink()
     with pytest.raises(ImageError, match="No such file"):
         Image.load(path, store=store)
-    for text in ("", "[]", "{}", '{"manifests": [{}]}', '{"manifests": [{"digest": "md5:1"}]}',
+    for text in ("", "[]", "{}", "[" * 100_000, '{"manifests": [{}]}', '{"manifests": [{"digest": "md5:1"}]}',
                  index.replace("sha256:", "sha256:../../"), '{"manifests": 3}'):  # fmt: skip
         (layout.path / "index.json").write_text(text)
         with pytest.raises(ImageError):

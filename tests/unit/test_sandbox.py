@@ -195,6 +195,15 @@ def test_isojobs_own_mounts_cannot_be_covered(target: str) -> None:
     assert "target" in refusal(Mount.tmpfs, target, size="1MiB")
 
 
+def test_the_working_directory_is_the_jobs_own() -> None:
+    """A mount there would be hidden by it; below it is shown."""
+    for workdir, target in (("/data", "/data"), ("/a/b", "/a/b")):
+        assert "the working directory" in refusal(
+            Sandbox, workdir=workdir, mounts=[Mount.bind("/srv", target)]
+        )
+    Sandbox(workdir="/data", mounts=[Mount.bind("/srv", "/data/x")])
+
+
 @pytest.mark.parametrize(
     "target", ["/data", "/box/data", "/tmp/x", "/process", "/devel", "/usr/lib/x"]
 )
