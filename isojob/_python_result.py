@@ -25,7 +25,7 @@ MAX_VALUE = 1 << 62
 """Bytes: with the length before it, still below what a file can have, 2^63 - 1."""
 _LENGTH = struct.Struct("<Q")
 _ROOM = 65536
-"""Bytes beside the value, for what else is said; isojob/warm/runner.py has its twin."""
+"""Bytes beside the value, for what else is said; isojob/warm/ending.py has its twin."""
 
 
 class PythonException(Model, frozen=True):

@@ -37,8 +37,8 @@ def _library() -> bytes:
 
 
 @cache
-def _runner() -> bytes:
-    return files("isojob").joinpath("warm", "runner.py").read_bytes()
+def _source(name: str) -> bytes:
+    return files("isojob").joinpath("warm", name).read_bytes()
 
 
 @cache
@@ -94,7 +94,8 @@ class Template:
                 continue  # the inits of its cells are in there, too
             index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)
             config.blob(Tag.TEMPLATE_WRITE, write.file, write.value, index)
-        plan.blob(Tag.ROOT_FILE, f"{_PLACE}/runner.py", _runner(), 0o444)
+        for name in ("runner.py", "ending.py"):
+            plan.blob(Tag.ROOT_FILE, f"{_PLACE}/{name}", _source(name), 0o444)
         plan.blob(Tag.ROOT_FILE, f"{_PLACE}/warm.so", _library(), 0o555)
 
 

@@ -9,7 +9,6 @@ Descriptors 3, 4 and 5 are the socket to the zygote, init's executable and the c
 
 # Also in every job's sys.modules, loaded. What jobs use of it they would import in a millisecond.
 import array
-import atexit
 import builtins
 import codecs
 import ctypes
@@ -24,8 +23,10 @@ import stat
 import sys
 import traceback
 
-_dumps = json.dumps  # a job may put something else there
-_ROOM = 65536  # beside the value, for what else is said; isojob/_python_result.py has its twin
+_ending = type(sys)("ending")  # for nobody's sys.modules
+_ending.__file__ = os.path.dirname(os.path.abspath(__file__)) + "/ending.py"
+with open(_ending.__file__, "rb") as _file:
+    exec(compile(_file.read(), _ending.__file__, "exec"), _ending.__dict__)
 _ANNOTATED = "__annotations__" in globals()
 
 
@@ -52,7 +53,7 @@ def _preload(names):
                 if any(line.split()[1][1::2] == "ws" for line in maps):
                     raise RuntimeError("it makes shared memory, which all jobs would have")
         except BaseException as error:
-            said = _describe(error)
+            said = _ending.describe(error)
             why = said["type"] + ": " + said["message"]
             _tell("E" + name + "\0" + why + "\0" + said["traceback"])
             os._exit(1)
@@ -65,7 +66,7 @@ def _settle():
     try:
         json.loads("{")
     except ValueError as error:
-        _dumps({"x": [_describe(error), 1.5, True]})
+        _ending.dumps({"x": [_ending.describe(error), 1.5, True]})
     _environment(_usual)
     # Streams that most jobs will find good: they depend on what they lead to.
     read, write = os.pipe()
@@ -95,7 +96,7 @@ def _rehearse(native, job):
         program.write(_SAMPLE)
     job.argv = (ctypes.c_char_p * 5)(path.encode(), b"", b"[]", b"rehearsal.py", None)
     job.envp = (ctypes.c_char_p * (len(_usual) + 1))(*_usual, None)
-    room = ctypes.create_string_buffer(_ROOM + 4096)
+    room = ctypes.create_string_buffer(_ending.ROOM + 4096)
     job.result, job.size = ctypes.addressof(room), len(room)
     wait, go = os.pipe()
 
@@ -213,7 +214,7 @@ def _run_job(job, end=os._exit):
     # `random` sees to itself (os.register_at_fork).
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
-    _job(_strings(job.argv), job.size - 8 - _ROOM, answer, end)
+    _job(_strings(job.argv), job.size - 8 - _ending.ROOM, answer, end)
 
 
 def _environment(variables):
@@ -294,129 +295,6 @@ def _run(path, argument, call, kept):
     return main.__dict__.get("result")
 
 
-def _strip(error):
-    """Takes our own frames off."""
-    at = error.__traceback__
-    while at is not None and at.tb_frame.f_code.co_filename == __file__:
-        at = at.tb_next
-    error.__traceback__ = at
-    return type(error), error, at
-
-
-def _describe(error):
-    """Type, message and traceback."""
-    kind, _, at = _strip(error)
-    name = kind.__qualname__
-    try:
-        if kind.__module__ not in ("builtins", "__main__"):
-            name = f"{kind.__module__}.{name}"
-        message = str(error)
-    except BaseException:  # it is the job's own code
-        message = "<exception str() failed>"
-    text = "".join(traceback.format_exception(kind, error, at))
-    return {"type": name, "message": message, "traceback": text}
-
-
-def _complain(text):
-    """Writes a line as the interpreter does, whatever has become of sys.stderr."""
-    try:
-        if sys.stderr is None:
-            os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
-        else:
-            sys.stderr.write(text + "\n")
-    except BaseException:
-        pass
-
-
-def _exit_code(error):
-    """What a SystemExit asks for."""
-    try:
-        code = error.code
-    except BaseException:
-        code = error
-    if code is None or isinstance(code, int):
-        return (code or 0) & 0xFF if -(2**63) <= (code or 0) < 2**63 else 255
-    try:
-        text = str(code)
-    except BaseException:
-        text = ""
-    _complain(text)
-    return 1
-
-
-def _report(error):
-    """Tells people of an exception, as PyErr_PrintEx does; the exit code."""
-    trouble = _strip(error)
-    sys.last_type, sys.last_value, sys.last_traceback = trouble
-    try:
-        if not hasattr(sys, "excepthook"):
-            _complain("sys.excepthook is missing")
-            sys.__excepthook__(*trouble)
-        else:
-            sys.excepthook(*trouble)
-    except SystemExit as other:
-        return _exit_code(other)
-    except BaseException as other:
-        _complain("Error in sys.excepthook:")
-        sys.__excepthook__(*_strip(other))
-        _complain("\nOriginal exception was:")
-        sys.__excepthook__(*trouble)
-    finally:
-        for name in ("last_type", "last_value", "last_traceback"):
-            sys.__dict__.pop(name, None)
-    return 1
-
-
-def _clip(text, most):
-    return text if len(text) <= most else text[: most // 4] + "\n...\n" + text[-3 * most // 4 :]
-
-
-def _words(value, most, said):
-    """The answer: the value, if it has JSON of at most so many bytes, and what else is said."""
-    text = "null"
-    if value is not None:
-        try:
-            text = _dumps(value)
-        except BaseException as error:
-            said["unserializable"] = _clip(f"{type(error).__name__}: {error}", 200)
-        if len(text) > most:
-            text, said["too_large"] = "null", len(text)
-    exception = said["exception"]
-    for length in (1 << 62, 4000, 400):
-        if exception is not None:
-            said["exception"] = {key: _clip(each, length) for key, each in exception.items()}
-        rest = _dumps(said)
-        if len(rest) < _ROOM - 1000:
-            break
-    return '{"value": ' + text + ", " + rest[1:]
-
-
-def _finish(code, end):
-    """What Py_FinalizeEx does that anybody sees; taking a large heap apart is not among it."""
-    if (threading := sys.modules.get("threading")) is not None:
-        try:
-            threading._shutdown()
-        except BaseException as error:
-            _report(error)
-    atexit._run_exitfuncs()
-    # Objects of the program go with its module, cycles and all; what is frozen is not looked at.
-    sys.modules["__main__"] = None
-    gc.collect()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None and not getattr(stream, "closed", False):
-                stream.flush()
-        except BaseException as error:
-            if stream is sys.stdout:
-                code = 120
-                try:
-                    print(f"Exception ignored in: {stream!r}", file=sys.stderr)
-                    sys.__excepthook__(*_strip(error))
-                except BaseException:
-                    pass
-    end(code)
-
-
 def _job(argv, most, answer, end):
     """argv: path, call, argument (JSON in a list, or an empty one), then sys.argv.
 
@@ -437,12 +315,12 @@ def _job(argv, most, answer, end):
     # Not above: what went wrong in a hook would be told as if it came of this.
     if isinstance(failed, SystemExit):
         value = kept[0].get("result") if kept else None
-        code = _exit_code(failed)
+        code = _ending.exit_code(failed)
     elif failed is not None:
         interrupted = isinstance(failed, KeyboardInterrupt)
-        said["exception"] = _describe(failed)
-        code = _report(failed)
-    answer(_words(value, most, said))
+        said["exception"] = _ending.describe(failed)
+        code = _ending.report(failed)
+    answer(_ending.words(value, most, said))
     said = value = kept = failed = None
 
     def die(code):
@@ -450,7 +328,7 @@ def _job(argv, most, answer, end):
         signal.raise_signal(signal.SIGINT)
         end(code)
 
-    _finish(code, die if interrupted else end)
+    _ending.finish(code, die if interrupted else end)
 
 
 def _main():

@@ -131,10 +131,8 @@ static void launcher_main(struct warm_job *out)
     PyOS_AfterFork_Child();
     job_park(&cell);
     job_take(&cell, &job);
-    *out = (struct warm_job){.argv = job.argv,
-                             .envp = job.envp,
-                             .result = job.answer,
-                             .result_size = job.answer_size};
+    *out = (struct warm_job){
+        .argv = job.argv, .envp = job.envp, .result = job.answer, .result_size = job.answer_size};
     munmap(cell.shared, 4096); /* init would believe what it says */
     munmap((void *)config_text.at,
            (size_t)(config_text.end - config_text.at)); /* names of the host */

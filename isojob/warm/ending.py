@@ -1,0 +1,135 @@
+"""How a program ends, as under ``python main.py``, and what is said of it. Loaded by runner.py."""
+
+import atexit
+import gc
+import json
+import os
+import sys
+import traceback
+
+dumps = json.dumps  # a job may put something else there
+ROOM = 65536  # beside the value, for what else is said; isojob/_python_result.py has its twin
+_OURS = os.path.dirname(__file__) + "/"
+
+
+def strip(error):
+    """Takes our own frames off."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_code.co_filename.startswith(_OURS):
+        at = at.tb_next
+    error.__traceback__ = at
+    return type(error), error, at
+
+
+def describe(error):
+    """Type, message and traceback."""
+    kind, _, at = strip(error)
+    name = kind.__qualname__
+    try:
+        if kind.__module__ not in ("builtins", "__main__"):
+            name = f"{kind.__module__}.{name}"
+        message = str(error)
+    except BaseException:  # it is the job's own code
+        message = "<exception str() failed>"
+    text = "".join(traceback.format_exception(kind, error, at))
+    return {"type": name, "message": message, "traceback": text}
+
+
+def _complain(text):
+    """Writes a line as the interpreter does, whatever has become of sys.stderr."""
+    try:
+        if sys.stderr is None:
+            os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+        else:
+            sys.stderr.write(text + "\n")
+    except BaseException:
+        pass
+
+
+def exit_code(error):
+    """What a SystemExit asks for."""
+    try:
+        code = error.code
+    except BaseException:
+        code = error
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF if -(2**63) <= (code or 0) < 2**63 else 255
+    try:
+        text = str(code)
+    except BaseException:
+        text = ""
+    _complain(text)
+    return 1
+
+
+def report(error):
+    """Tells people of an exception, as PyErr_PrintEx does; the exit code."""
+    trouble = strip(error)
+    sys.last_type, sys.last_value, sys.last_traceback = trouble
+    try:
+        if not hasattr(sys, "excepthook"):
+            _complain("sys.excepthook is missing")
+            sys.__excepthook__(*trouble)
+        else:
+            sys.excepthook(*trouble)
+    except SystemExit as other:
+        return exit_code(other)
+    except BaseException as other:
+        _complain("Error in sys.excepthook:")
+        sys.__excepthook__(*strip(other))
+        _complain("\nOriginal exception was:")
+        sys.__excepthook__(*trouble)
+    finally:
+        for name in ("last_type", "last_value", "last_traceback"):
+            sys.__dict__.pop(name, None)
+    return 1
+
+
+def _clip(text, most):
+    return text if len(text) <= most else text[: most // 4] + "\n...\n" + text[-3 * most // 4 :]
+
+
+def words(value, most, said):
+    """The answer: the value, if it has JSON of at most so many bytes, and what else is said."""
+    text = "null"
+    if value is not None:
+        try:
+            text = dumps(value)
+        except BaseException as error:
+            said["unserializable"] = _clip(f"{type(error).__name__}: {error}", 200)
+        if len(text) > most:
+            text, said["too_large"] = "null", len(text)
+    exception = said["exception"]
+    for length in (1 << 62, 4000, 400):
+        if exception is not None:
+            said["exception"] = {key: _clip(each, length) for key, each in exception.items()}
+        rest = dumps(said)
+        if len(rest) < ROOM - 1000:
+            break
+    return '{"value": ' + text + ", " + rest[1:]
+
+
+def finish(code, end):
+    """What Py_FinalizeEx does that anybody sees; taking a large heap apart is not among it."""
+    if (threading := sys.modules.get("threading")) is not None:
+        try:
+            threading._shutdown()
+        except BaseException as error:
+            report(error)
+    atexit._run_exitfuncs()
+    # Objects of the program go with its module, cycles and all; what is frozen is not looked at.
+    sys.modules["__main__"] = None
+    gc.collect()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+        except BaseException as error:
+            if stream is sys.stdout:
+                code = 120
+                try:
+                    print(f"Exception ignored in: {stream!r}", file=sys.stderr)
+                    sys.__excepthook__(*strip(error))
+                except BaseException:
+                    pass
+    end(code)
