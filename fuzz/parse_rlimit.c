@@ -30,7 +30,7 @@ int fuzz_rlimits(const uint8_t *data, size_t size)
     struct failure f = {0};
     struct reader r = {.at = data, .end = data + size};
     /* A limit that is too high is lowered to what may be had, and never refused for that. */
-    if (set_rlimits(r, &f) < 0 && f.error == EPERM)
+    if (set_rlimits(r, (uint64_t)size << 32, &f) < 0 && f.error == EPERM)
         abort();
     return f.error;
 }

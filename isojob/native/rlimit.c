@@ -14,7 +14,7 @@ int set_rlimit(const struct field *fl, uint64_t more, struct failure *f)
     }
     memcpy(pair, fl->data, sizeof(pair));
     limit = (struct rlimit){.rlim_cur = pair[0], .rlim_max = pair[1]};
-    if (resource == RLIMIT_AS && pair[1] < RLIM_INFINITY - more) {
+    if (resource == RLIMIT_AS && pair[0] <= pair[1] && pair[1] < RLIM_INFINITY - more) {
         limit.rlim_cur += more;
         limit.rlim_max += more;
     }
