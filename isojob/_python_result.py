@@ -79,7 +79,8 @@ def understand(result: Result, data: bytes, most: int) -> PythonResult:
         said = json.loads(data) if data else None
         value = said.get("value") if isinstance(said, dict) else None
         text = to_json(value)
-        from_json(text)  # the result has to survive JSON: no lone surrogates, no endless depth
+        # The result has to survive JSON: no lone surrogates, no endless depth.
+        from_json(b'{"value": %b}' % text)
         if value is not None and len(text) > most:
             value, problem = None, f"{len(text)} bytes of JSON, more than max_value"
     except (ValueError, RecursionError) as error:
