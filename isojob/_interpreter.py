@@ -21,6 +21,7 @@ _QUESTION = (
     "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, "
     "sys.executable, sys.implementation.name, list(sys.version_info[:2])]))"
 )
+_ANSWERS = 6
 _TOOLCHAIN = ("/usr/", "/bin/", "/lib/", "/lib64/")
 """What `Root.host` shows."""
 _OLDEST = (3, 8)
@@ -100,7 +101,7 @@ def _ask(executable: str) -> list[Any]:
         answer = json.loads(done.stdout)
     except ValueError:
         answer = None
-    if done.returncode or not isinstance(answer, list):
+    if done.returncode or not isinstance(answer, list) or len(answer) != _ANSWERS:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         what = ": ".join((f"it is no Python: it exited with {done.returncode}", *said))
         raise CommandNotExecutableError(executable, what, 0)

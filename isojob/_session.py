@@ -261,6 +261,7 @@ class Session:
         for name, value in (("outputs", outputs), ("collect", collect)):
             if isinstance(value, (str, bytes)):
                 raise TypeError(f"{name} must be a sequence of names, such as [{value!r}]")
+        collect, outputs = tuple(collect), tuple(outputs)
         job = self._job(command, limits, {**options, "collect": (*collect, *outputs)})
         place = below(job.cwd, job.workdir)
         async with self._turns.shared():

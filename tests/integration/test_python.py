@@ -855,12 +855,14 @@ async def test_bad_pools(tmp_path: Path) -> None:
     shim.write_text("#!/bin/sh\necho shim: no such version >&2\nexit 127\n")
     text.write_text("print(1)\n")
     closed.write_text("")
-    for file in (shim, text):
+    (liar := tmp_path / "liar").write_text("#!/bin/sh\necho '[1, 2]'\n")
+    for file in (shim, text, liar):
         file.chmod(0o755)
     for program, why in (
         ("/bin/true", "no Python: it exited with 0"),
         (shim, "no Python: it exited with 127: shim: no such version"),
         (text, "Exec format error"),
+        (liar, "no Python: it exited with 0"),
         (closed, "Permission denied"),
     ):
         with pytest.raises(CommandNotExecutableError, match=why):
