@@ -21,7 +21,6 @@ _QUESTION = (
     "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, "
     "sys.executable, sys.implementation.name, list(sys.version_info[:2])]))"
 )
-_ANSWERS = 6
 _TOOLCHAIN = ("/usr/", "/bin/", "/lib/", "/lib64/")
 """What `Root.host` shows."""
 _OLDEST = (3, 8)
@@ -99,13 +98,20 @@ def _ask(executable: str) -> list[Any]:
         raise CommandNotExecutableError(executable, errno=error.errno or errno.EACCES) from error
     try:
         answer = json.loads(done.stdout)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
-    if done.returncode or not isinstance(answer, list) or len(answer) != _ANSWERS:
+    if done.returncode or not _is_answer(answer):
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         what = ": ".join((f"it is no Python: it exited with {done.returncode}", *said))
         raise CommandNotExecutableError(executable, what, 0)
-    return answer
+    return list(answer)
+
+
+def _is_answer(answer: object) -> bool:
+    match answer:
+        case [str(), str(), str(), str(), str(), [int(), int()]]:
+            return True
+    return False
 
 
 def _follow(executable: str) -> tuple[str, list[str]]:

@@ -302,19 +302,13 @@ def check_files(files: Mapping[str, Content], limits: Limits) -> dict[str, Conte
                 raise TypeError(f"files[{name!r}]: a tuple is (bytes, mode)")
             if not 0 <= content[1] <= 0o777:
                 raise ValueError(f"files[{name!r}]: mode {content[1]:#o} is not within 0o777")
-            total += len(content[0])
-        elif isinstance(content, bytes):
-            total += len(content)
         elif isinstance(content, Path):
-            info = content.stat()
-            if not stat.S_ISREG(info.st_mode):
-                raise ValueError(f"files[{name!r}]: {content} is {_kind(info.st_mode)}")
-            total += info.st_size
-        else:
-            raise TypeError(
-                f"files[{name!r}]: give bytes, a pathlib.Path or (bytes, mode), "
-                f"not {type(content).__name__}"
-            )
+            if not stat.S_ISREG(mode := content.stat().st_mode):
+                raise ValueError(f"files[{name!r}]: {content} is {_kind(mode)}")
+        elif not isinstance(content, bytes):
+            kind = type(content).__name__
+            raise TypeError(f"files[{name!r}]: give bytes, a Path or (bytes, mode), not {kind}")
+        total += content_size(content)
     if limits.disk is not None and total > limits.disk:
         raise ValueError(f"files: {total} bytes do not fit into limits.disk ({limits.disk})")
     names = set(files)
@@ -324,6 +318,12 @@ def check_files(files: Mapping[str, Content], limits: Limits) -> dict[str, Conte
             if (above := "/".join(parts[:depth])) in names:
                 raise ValueError(f"files: {above!r} is both a file and a directory of {name!r}")
     return dict(files)
+
+
+def content_size(content: Content) -> int:
+    if isinstance(content, Path):
+        return content.stat().st_size
+    return len(content[0] if isinstance(content, tuple) else content)
 
 
 def read_content(content: Content) -> tuple[int, bytes]:

@@ -180,16 +180,13 @@ class Pair:
                 member.close()
             for relay in relays:
                 relay.close()
+        ends = said.ends if transcript else None
+        ended = _first(first, second, interactor.ended_ns - solution.ended_ns, ends)
         return PairResult(
             solution=first,
             interactor=second,
-            first_to_close=said.ends[0] if said.ends else None,
-            first_to_end=_first(
-                first,
-                second,
-                interactor.ended_ns - solution.ended_ns,
-                said.ends if transcript else None,
-            ),
+            first_to_close=None if ends is None else ends[0] if ends else ended,
+            first_to_end=ended,
             idle=bool(idle),
             transcript=said.said,
             transcript_truncated=said.truncated,

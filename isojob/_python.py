@@ -231,8 +231,11 @@ class PythonPool:
         """
         check_options("run_python", options, RunOptions.__optional_keys__)
         name, source = _source(code)
-        if isinstance(args, (str, bytes)) or not all(isinstance(word, str) for word in args):
-            raise TypeError("args must be a sequence of str")
+        if isinstance(args, (str, bytes)):
+            raise TypeError(f"args must be a sequence of words, such as [{args!r}]")
+        args = tuple(args)
+        if not all(isinstance(word, str) for word in args):
+            raise TypeError("args: words are str")
         if files is not None and name in files:
             raise ValueError(f"files: {name!r} is the program itself")
         job = self._job([name, *args], limits, {name: source, **(files or {})}, options)

@@ -21,8 +21,8 @@ __all__ = [
     "understand",
 ]
 
-MAX_VALUE = 1 << 62
-"""Bytes: with the length before it, still below what a file can have, 2^63 - 1."""
+MAX_VALUE = 1 << 40
+"""Bytes: each job maps so many."""
 _LENGTH = struct.Struct("<Q")
 _ROOM = 65536
 """Bytes beside the value, for what else is said; isojob/warm/ending.py has its twin."""
@@ -81,7 +81,7 @@ def understand(result: Result, data: bytes, most: int) -> PythonResult:
         text = to_json(value)
         # The result has to survive JSON: no lone surrogates, no endless depth.
         from_json(b'{"value": %b}' % text)
-        if value is not None and len(text) > most:
+        if len(text) > most < len(json.dumps(value)) and value is not None:  # the job's way
             value, problem = None, f"{len(text)} bytes of JSON, more than max_value"
     except (ValueError, RecursionError) as error:
         value, problem = None, f"the job's answer is no JSON: {error}"[:200]

@@ -87,17 +87,16 @@ class Relay:
         """
         if not self._from.is_open:
             return
-        closed = _OTHER[self._side]
+        both = False
         with suppress(OSError):
             left = fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)
-            while left > 0:
+            while left > 0 and not both:
                 data = os.read(self._pipe, min(CHUNK, left))
-                if not data:  # who writes had ended, too
-                    closed = self._side
-                    break
+                both = not data
                 self._transcript.note(self._side, data)
                 left -= len(data)
-        self._transcript.ends.append(closed)
+        if not both:  # else who writes has ended, too, and nobody saw who did first
+            self._transcript.ends.append(_OTHER[self._side])
         self.close()
 
     async def run(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import anyio
 
 from isojob._cache import Cache
-from isojob._job import Content, Job, StrOrBytesPath, check_files, read_content
+from isojob._job import Content, Job, StrOrBytesPath, check_files, content_size, read_content
 from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
 from isojob._outputs import below, misfits, refused, without
@@ -32,7 +32,7 @@ __all__ = ["Session", "opened_session"]
 
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
 _MORE_MEMORY = 16 << 20
-"""For who writes what fills a directory, and for its inodes."""
+"""For who writes files, beside them."""
 _PATIENT: Mapping[str, None] = {"wall_time": None, "cpu_time": None}
 """Of what no program does, but isojob: whoever waits can cancel."""
 
@@ -64,10 +64,7 @@ class Session:
     ) -> None:
         self.limits = limits
         # What the directory may hold can be written at once.
-        own: dict[str, Any] = {"disk": zygote.disk, **_PATIENT}
-        if limits.memory is not None:
-            own["memory"] = max(limits.memory, zygote.disk + _MORE_MEMORY)
-        self._own_limits = limits.model_copy(update=own)
+        self._own_limits = limits.model_copy(update={"disk": zygote.disk, **_PATIENT})
         self._cache = cache
         self._pool = pool
         self._zygote = zygote
@@ -298,7 +295,12 @@ class Session:
             PoolBrokenError, PoolClosedError: As `run`.
             TypeError, ValueError: Files that no job can be given.
         """
-        await self._run(_NOTHING, self._own_limits, keep=True, no_exec=True, files=files)
+        limits = self._own_limits
+        files = check_files(files, limits)
+        if limits.memory is not None:
+            needed = sum(map(content_size, files.values())) + _MORE_MEMORY
+            limits = limits.model_copy(update={"memory": max(limits.memory, needed)})
+        await self._run(_NOTHING, limits, keep=True, no_exec=True, files=files)
 
     async def collect(self, *patterns: str) -> Result:
         """Reads files of the directory, as ``collect=`` of a run does.

@@ -38,7 +38,7 @@ def describe(error):
 def _complain(text):
     """Writes a line as the interpreter does, whatever has become of sys.stderr."""
     try:
-        if sys.stderr is None:
+        if getattr(sys, "stderr", None) is None:
             os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
         else:
             sys.stderr.write(text + "\n")
@@ -66,6 +66,8 @@ def report(error):
     """Tells people of an exception, as PyErr_PrintEx does; the exit code."""
     trouble = strip(error)
     sys.last_type, sys.last_value, sys.last_traceback = trouble
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
     try:
         if not hasattr(sys, "excepthook"):
             _complain("sys.excepthook is missing")
@@ -79,9 +81,6 @@ def report(error):
         sys.__excepthook__(*strip(other))
         _complain("\nOriginal exception was:")
         sys.__excepthook__(*trouble)
-    finally:
-        for name in ("last_type", "last_value", "last_traceback"):
-            sys.__dict__.pop(name, None)
     return 1
 
 
@@ -117,16 +116,19 @@ def finish(code, end):
         except BaseException as error:
             report(error)
     atexit._run_exitfuncs()
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        sys.__dict__.pop(name, None)
     # Objects of the program go with its module, cycles and all; what is frozen is not looked at.
     sys.modules["__main__"] = None
     gc.collect()
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name, None)
         try:
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
         except BaseException as error:
-            if stream is sys.stdout:
-                code = 120
+            code = 120
+            if name == "stdout":
                 try:
                     print(f"Exception ignored in: {stream!r}", file=sys.stderr)
                     sys.__excepthook__(*strip(error))

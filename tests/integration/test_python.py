@@ -80,6 +80,15 @@ PROGRAMS = {
     "interrupt, no stdout": "import sys; sys.stdout = None; raise KeyboardInterrupt",
     "exit of a message": "class E(Exception):\n    def __str__(s): raise SystemExit(0)\nraise E",
     "exit without stderr": "import sys; sys.stderr = None; sys.exit('bye')",
+    "no stdout at all": "import sys; del sys.stdout",
+    "no stderr at all": "import sys; del sys.stderr; sys.exit('bye')",
+    "stderr closed below": "import os, sys; os.close(2); sys.stderr.write('x')",
+    "last of all": """
+        import atexit, sys
+        names = ('last_type', 'last_value', 'last_traceback', 'last_exc')
+        atexit.register(lambda: print([hasattr(sys, name) for name in names]))
+        1/0
+        """,
     "exit without a code": """
         class Exit(SystemExit):
             @property
@@ -248,6 +257,8 @@ async def test_size_of_values() -> None:
             assert result.value == ("x" * size if comes else None)
             problem = None if comes else "101 bytes of JSON, more than max_value"
             assert result.value_problem == problem
+        # As the job writes it; others write 0.00001.
+        assert (await pool.run_python("result = [1e-05] * 14")).value == [1e-05] * 14
         for code in ("1/0", "raise ZeroDivisionError('\U0001f600' * 100_000)"):
             error = (await pool.run_python(code)).exception
             assert error is not None and error.type == "ZeroDivisionError"
@@ -840,7 +851,7 @@ async def test_bad_pools(tmp_path: Path) -> None:
         ({"rotate_jobs": 0}, ValueError),
         ({"preload_time": -1}, ValueError),
         ({"max_value": "5 apples"}, ValueError),
-        ({"max_value": 1 << 62}, ValueError),
+        ({"max_value": 1 << 40}, ValueError),
         ({"max_jobs": 0}, ValueError),
         ({"sandbox": 5}, TypeError),
         ({"preload_limits": 5}, TypeError),
@@ -855,14 +866,17 @@ async def test_bad_pools(tmp_path: Path) -> None:
     shim.write_text("#!/bin/sh\necho shim: no such version >&2\nexit 127\n")
     text.write_text("print(1)\n")
     closed.write_text("")
-    (liar := tmp_path / "liar").write_text("#!/bin/sh\necho '[1, 2]'\n")
-    for file in (shim, text, liar):
+    lies = ("[1, 2]", "[" * 100_000, '["", "", "", "", "cpython", ["x"]]', '["", "", "", 1, "", 3]')
+    liars = [tmp_path / f"liar{number}" for number in range(len(lies))]
+    for file, lie in zip(liars, lies, strict=True):
+        file.write_text(f"#!/bin/sh\necho '{lie}'\n")
+    for file in (shim, text, *liars):
         file.chmod(0o755)
     for program, why in (
         ("/bin/true", "no Python: it exited with 0"),
         (shim, "no Python: it exited with 127: shim: no such version"),
         (text, "Exec format error"),
-        (liar, "no Python: it exited with 0"),
+        *((liar, "no Python: it exited with 0") for liar in liars),
         (closed, "Permission denied"),
     ):
         with pytest.raises(CommandNotExecutableError, match=why):

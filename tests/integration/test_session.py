@@ -343,6 +343,18 @@ async def test_what_isojob_does_itself_has_no_limits(pool: Pool) -> None:
         assert result.ok and result.uncollected == {}
 
 
+async def test_a_put_waits_for_what_it_needs() -> None:
+    """Not for room for all that the directory could hold."""
+    small = Limits(memory="32MiB")
+    async with (
+        Pool(limits=small, memory="200MiB") as other,
+        other.session(disk="190MiB") as session,
+        other.open(["cat"]),
+    ):
+        with anyio.fail_after(20 * SLOW):
+            await session.put({"a": b"x"})
+
+
 async def test_cache_tells_steps_apart(pool: Pool, tmp_path: Path) -> None:
     """By streams, by what is kept of what is collected, by the size of the directory."""
     cache = Cache()
@@ -650,6 +662,7 @@ async def test_a_pair(pool: Pool) -> None:
         pool.session(files={"word": b"ping\n"}) as one,
         pool.session(files={"word": b"pong\n"}) as other,
     ):
+        used: dict[Session | None, list[float]] = {one: [], other: [], None: []}
         for session, own in ((other, b"pong\n"), (one, b"ping\n"), (None, b"given\n")):
             result = await one.run_pair(
                 ask,
@@ -665,9 +678,12 @@ async def test_a_pair(pool: Pool) -> None:
             assert result.interactor.stderr == b"word\n"
             assert result.transcript[0] == ("solution", b"ping\n")
             assert result.transcript[1] == ("interactor", b"ping " + own)
+            used[one].append(result.solution.usage.wall_time)
+            used[session].append(result.interactor.usage.wall_time)
+        for session in (one, other):
+            assert session.usage().wall_time == pytest.approx(sum(used[session]))
         assert (await one.collect("left")).files == {}
         assert (await other.run(["ls"], keep=False)).stdout == b"word\n"
-        assert one.usage().wall_time > other.usage().wall_time > 0
         with pytest.raises(TypeError, match="takes no stdout"):
             await one.run_pair(ask, reply, stdout=1)  # type: ignore[call-arg]
         with pytest.raises(ValueError, match="no number of bytes"):
