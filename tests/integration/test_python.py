@@ -872,13 +872,14 @@ async def test_bad_pools(tmp_path: Path) -> None:
         file.write_text(f"#!/bin/sh\necho '{lie}'\n")
     for file in (shim, text, *liars):
         file.chmod(0o755)
-    for program, why in (
+    programs: list[tuple[str | Path, str]] = [
         ("/bin/true", "no Python: it exited with 0"),
         (shim, "no Python: it exited with 127: shim: no such version"),
         (text, "Exec format error"),
         *((liar, "no Python: it exited with 0") for liar in liars),
         (closed, "Permission denied"),
-    ):
+    ]
+    for program, why in programs:
         with pytest.raises(CommandNotExecutableError, match=why):
             async with PythonPool(python=program):
                 pass
