@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError
 from isojob.mounts import Mount, Root
@@ -104,10 +104,10 @@ def _ask(executable: str) -> list[Any]:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         what = ": ".join((f"it is no Python: it exited with {done.returncode}", *said))
         raise CommandNotExecutableError(executable, what, 0)
-    return list(answer)
+    return answer
 
 
-def _is_answer(answer: object) -> bool:
+def _is_answer(answer: object) -> TypeGuard[list[Any]]:
     match answer:
         case [str(), str(), str(), str(), str(), [int(), int()]]:
             return True
