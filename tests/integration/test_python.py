@@ -269,6 +269,9 @@ async def test_values_beside_little_address_space() -> None:
     """What the value is written to is not the job's: it does not count as its address space."""
     few = PATIENT.model_copy(update={"address_space": 512 << 20})
     async with PythonPool(python=PYTHON, limits=few, parked=0, max_value="1GiB") as pool:
+        size = "import os; result = int(open('/proc/self/statm').read().split()[0]) >> 28"
+        if (await pool.run_python(size, limits=PATIENT)).value:
+            pytest.skip("a sanitizer keeps terabytes of addresses")
         result = await pool.run_python("result = len(bytearray(100_000_000))")
         assert (result.value, result.value_problem) == (100_000_000, None)
         result = await pool.run_python("result = len(bytearray(600_000_000))")
