@@ -171,13 +171,15 @@ def _option(words: list[int]) -> int | None:
     return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
 
 
-_REQUESTS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983)
-_BRIDGES = (0x89A0, 0x89A1, 0x89A2, 0x89A3)
+_REQUESTS = (
+    *(0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983),
+    *(0x89A0, 0x89A1, 0x89A2, 0x89A3),
+)
 _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
     "socket": _socket,
     "socketpair": lambda words: None if words[0] == 1 else errno.EAFNOSUPPORT,
-    "ioctl": lambda words: errno.EPERM if words[1] in (*_REQUESTS, *_BRIDGES) else None,
+    "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
     "setsockopt": _option,
     "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
     "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
