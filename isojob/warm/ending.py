@@ -35,6 +35,10 @@ def describe(error):
     return {"type": name, "message": message, "traceback": text}
 
 
+def sentence(said):
+    return said["type"] + ": " + said["message"]
+
+
 def _complain(text):
     """Writes a line as the interpreter does, whatever has become of sys.stderr."""
     try:
@@ -95,7 +99,7 @@ def words(value, most, said):
         try:
             text = dumps(value)
         except BaseException as error:
-            said["unserializable"] = _clip(f"{type(error).__name__}: {error}", 200)
+            said["unserializable"] = _clip(sentence(describe(error)), 200)
         if len(text) > most:
             text, said["too_large"] = "null", len(text)
     exception = said["exception"]

@@ -54,8 +54,7 @@ def _preload(names):
                     raise RuntimeError("it makes shared memory, which all jobs would have")
         except BaseException as error:
             said = _ending.describe(error)
-            why = said["type"] + ": " + said["message"]
-            _tell("E" + name + "\0" + why + "\0" + said["traceback"])
+            _tell("E" + name + "\0" + _ending.sentence(said) + "\0" + said["traceback"])
             os._exit(1)
 
 

@@ -230,6 +230,16 @@ async def test_values_that_do_not_come(pool: PythonPool) -> None:
     assert result.value_problem is not None and "max_value" in result.value_problem
     deep = "import json\nclass D:\n    pass\nx = []\nfor _ in range(900): x = [x]\nresult = x"
     assert (await pool.run_python(deep)).ok
+    odd = """
+        class E(Exception):
+            def __str__(self): 1/0
+        class D(dict):
+            def items(self): raise E
+        result = D(x=1)
+        """
+    result = await pool.run_python(dedent(odd))
+    assert result.ok and result.value is None
+    assert result.value_problem == "E: <exception str() failed>"
     result = await pool.run_python("import os; result = 5; os._exit(0)")
     assert (result.ok, result.value) == (True, None)
     forged = """
