@@ -313,6 +313,13 @@ class Branches:
                 return self._stocks.pop(key)
         return None
 
+    def shut(self) -> None:
+        """No verdict of a job on them is true from now on: the zygote may end before they do."""
+        with self._lock:
+            self._closed = True
+            for stock in (*self._stocks.values(), *self._old):
+                stock.open = False
+
     def close(self) -> None:
         """Ends all of them, and waits for the threads that make some (blocking, bounded)."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Interpreter:
         executable, homes = _follow(own or executable)
         folders = dict.fromkeys([*homes, *map(str, prefixes)])
         for folder in folders:
-            if os.path.realpath(folder) in ("/", os.path.realpath(Path.home())):
+            if os.path.realpath(folder) in ("/", os.path.realpath(os.path.expanduser("~"))):
                 what = f"it is installed in {folder}, and jobs would see all that is in there"
                 raise CommandNotExecutableError(executable, what, 0)
         return cls(executable, tuple(folders), found)
@@ -82,27 +83,33 @@ class Interpreter:
 
 def _ask(executable: str) -> list[Any]:
     """What it tells of itself, as `_QUESTION` lists it."""
+    # A shim chooses by variables (PYENV_VERSION), and finds what it starts by PATH.
+    unwanted = ("PYTHON", "LD_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    command = [executable, "-I", "-S", "-c", _QUESTION]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
     try:
-        done = subprocess.run(
-            [executable, "-I", "-S", "-c", _QUESTION],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-            env={},
+        asked = subprocess.Popen(
+            command, stdin=null, stdout=pipe, stderr=pipe, env=env, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        what = f"it did not say within {_SECONDS:g} s which Python it is"
-        raise CommandNotExecutableError(executable, what, 0) from None
     except OSError as error:
         raise CommandNotExecutableError(executable, errno=error.errno or errno.EACCES) from error
+    with asked:
+        try:
+            out, err = asked.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            what = f"it did not say within {_SECONDS:g} s which Python it is"
+            raise CommandNotExecutableError(executable, what, 0) from None
+        finally:
+            if asked.returncode is None:
+                os.killpg(asked.pid, signal.SIGKILL)  # what it has started with it
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(out)
     except (ValueError, RecursionError):
         answer = None
-    if done.returncode or not _is_answer(answer):
-        said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
-        what = ": ".join((f"it is no Python: it exited with {done.returncode}", *said))
+    if asked.returncode or not _is_answer(answer):
+        said = err.decode(errors="replace").strip().splitlines()[:1]
+        what = ": ".join((f"it is no Python: it exited with {asked.returncode}", *said))
         raise CommandNotExecutableError(executable, what, 0)
     return answer
 

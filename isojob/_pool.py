@@ -110,11 +110,7 @@ class Pool:
 
     async def __aenter__(self) -> Self:
         self.open_now()
-        try:
-            await self._stock.ready()
-        except BaseException:
-            await in_thread(self.close)
-            raise
+        await self.started()
         return self
 
     async def __aexit__(
@@ -131,6 +127,14 @@ class Pool:
             raise RuntimeError("the pool is open already")
         self._reset()
         self._stock.open = True
+
+    async def started(self) -> None:
+        """Waits for the zygote; the pool is closed if it does not come."""
+        try:
+            await self._stock.ready()
+        except BaseException:
+            await in_thread(self.close)
+            raise
 
     async def aclose(self) -> None:
         """Ends every job and cell and waits until nothing of them is left (bounded)."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from typing_extensions import override
 
@@ -21,6 +19,7 @@ from isojob._job import Content, Job, StrOrBytesPath
 from isojob._models import parse_bytes, parse_seconds
 from isojob._options import RunOptions, check_options
 from isojob._pool import Pool
+from isojob._python_input import NOT_GIVEN, argument_of, modules_of, source_of
 from isojob._python_result import (
     MAX_VALUE,
     PythonException,
@@ -34,30 +33,15 @@ from isojob._shield import in_thread
 from isojob._shutdown import refuse_late
 from isojob._stock import Stock
 from isojob._template import Template
-from isojob.errors import IsojobError
+from isojob.errors import IsojobError, PoolClosedError
 from isojob.limits import Limits
 from isojob.sandbox import Sandbox
-
-if sys.platform == "linux":
-    pass
 
 __all__ = ["PythonException", "PythonPool", "PythonResult", "run_python"]
 
 PRELOAD_LIMITS = Limits(
     memory="2GiB", processes=1024, cpu_time=None, wall_time=None, address_space=None
 )
-
-
-MAX_MODULES = 64
-
-
-class _NotGiven:
-    @override
-    def __repr__(self) -> str:
-        return "not given"
-
-
-NOT_GIVEN: Final = _NotGiven()
 
 
 class _WarmPool(Pool):
@@ -73,6 +57,8 @@ class _WarmPool(Pool):
 
     @override
     def close(self) -> None:
+        if self.branches is not None:
+            self.branches.shut()
         super().close()
         if self.branches is not None:
             self.branches.close()
@@ -137,9 +123,14 @@ class PythonPool:
         rotate_seconds: float | None = None,
         **options: Any,
     ) -> None:
-        if rotate_jobs is not None and (isinstance(rotate_jobs, bool) or rotate_jobs < 1):
-            raise ValueError("rotate_jobs must be at least 1")
-        self._preload = _modules(preload)
+        if rotate_jobs is not None:
+            if isinstance(rotate_jobs, bool) or not isinstance(rotate_jobs, int):
+                raise TypeError(f"rotate_jobs must be an int, not {type(rotate_jobs).__name__}")
+            if rotate_jobs < 1:
+                raise ValueError("rotate_jobs must be at least 1")
+        if python is not None and not isinstance(python, (str, os.PathLike)):
+            raise TypeError(f"python must be a path, not {type(python).__name__}")
+        self._preload = modules_of(preload)
         self._python = python
         self._sandbox = sandbox
         self._preload_limits = PRELOAD_LIMITS if preload_limits is None else preload_limits
@@ -158,6 +149,8 @@ class PythonPool:
         self._jobs = 0
         self._born = 0.0
         self._branch_memory = parse_bytes(branch_memory)
+        self._opening: object | None = None
+        """Of who enters it, until it is open; `close` takes it away."""
         self._make(_NO_PYTHON)
 
     def _make(self, interpreter: Interpreter) -> None:
@@ -167,11 +160,24 @@ class PythonPool:
         self._pool.branches = self._branches
 
     async def __aenter__(self) -> Self:
-        if self._pool.stock.open:
-            raise RuntimeError("the pool is open already")
-        self._make(await in_thread(lambda: Interpreter.find(self._python)))
-        self._jobs, self._born = 0, time.monotonic()
-        await self._pool.__aenter__()
+        with self._lock:
+            if self._pool.stock.open or self._opening is not None:
+                raise RuntimeError("the pool is open already")
+            opening = self._opening = object()
+        try:
+            interpreter = await in_thread(lambda: Interpreter.find(self._python))
+            with self._lock:
+                if self._opening is not opening:
+                    raise PoolClosedError
+                self._make(interpreter)
+                pool = self._pool
+                pool.open_now()
+                self._jobs, self._born = 0, time.monotonic()
+        finally:
+            with self._lock:
+                if self._opening is opening:
+                    self._opening = None
+        await pool.started()
         return self
 
     async def __aexit__(
@@ -188,7 +194,9 @@ class PythonPool:
 
     def close(self) -> None:
         """As `aclose`, blocking."""
-        self._pool.close()
+        with self._lock:
+            self._opening, pool = None, self._pool
+        pool.close()
         with self._lock:
             renewal, self._renewal = self._renewal, None
         if renewal is not None:
@@ -202,7 +210,7 @@ class PythonPool:
         args: Sequence[str] = (),
         preload: Sequence[str] = (),
         limits: Limits | None = None,
-        files: dict[str, Content] | None = None,
+        files: Mapping[str, Content] | None = None,
         check: bool = False,
         **options: Any,
     ) -> PythonResult:
@@ -230,18 +238,23 @@ class PythonPool:
             IsojobError: As `run_isolated`.
         """
         check_options("run_python", options, RunOptions.__optional_keys__)
-        name, source = _source(code)
-        if isinstance(args, (str, bytes)):
-            raise TypeError(f"args must be a sequence of words, such as [{args!r}]")
-        args = tuple(args)
+        name, source = source_of(code)
+        if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+            raise TypeError(f"args must be a sequence of words, not {args!r}")
         if not all(isinstance(word, str) for word in args):
             raise TypeError("args: words are str")
-        if files is not None and name in files:
+        if files is None:
+            files = {}
+        elif not isinstance(files, Mapping):
+            raise TypeError(f"files must be a mapping, not {type(files).__name__}")
+        elif name in files:
             raise ValueError(f"files: {name!r} is the program itself")
-        job = self._job([name, *args], limits, {name: source, **(files or {})}, options)
+        job = self._job([name, *args], limits, {name: source, **files}, options)
         # As the interpreter does since 3.9: absolute, below the directory it is found in.
         path = f"{job.cwd or job.workdir}/{name}"
-        return await self._run(job, [path, "", _json(argument), name, *args], preload, check=check)
+        return await self._run(
+            job, [path, "", argument_of(argument), name, *args], preload, check=check
+        )
 
     async def call_python(
         self,
@@ -250,7 +263,7 @@ class PythonPool:
         *,
         preload: Sequence[str] = (),
         limits: Limits | None = None,
-        files: dict[str, Content] | None = None,
+        files: Mapping[str, Content] | None = None,
         check: bool = False,
         **options: Any,
     ) -> PythonResult:
@@ -272,13 +285,13 @@ class PythonPool:
         if not colon or not all(p.isidentifier() for p in (*module.split("."), *name.split("."))):
             raise ValueError(f'function {function!r}: must be "module:function"')
         job = self._job([function], limits, files, options)
-        return await self._run(job, ["", function, _json(argument), ""], preload, check=check)
+        return await self._run(job, ["", function, argument_of(argument), ""], preload, check=check)
 
     def _job(
         self,
         command: Sequence[StrOrBytesPath],
         limits: Limits | None,
-        files: dict[str, Content] | None,
+        files: Mapping[str, Content] | None,
         options: dict[str, Any],
     ) -> Job:
         return self._pool.job(command, limits, files=files, **options)
@@ -286,7 +299,7 @@ class PythonPool:
     async def _run(
         self, job: Job, argv: Sequence[str], preload: Sequence[str], *, check: bool
     ) -> PythonResult:
-        modules = _modules(preload)
+        modules = modules_of(preload)
         job.argv = [os.fsencode(word) for word in argv]
         if any(b"\0" in word for word in job.argv):
             raise ValueError("args: a NUL byte")
@@ -330,38 +343,6 @@ class PythonPool:
 
 
 _NO_PYTHON = Interpreter("", (), (0, 0))
-
-
-def _modules(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, (str, bytes)):
-        raise TypeError(f"preload must be a sequence of modules, such as [{names!r}]")
-    for name in names:
-        if not isinstance(name, str) or not all(p.isidentifier() for p in name.split(".")):
-            raise ValueError(f"preload: {name!r} is no name of a module")
-    if len(names) > MAX_MODULES:
-        raise ValueError(f"preload: more than {MAX_MODULES} modules; make one that imports them")
-    return tuple(names)
-
-
-def _source(code: str | bytes | Path) -> tuple[str, Content]:
-    if isinstance(code, str):
-        return "main.py", code.encode("utf-8", "surrogatepass")
-    if isinstance(code, bytes):
-        return "main.py", code
-    if isinstance(code, Path):
-        if not code.name:
-            raise ValueError(f"code: {str(code)!r} is no name of a file")
-        return code.name, code
-    raise TypeError(f"code must be source text or a pathlib.Path, not {type(code).__name__}")
-
-
-def _json(argument: Any) -> str:
-    if argument is NOT_GIVEN:
-        return "[]"
-    try:
-        return json.dumps([argument])
-    except (ValueError, RecursionError) as error:  # a circle, or as good as one
-        raise TypeError(f"argument: {error}") from None
 
 
 _default_lock = threading.Lock()

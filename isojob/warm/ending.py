@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from _weakref import ref as weakref
 
 dumps = json.dumps  # a job may put something else there
 ROOM = 65536  # beside the value, for what else is said; isojob/_python_result.py has its twin
@@ -31,7 +32,10 @@ def describe(error):
         message = str(error)
     except BaseException:  # it is the job's own code
         message = "<exception str() failed>"
-    text = "".join(traceback.format_exception(kind, error, at))
+    try:
+        text = "".join(traceback.format_exception(kind, error, at))
+    except BaseException:  # of a SyntaxError everything may be anything
+        text = f"{name}: {message}\n"
     return {"type": name, "message": message, "traceback": text}
 
 
@@ -112,19 +116,16 @@ def words(value, most, said):
     return '{"value": ' + text + ", " + rest[1:]
 
 
-def finish(code, end):
-    """What Py_FinalizeEx does that anybody sees; taking a large heap apart is not among it."""
-    if (threading := sys.modules.get("threading")) is not None:
+def flush():
+    """As the interpreter does when a program has run, and says nothing of what cannot be."""
+    for name in ("stderr", "stdout"):
         try:
-            threading._shutdown()
-        except BaseException as error:
-            report(error)
-    atexit._run_exitfuncs()
-    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
-        sys.__dict__.pop(name, None)
-    # Objects of the program go with its module, cycles and all; what is frozen is not looked at.
-    sys.modules["__main__"] = None
-    gc.collect()
+            getattr(sys, name).flush()
+        except BaseException:
+            pass
+
+
+def _flush_or_say(code):
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name, None)
         try:
@@ -138,4 +139,47 @@ def finish(code, end):
                     sys.__excepthook__(*strip(error))
                 except BaseException:
                     pass
+    return code
+
+
+def _forget(folder):
+    """The program's modules go, cycles and all; what is frozen is not looked at."""
+    gc.collect()  # puts files before their buffers, which would be closed first otherwise
+    loaders = []
+    for name, module in list(sys.modules.items()):
+        try:
+            if module.__file__.startswith(folder):
+                sys.modules[name] = None
+                loaders.append(weakref(module.__loader__))
+        except BaseException:
+            pass
+    sys.modules["__main__"] = module = None
+    gc.collect()
+    # Dictionaries that others hold by a function: a handler of a signal, what typing remembers.
+    # What threads go on with is never taken apart.
+    if len(sys._current_frames()) > 1:
+        return
+    for loader in filter(None, [each() for each in reversed(loaders)]):
+        for held in gc.get_referrers(loader):
+            if type(held) is dict and held.get("__loader__") is loader:
+                names = [key for key in held if type(key) is str and key != "__builtins__"]
+                held.update(dict.fromkeys(names))
+
+
+def finish(code, folder, end):
+    """What Py_FinalizeEx does that anybody sees; taking a large heap apart is not among it."""
+    if (threading := sys.modules.get("threading")) is not None:
+        try:
+            threading._shutdown()
+        except BaseException as error:
+            report(error)
+    try:
+        atexit._run_exitfuncs()
+    except BaseException:  # until 3.9: the last of theirs, which was told
+        pass
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        sys.__dict__.pop(name, None)
+    code = _flush_or_say(code)
+    _forget(folder + "/")
+    flush()
     end(code)

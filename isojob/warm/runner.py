@@ -7,6 +7,10 @@ Run by any CPython from 3.8 on, so nothing newer, and nothing but the standard l
 Descriptors 3, 4 and 5 are the socket to the zygote, init's executable and the configuration.
 """
 
+import sys
+
+_BARE = frozenset(sys.modules)  # where nothing was imported yet
+
 # Also in every job's sys.modules, loaded. What jobs use of it they would import in a millisecond.
 import array
 import builtins
@@ -20,7 +24,6 @@ import json
 import os
 import signal
 import stat
-import sys
 import traceback
 
 _ending = type(sys)("ending")  # for nobody's sys.modules
@@ -28,6 +31,10 @@ _ending.__file__ = os.path.dirname(os.path.abspath(__file__)) + "/ending.py"
 with open(_ending.__file__, "rb") as _file:
     exec(compile(_file.read(), _ending.__file__, "exec"), _ending.__dict__)
 _ANNOTATED = "__annotations__" in globals()
+_STREAMS = [(file.encoding, file.errors) for file in (sys.stdin, sys.stdout, sys.stderr)]
+_SAFE_PATH = getattr(sys.flags, "safe_path", False)
+_writes_no_bytecode = sys.dont_write_bytecode
+_getpid, _open, _settrace, _setprofile = os.getpid, open, sys.settrace, sys.setprofile
 
 
 def _tell(text):
@@ -67,6 +74,8 @@ def _settle():
     except ValueError as error:
         _ending.dumps({"x": [_ending.describe(error), 1.5, True]})
     _environment(_usual)
+    for folder in [folder for folder, found in sys.path_importer_cache.items() if found is None]:
+        del sys.path_importer_cache[folder]  # a job may bring it
     # Streams that most jobs will find good: they depend on what they lead to.
     read, write = os.pipe()
     os.close(read)
@@ -183,6 +192,7 @@ def _serve(library, names):
     if number := native.isojob_warm_open(4, 5):
         raise OSError(number, "the configuration")
     job = _Job()
+    job.flush = native.fflush
     while True:
         _preload(names)
         _settle()
@@ -197,7 +207,11 @@ def _serve(library, names):
 def _run_job(job, end=os._exit):
     """Becomes the job."""
 
+    me = _getpid()
+
     def answer(text):
+        if _getpid() != me:
+            return
         data = text.encode("ascii", "backslashreplace")
         if len(data) + 8 <= job.size:
             ctypes.memmove(job.result + 8, data, len(data))
@@ -213,7 +227,12 @@ def _run_job(job, end=os._exit):
     # `random` sees to itself (os.register_at_fork).
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
-    _job(_strings(job.argv), job.size - 8 - _ending.ROOM, answer, end)
+
+    def leave(code):
+        job.flush(None)  # streams of C
+        end(code)
+
+    _job(_strings(job.argv), job.size - 8 - _ending.ROOM, answer, leave)
 
 
 def _environment(variables):
@@ -240,33 +259,44 @@ def _lead_streams(*sources):
 
 def _stream_options():
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
-    return bool(os.environ.get("PYTHONUNBUFFERED")), encoding, errors
+    unbuffered = os.environ.get("PYTHONUNBUFFERED", "0").strip("0") != ""
+    return unbuffered, encoding, errors or ("strict" if encoding else "")
 
 
 def _streams(fds):
     """sys.stdin, stdout and stderr as the interpreter makes them, those that are wanted."""
+    unbuffered, encoding, errors = _stream_options()
     for fd in fds:
         name, mode = ("stdin", "stdout", "stderr")[fd], "rww"[fd]
-        unbuffered, encoding, errors = _stream_options()
-        old = getattr(sys, name)
-        raw = io.FileIO(fd, mode + "b", closefd=False)
-        tty = raw.isatty()
-        if mode == "r":
-            buffered = io.BufferedReader(raw)
-        else:
-            buffered = raw if unbuffered else io.BufferedWriter(raw)
+        direct = unbuffered and mode == "w"
+        buffered = _open(fd, mode + "b", 0 if direct else -1, closefd=False)
+        raw = buffered if direct else buffered.raw
         raw.name = "<" + name + ">"
         text = io.TextIOWrapper(
             buffered,
-            encoding=codecs.lookup(encoding or old.encoding).name,
-            errors="backslashreplace" if fd == 2 else errors or old.errors,
-            newline="\n" if mode == "w" else None,
-            line_buffering=tty or fd == 2,
+            encoding=codecs.lookup(encoding or _STREAMS[fd][0]).name,
+            errors="backslashreplace" if fd == 2 else errors or _STREAMS[fd][1],
+            newline="\n",
+            line_buffering=raw.isatty() or fd == 2,
             write_through=unbuffered,
         )
         text.mode = mode
         setattr(sys, name, text)
         setattr(sys, f"__{name}__", text)
+
+
+def _make_way(folder):
+    """Where the program has modules of its own, those of that name are not loaded already."""
+    try:
+        names = {entry.partition(".")[0] for entry in os.listdir(folder)}
+    except OSError:
+        return
+    for name in names & sys.modules.keys() - _BARE:
+        found = importlib.machinery.PathFinder.find_spec(name, [folder])
+        if found is not None and found.loader is not None:  # but a directory hides nothing
+            for loaded in list(sys.modules):
+                if loaded == name or loaded.startswith(name + "."):
+                    del sys.modules[loaded]
 
 
 def _run(path, argument, call, kept):
@@ -301,8 +331,12 @@ def _job(argv, most, answer, end):
     """
     path, call, argument = (word.decode("utf-8", "surrogateescape") for word in argv[:3])
     sys.argv = [word.decode("utf-8", "surrogateescape") for word in argv[3:]]
-    sys.path.insert(0, path.rpartition("/")[0] if path else "")
-    sys.dont_write_bytecode = False
+    folder = path.rpartition("/")[0]
+    if not _SAFE_PATH:
+        sys.path.insert(0, folder)
+        if path:
+            _make_way(folder)
+    sys.dont_write_bytecode = _writes_no_bytecode
     value, failed, said = None, None, {"exception": None}
     kept = []  # the program's variables, whatever it does to sys.modules
     code = 0
@@ -311,6 +345,9 @@ def _job(argv, most, answer, end):
         value = _run(path, () if argument == "[]" else json.loads(argument), call, kept)
     except BaseException as error:
         failed = error
+    _settrace(None)
+    _setprofile(None)
+    _ending.flush()
     # Not above: what went wrong in a hook would be told as if it came of this.
     if isinstance(failed, SystemExit):
         value = kept[0].get("result") if kept else None
@@ -327,12 +364,13 @@ def _job(argv, most, answer, end):
         signal.raise_signal(signal.SIGINT)
         end(code)
 
-    _ending.finish(code, die if interrupted else end)
+    _ending.finish(code, folder or os.getcwd(), die if interrupted else end)
 
 
 def _main():
     library, *names = sys.argv[1:]
-    sys.path.pop(0)  # this directory
+    if not _SAFE_PATH:
+        sys.path.pop(0)  # this directory
     sys.dont_write_bytecode = True  # while we preload: the root is read-only
     try:
         job = _serve(library, names)

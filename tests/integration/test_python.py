@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from environment import PATIENT, PYTHON, SLOW, at_once, dedent
 
 from isojob import Limits, Mount, Pool, PoolClosedError, Sandbox, Status, run_isolated
-from isojob._job import Content
+from isojob._interpreter import Interpreter
 from isojob._python import PythonPool, PythonResult, run_python
 from isojob.errors import CommandNotExecutableError, CommandNotFoundError, PreloadError
 
@@ -41,166 +41,6 @@ async def test_value_and_argument(pool: PythonPool) -> None:
     assert result.usage.cpu_time is not None and result.evidence.cpu_is_whole
     assert PythonResult.model_validate_json(result.model_dump_json()).value == result.value
     assert (await pool.run_python("result = 'argument' in globals()")).value is False
-
-
-PROGRAMS = {
-    "print": "print('hello'); print('wörld', end='')",
-    "globals": """
-        import sys
-        print(__name__, __file__, sys.argv, sys.path[0], __spec__, __doc__, __builtins__)
-        print(sorted(globals()), type(__loader__).__name__, __loader__.path)
-        """,
-    "exit codes": "import sys; sys.exit(argument_of if 0 else 7)",
-    "exit without a main module": "import sys; del sys.modules['__main__']; sys.exit(0)",
-    "exit none": "import sys; print(1); sys.exit()",
-    "exit text": "import sys; print('a'); sys.exit('b')",
-    "exit huge": "raise SystemExit(2**40)",
-    "exit negative": "raise SystemExit(-1)",
-    "os._exit": "import os; print('lost', end=''); os._exit(5)",
-    "uncaught": "def f():\n    raise ValueError('x')\n\nf()",
-    "chained": "try:\n    1/0\nexcept ZeroDivisionError:\n    raise KeyError('y')",
-    "syntax": "x = = 1\n",
-    "group": "raise ExceptionGroup('g', [ValueError(1), TypeError(2)])",
-    "hook": "import sys\nsys.excepthook = lambda *a: print('hooked', a[0].__name__)\n1/0",
-    "hook exits": "import sys\nsys.excepthook = lambda *a: sys.exit(5)\n1/0",
-    "hook fails": "import sys\nsys.excepthook = lambda *a: [][1]\n1/0",
-    "hook is none": "import sys\nsys.excepthook = None\n1/0",
-    "hook is gone": "import sys\ndel sys.excepthook\n1/0",
-    "interrupt": "print('x')\nraise KeyboardInterrupt",
-    "interrupt and the end": """
-        import atexit, threading, time
-        atexit.register(print, 'registered')
-        class Loud:
-            def __del__(self): print('gone')
-        kept = Loud()
-        threading.Thread(target=lambda: (time.sleep(.1), print('thread'))).start()
-        raise KeyboardInterrupt
-        """,
-    "interrupt, stdout closed": "import sys; sys.stdout.close(); raise KeyboardInterrupt",
-    "interrupt, no stdout": "import sys; sys.stdout = None; raise KeyboardInterrupt",
-    "exit of a message": "class E(Exception):\n    def __str__(s): raise SystemExit(0)\nraise E",
-    "exit without stderr": "import sys; sys.stderr = None; sys.exit('bye')",
-    "no stdout at all": "import sys; del sys.stdout",
-    "no stderr at all": "import sys; del sys.stderr; sys.exit('bye')",
-    "stderr closed below": "import os, sys; os.close(2); sys.stderr.write('x')",
-    "last of all": """
-        import atexit, sys
-        names = ('last_type', 'last_value', 'last_traceback', 'last_exc')
-        atexit.register(lambda: print([hasattr(sys, name) for name in names]))
-        1/0
-        """,
-    "exit without a code": """
-        class Exit(SystemExit):
-            @property
-            def code(self): raise ValueError
-        raise Exit
-        """,
-    "json of its own": "import json\njson.dumps = lambda *a, **k: 1/0",
-    "descriptor closed": "import os; print('x'); os.close(1)",
-    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
-    "abort": "import os; os.abort()",
-    "streams": """
-        import sys
-        for s in (sys.stdin, sys.stdout, sys.stderr):
-            print(s.name, s.mode, s.encoding, s.errors, s.line_buffering, s.fileno(), s.isatty(),
-                  s.seekable(), type(s).__name__, type(s.buffer).__name__, s.newlines)
-        print(sys.__stdout__ is sys.stdout, sys.flags.isolated, sys.flags.safe_path,
-              sys.dont_write_bytecode)
-        """,
-    "stdin": "import sys\nprint(input(), sys.stdin.read().upper(), sys.stdin.readline() == '')",
-    "eof": "import sys; sys.stdin.read()\nprint(input())",
-    "stderr order": "import sys\nfor i in range(3): print(i); print(i, file=sys.stderr)",
-    "binary": "import sys; sys.stdout.buffer.write(b'\\xff\\0\\n')",
-    "surrogates": "print('\\udcff')",
-    "closed stdout": "import sys\nsys.stdout.close()\n",
-    "atexit": """
-        import atexit
-        atexit.register(print, 'first registered')
-        atexit.register(print, 'last registered')
-        print('main')
-        """,
-    "threads": """
-        import threading, time
-        def late():
-            time.sleep(0.2); print('late')
-        threading.Thread(target=late).start()
-        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        print(threading.current_thread().name, threading.active_count())
-        """,
-    "destructors": """
-        class Loud:
-            def __del__(self): print('gone', __name__ if '__name__' in globals() else None)
-        kept = Loud()
-        print('end')
-        """,
-    "subprocess": """
-        import subprocess, sys
-        print(subprocess.run(['/bin/echo', 'child'], capture_output=True, text=True).stdout)
-        print(subprocess.check_output([sys.executable, '-c', 'print(6*7)']).decode())
-        """,
-    "fork": """
-        import os
-        pid = os.fork()
-        if pid == 0:
-            print('child', flush=True); os._exit(3)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        """,
-    "multiprocessing": """
-        import multiprocessing as mp
-        def square(x): return x * x
-        if __name__ == '__main__':
-            with mp.get_context('fork').Pool(2) as pool:
-                print(pool.map(square, range(5)))
-        """,
-    "asyncio": """
-        import asyncio
-        async def main():
-            await asyncio.sleep(0.01)
-            return await asyncio.gather(*(asyncio.sleep(0, i) for i in range(3)))
-        print(asyncio.run(main()))
-        """,
-    "signals": """
-        import signal
-        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler,
-              signal.getsignal(signal.SIGPIPE), signal.getsignal(signal.SIGTERM),
-              signal.pthread_sigmask(signal.SIG_BLOCK, []))
-        signal.signal(signal.SIGALRM, lambda *a: print('alarm'))
-        signal.setitimer(signal.ITIMER_REAL, 0.05); signal.pause()
-        """,
-    "recursion": "def f(): f()\nf()",
-    "module": "import helper; print(helper.VALUE, helper.__file__)",
-    "pickle": """
-        import pickle
-        class C: pass
-        print(pickle.loads(pickle.dumps(C())).__class__ is C, C.__module__)
-        """,
-    "warnings": "import warnings; warnings.warn('careful')",
-    "environment": "import os; print({k: v for k, v in sorted(os.environ.items())}, os.getcwd())",
-    "locale": "import locale, sys; print(locale.getlocale(), sys.getfilesystemencoding())",
-    "main trick": "import __main__; x = 5; print(__main__.x)",
-    "relative": "from . import x",
-    "future": "print(1 / 2, type(print), (lambda: (yield))().__class__.__name__)",
-    "gc": "import gc; print(gc.isenabled(), gc.get_threshold(), gc.get_debug())",
-}
-
-
-@pytest.mark.parametrize("name", list(PROGRAMS)[:: 1 if SLOW == 1 else 6])
-async def test_as_under_python(name: str, pool: PythonPool) -> None:
-    """Output, exit status and traceback of each program are those of ``python main.py``."""
-    code = dedent(PROGRAMS[name])
-    given: dict[str, Any] = {"input": "first\nzweite ü\n".encode(), "env": {"GREETING": "hi"}}
-    files: dict[str, Content] = {"helper.py": b"VALUE = 11\n"}
-    async with Pool(limits=PATIENT, parked=0) as plain:
-        expected = await plain.run(
-            [PYTHON, "main.py"], files={**files, "main.py": code.encode()}, **given
-        )
-    result = await pool.run_python(code, files=files, **given)
-    # Our main program is some frames deeper.
-    deep = re.compile(rb"repeated \d+ more times")
-    assert result.stderr is not None and expected.stderr is not None
-    ours = [result.stdout, deep.sub(b"", result.stderr), result.status, result.returncode]
-    expected = expected.model_copy(update={"stderr": deep.sub(b"", expected.stderr)})
-    assert ours == [expected.stdout, expected.stderr, expected.status, expected.returncode]
 
 
 async def test_exceptions(pool: PythonPool) -> None:
@@ -766,7 +606,9 @@ async def test_variables_that_streams_depend_on(pool: PythonPool) -> None:
     code = "import sys\nfor s in (sys.stdin, sys.stdout, sys.stderr):\n"
     code += "    print(s.encoding, s.errors, s.write_through, type(s.buffer).__name__)"
     plain: dict[str, str] = {}
-    for env in (plain, {"PYTHONIOENCODING": "latin-1:replace"}, {"PYTHONUNBUFFERED": "1"}, plain):
+    encodings = ({"PYTHONIOENCODING": value} for value in ("latin-1:replace", "ascii", ":ignore"))
+    unbuffered = ({"PYTHONUNBUFFERED": value} for value in ("1", "0", "yes"))
+    for env in (plain, *encodings, *unbuffered, plain):
         cold = await run_isolated([PYTHON, "-c", code], env=env)
         warm = await pool.run_python(code, env=env)
         assert warm.ok and warm.stdout == cold.stdout, env
@@ -840,6 +682,11 @@ def nested(depth: int) -> Any:
         ({"code": "1", "stdin": 99}, ValueError),
         ({"code": "1", "args": "abc"}, TypeError),
         ({"code": "1", "args": [1]}, TypeError),
+        ({"code": "1", "args": 5}, TypeError),
+        ({"code": "1", "preload": None}, TypeError),
+        ({"code": "1", "preload": ["a" * 5000]}, ValueError),
+        ({"code": "1", "preload": ["a" * 300] * 64}, ValueError),
+        ({"code": "1", "files": [1]}, TypeError),
         ({"code": "1", "sandbox": Sandbox()}, TypeError),
         ({"code": Path()}, ValueError),
         ({"code": "1", "argument": nested(100_000)}, TypeError),
@@ -862,6 +709,9 @@ async def test_bad_pools(tmp_path: Path) -> None:
         ({"preload": ["a b"]}, ValueError),
         ({"preload": ["os; x"]}, ValueError),
         ({"rotate_jobs": 0}, ValueError),
+        ({"rotate_jobs": "3"}, TypeError),
+        ({"rotate_jobs": 2.5}, TypeError),
+        ({"python": 5}, TypeError),
         ({"preload_time": -1}, ValueError),
         ({"max_value": "5 apples"}, ValueError),
         ({"max_value": 1 << 40}, ValueError),
@@ -907,3 +757,53 @@ async def test_a_script_that_starts_an_interpreter(tmp_path: Path) -> None:
         assert (await pool.run_python("result = 1 + 1")).value == 2
     with pytest.raises(PoolClosedError):
         await PythonPool().run_python("1")
+
+
+async def test_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two who enter it at once one is told; closing ends also who is about to open it."""
+    pool = PythonPool(python=PYTHON, parked=0)
+    said: list[str] = []
+
+    async def enter() -> None:
+        try:
+            await pool.__aenter__()
+            said.append("open")
+        except (RuntimeError, PoolClosedError) as error:
+            said.append(type(error).__name__)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(enter)
+        group.start_soon(enter)
+    assert sorted(said) == ["RuntimeError", "open"]
+    await pool.aclose()
+    said.clear()
+    asked, answer, find = threading.Event(), threading.Event(), Interpreter.find
+
+    def found_late(python: str) -> Interpreter:
+        asked.set()
+        answer.wait(60)
+        return find(python)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interpreter, "find", found_late)
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter)
+            await anyio.to_thread.run_sync(asked.wait, 60)
+            await pool.aclose()
+            answer.set()
+    assert said == ["PoolClosedError"]
+    with pytest.raises(PoolClosedError):
+        await pool.run_python("")
+    async with pool:
+        assert (await pool.run_python("result = 1")).value == 1
+
+
+async def test_preloads_that_change_streams(tmp_path: Path) -> None:
+    """What they have put in the place of standard streams is not a job's."""
+    tmp_path.chmod(0o755)
+    wraps = "import codecs, sys\nsys.stdout = codecs.getwriter('utf-8')(sys.stdout.buffer)\n"
+    (tmp_path / "wraps.py").write_text(wraps + "sys.stderr = None\ndel sys.stdin\n")
+    sandbox = Sandbox(mounts=(Mount.bind(tmp_path, "/modules"),), env={"PYTHONPATH": "/modules"})
+    async with PythonPool(["wraps"], python=PYTHON, sandbox=sandbox, parked=0) as pool:
+        result = await pool.run_python("import sys; print(input(), file=sys.stderr)", input=b"x")
+    assert (result.status, result.stderr) == (Status.OK, b"x\n")

@@ -333,3 +333,27 @@ async def test_cancelled_while_a_template_is_made(pool: PythonPool) -> None:
         await pool.run_python("1", preload=["decimal", "fractions"])
     value = (await pool.run_python(LOADED, preload=["decimal", "fractions"])).value
     assert value[:2] == ["decimal", "fractions"]
+
+
+@pytest.mark.parametrize("preload", [(), ("decimal",)])
+async def test_closing_a_pool_ends_jobs_by_name(preload: tuple[str, ...]) -> None:
+    """On the first template and on others: the pool was closed, and nothing broke."""
+    errors: list[Exception] = []
+    pool = PythonPool(python=PYTHON, limits=PATIENT, parked=1, max_jobs=4)
+
+    async def job() -> None:
+        try:
+            await pool.run_python("while True: pass", preload=preload)
+        except IsojobError as error:
+            errors.append(error)
+
+    async with pool:
+        await pool.run_python("", preload=preload)
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(job)
+            with anyio.fail_after(60):
+                while pool.statistics().running < 4:  # noqa: ASYNC110 - a figure, and no event
+                    await anyio.sleep(0.01)
+            await pool.aclose()
+    assert [type(error) for error in errors] == [PoolClosedError] * 4

@@ -62,7 +62,7 @@ def test_a_home_is_no_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     home = tree(tmp_path / "home")
     (home / "bin/python3.12").unlink()
     (home / "bin/python3.12").symlink_to(os.path.realpath(sys.executable))
-    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.setenv("HOME", str(home))
     with pytest.raises(CommandNotExecutableError):
         Interpreter.find(home / "bin/python3.12")
 
@@ -113,7 +113,48 @@ def test_the_rehearsal_is_exact() -> None:
         "            told.update(range(low, low + length, size))",
         "inside['_pages'] = find_late",
         "inside['_SAMPLE'] = b'import sys; sys.area[3 * %d] = 1' % size",
-        "inside['_rehearse'](Native(), inside['_Job']())",
+        "job = inside['_Job']()",
+        "job.flush = lambda _: None",
+        "inside['_rehearse'](Native(), job)",
         "assert [page for page in range(8) if start + page * size in told] == [3], told",
     )
     assert done.returncode == 0, done.stderr
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_shims_choose_by_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the caller's shell, but for what would change the interpreter itself."""
+    check = '[ "$CHOICE" = mine ] && [ -z "$PYTHONHOME$LD_LIBRARY_PATH" ] || exit 9'
+    shim = script(tmp_path / "python", f'{check}\nexec "{sys.executable}" "$@"')
+    monkeypatch.setenv("CHOICE", "mine")
+    monkeypatch.setenv("PYTHONHOME", "/nonsense")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nonsense")
+    assert Interpreter.find(shim).version == sys.version_info[:2]
+
+
+def test_shims_that_hang_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have started ends with them."""
+    note, alive = tmp_path / "pid", tmp_path / "alive"
+    os.mkfifo(alive)
+    shim = script(tmp_path / "python", f"sleep 600 3>'{alive}' & echo $! >'{note}'; wait")
+    monkeypatch.setattr("isojob._interpreter._SECONDS", 1.0)
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(CommandNotExecutableError, match="did not say within 1 s"):
+            Interpreter.find(shim)
+        os.set_blocking(reader, True)
+        assert int(note.read_text()) and os.read(reader, 1) == b""  # nobody holds the other end
+    finally:
+        os.close(reader)
+
+
+def test_users_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No entry in passwd, and no HOME."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    assert Interpreter.find(sys.executable).version == sys.version_info[:2]
