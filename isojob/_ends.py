@@ -90,8 +90,9 @@ class Sender(_End, ByteSendStream):
         Raises:
             anyio.BrokenResourceError: The job has closed its stdin, or ended.
             anyio.ClosedResourceError: This stream is closed.
+            TypeError: It is no buffer, or one with gaps; nothing is sent.
         """
-        left = memoryview(item)
+        left = memoryview(item).cast("B")  # sliced by bytes, whatever its items are
         await anyio.lowlevel.checkpoint()
         while left:
             if self._fd < 0:
@@ -111,6 +112,8 @@ class Receiver(_End, ByteReceiveStream):
         super().__init__(fd)
         self._meter = meter
         self._count = 0
+        self._left = bytearray()
+        """What a terminal still held at the end, to be received first."""
         self._too_much = too_much
 
     @override
@@ -134,7 +137,7 @@ class Receiver(_End, ByteReceiveStream):
             if room <= 0:
                 raise anyio.EndOfStream
             try:
-                data = os.read(self._fd, room)
+                data = self._read(room)
             except BlockingIOError:
                 await anyio.wait_readable(self._fd)
                 continue
@@ -153,10 +156,23 @@ class Receiver(_End, ByteReceiveStream):
                     raise anyio.EndOfStream
             return data
 
+    def _read(self, room: int) -> bytes:
+        if not self._left:
+            return os.read(self._fd, room)
+        data = bytes(self._left[:room])
+        del self._left[:room]
+        return data
+
     def measure(self) -> None:
         """Counts what nobody has read yet, now that nobody writes any more."""
-        if self._fd >= 0:
-            left = array.array("i", [0])
-            with suppress(OSError):
+        if self._fd < 0:
+            return
+        left = array.array("i", [0])
+        with suppress(OSError):  # of a terminal: there is no more
+            if os.isatty(self._fd):
+                # FIONREAD tells of 4095 bytes at most, of some 20 KB that can be there.
+                while data := os.read(self._fd, CHUNK):
+                    self._left += data
+            else:
                 fcntl.ioctl(self._fd, termios.FIONREAD, left)
-            self._meter.total = max(self._meter.total, self._count + left[0])
+        self._meter.total = max(self._meter.total, self._count + left[0] + len(self._left))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import hashlib
 import os
 import signal
 import warnings
@@ -90,6 +92,20 @@ async def test_large_both_ways() -> None:
                 got += len(chunk)
         assert got == size
         assert (await process.result()).ok
+
+
+async def test_sending_wider_items() -> None:
+    """All bytes of a buffer whose items have several; one with gaps is refused."""
+    data = array.array("I", range(100_000))
+    async with open_isolated(["sha256sum"]) as process:
+        assert process.stdin is not None
+        with pytest.raises(TypeError, match="contiguous"):
+            await process.stdin.send(memoryview(b"abcd")[::2])  # type: ignore[arg-type]
+        await process.stdin.send(data)  # type: ignore[arg-type]
+        await process.stdin.send(b"")
+        await process.stdin.aclose()
+        digest = hashlib.sha256(data).hexdigest().encode()
+        assert (await rest(process.stdout)).split()[0] == digest
 
 
 async def test_backpressure() -> None:
@@ -225,14 +241,19 @@ async def test_launcher_that_gives_up() -> None:
                 pytest.fail("entered")
 
 
-async def test_output_that_nobody_has_read() -> None:
-    """It counts, whenever it is read."""
-    for size, status in ((1000, "ok"), (1001, "output_limit")):
+@pytest.mark.parametrize("pty", [False, True])
+async def test_output_that_nobody_has_read(pty: bool) -> None:
+    """It counts, whenever it is read; also what a terminal holds behind the page that it tells of."""
+    limit = 6000
+    for size, status in ((limit, "ok"), (limit + 1, "output_limit")):
         async with open_isolated(
-            ["head", "-c", str(size), "/dev/zero"], limits=Limits(output=1000)
+            ["head", "-c", str(size), "/dev/zero"], limits=Limits(output=limit), pty=pty
         ) as process:
             result = await process.result()
-            assert len(await rest(process.stdout)) == 1000
+            assert process.stdout is not None
+            first = await process.stdout.receive(100)
+            assert 0 < len(first) <= 100
+            assert first + await rest(process.stdout) == bytes(limit)
         assert result.status == status
         assert result.stdout_truncated == (status != "ok")
         assert result.evidence.stdout_bytes == size
