@@ -70,7 +70,12 @@ class Relay:
     """Passes on what one job writes to the other, and notes it."""
 
     def __init__(self, source: Talker, target: Talker, side: Side, transcript: Transcript) -> None:
-        pipe, feed = Capture(), Feed(b"")
+        pipe = Capture()
+        try:
+            feed = Feed(b"")
+        except BaseException:
+            pipe.close()
+            raise
         self._from = Receiver(pipe.read_end, Meter(None), lambda: None)
         self._to = Sender(feed.write_end)
         self._side: Side = side

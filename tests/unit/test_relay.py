@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -24,6 +25,19 @@ class Job:
 
     def writes(self, fd: int) -> None:
         self.stdout = fd
+
+
+def test_no_descriptor_for_the_second_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they run out between the two pipes, the first one is closed again."""
+
+    def refused(_: bytes) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("isojob._relay.Feed", refused)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Too many open files"):
+        Relay(Job(), Job(), "solution", Transcript(1))
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_hanging_up_on_one_who_never_stops(monkeypatch: pytest.MonkeyPatch) -> None:
