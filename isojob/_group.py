@@ -18,8 +18,7 @@ from isojob._account import make_result
 from isojob._attempt import attempt
 from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
-from isojob._map import JobLike
-from isojob._options import RunOptions, check_options
+from isojob._map import JobLike, arguments
 from isojob._streams import JOBS_BOTH, Meter, open_pipe
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError
@@ -237,16 +236,10 @@ async def group(
 
 
 def _job(pool: Pool, job: JobLike) -> Job:
-    if not isinstance(job, Mapping):
-        return pool.job(job, None)
-    options = dict(job)
-    if "command" not in options:
-        raise TypeError("a job without a command")
+    options = arguments(job, "run_group")
     if options.pop("check", False):
         raise ValueError("check= is not for the jobs of a group: look at the results")
-    command, limits = options.pop("command"), options.pop("limits", None)
-    check_options("a job of run_group", options, RunOptions.__optional_keys__)
-    return pool.job(command, limits, **options)
+    return pool.job(options.pop("command"), options.pop("limits", None), **options)
 
 
 def _check_pipes(pipes: Sequence[tuple[int, int]], jobs: Sequence[Job]) -> None:

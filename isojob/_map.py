@@ -26,13 +26,29 @@ from anyio import CancelScope
 
 from isojob._job import StrOrBytesPath
 from isojob._loop import from_threads, spawn
+from isojob._options import RunOptions, check_options
 from isojob._shield import shielded
 from isojob.result import Result
 
-__all__ = ["JobLike", "Results"]
+__all__ = ["JobLike", "Results", "arguments"]
 
 JobLike: TypeAlias = Sequence[StrOrBytesPath] | Mapping[str, Any]
 """A command, or the arguments of `Pool.run` by name, with ``command`` among them."""
+_KNOWN = RunOptions.__optional_keys__ | {"command", "limits", "check"}
+
+
+def arguments(job: JobLike, call: str) -> dict[str, Any]:
+    """A job's arguments by name.
+
+    Raises:
+        TypeError: It has no command, or something that `Pool.run` does not take.
+    """
+    if not isinstance(job, Mapping):
+        return {"command": job}
+    if "command" not in job:
+        raise TypeError("a job without a command")
+    check_options(f"a job of {call}", job, _KNOWN)
+    return dict(job)
 
 
 class _Work:
@@ -97,9 +113,8 @@ class _Work:
                     return
                 while (taken := await self._take()) is not None:
                     index, job = taken
-                    arguments = job if isinstance(job, Mapping) else {"command": job}
                     try:
-                        self.done[index] = await self.run(**arguments, index=index)
+                        self.done[index] = await self.run(**arguments(job, "map"), index=index)
                     except Exception as error:
                         error.add_note(f"job {index} of Pool.map")
                         raise

@@ -94,6 +94,25 @@ async def test_an_error_ends_the_rest() -> None:
         assert pool.statistics().running == 0
 
 
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"cmd": ["true"]}, "a job without a command"),
+        ({"command": ["true"], "index": 5}, r"a job of map\(\) takes no index"),
+        ({"command": ["true"], "patient": False}, "takes no patient"),
+        ({"command": ["true"], "sandbox": None}, "takes no sandbox"),
+        ("true", "command must be a sequence"),
+    ],
+)
+async def test_what_is_no_job(job: Any, message: str) -> None:
+    """It is told what is wrong, and which job it was."""
+    async with Pool(max_jobs=2) as pool:
+        with pytest.raises(TypeError, match=message) as caught:
+            async for _ in pool.map([{"command": ["true"], "check": True}, job]):
+                pass
+        assert caught.value.__notes__ == ["job 1 of Pool.map"]
+
+
 async def test_an_error_of_the_source() -> None:
     """What the caller's generator raises comes out."""
 
