@@ -161,14 +161,13 @@ class Program:
 
     def command(self, limits: Limits | None = None) -> list[str]:
         """The command that runs it under these limits; by default the language's."""
-        limits = self.language.limits if limits is None else limits
-        return list(self._filled(self.language.execute, limits))
+        return list(self._filled(self.language.execute, self._limits(limits)))
 
     def env(self, limits: Limits | None = None) -> dict[str, str]:
         """The variables that go with that command."""
-        limits = self.language.limits if limits is None else limits
         variables = self.language.env
-        return dict(zip(variables, self._filled(variables.values(), limits), strict=True))
+        values = self._filled(variables.values(), self._limits(limits))
+        return dict(zip(variables, values, strict=True))
 
     async def build(self, session: Session) -> Result | None:
         """Puts the files into a session and compiles them; with a cache only once.
@@ -212,9 +211,16 @@ class Program:
             CommandNotFoundError, CommandNotExecutableError: It was not built.
             IsojobError: As `Session.run`.
         """
-        limits = self.language.limits if limits is None else limits
+        limits = self._limits(limits)
         options["env"] = {**self.env(limits), **(options.get("env") or {})}
         return await session.run(self.command(limits), keep=False, limits=limits, **options)
+
+    def _limits(self, given: Limits | None) -> Limits:
+        if given is None:
+            return self.language.limits
+        if not isinstance(given, Limits):
+            raise TypeError(f"limits must be isojob.Limits, not {type(given).__name__}")
+        return given
 
     def _filled(self, parts: Iterable[str], limits: Limits) -> Iterator[str]:
         memory = limits.memory
@@ -275,8 +281,9 @@ languages = Languages(
             extensions=(".py",),
             source="main.py",
             compile=(
-                *("python3", "-I", "-c"),  # not with an ast.py of the program's
-                "import ast, sys\nfor f in sys.argv[1:]: ast.parse(open(f, 'rb').read(), f)",
+                # Not with modules of the program's; its warnings are for when it runs.
+                *("python3", "-I", "-Wignore", "-c"),
+                "import sys\nfor f in sys.argv[1:]: compile(open(f, 'rb').read(), f, 'exec')",
                 "{sources}",
             ),
             execute=("python3", "./{main}"),

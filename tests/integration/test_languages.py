@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from environment import SLOW
@@ -175,6 +176,50 @@ def test_which_file_to_start_with() -> None:
     heap = isojob.languages["java"].program(b"")
     assert "-Xmx96m" in heap.command(Limits(memory="128MiB")) and heap.command()[-1] == "Main"
     assert isojob.languages["go"].program(b"").env(Limits(memory="64MiB"))["GOMEMLIMIT"] == "48MiB"
+
+
+@pytest.mark.parametrize("limits", [{"memory": 3}, "x"])
+async def test_limits_that_are_none(limits: Any) -> None:
+    """Named as in every other call."""
+    program = isojob.languages["java"].program(b"")
+    for function in (program.command, program.env):
+        with pytest.raises(TypeError, match="limits must be isojob.Limits"):
+            function(limits)
+    async with Pool() as pool, pool.session() as session:
+        with pytest.raises(TypeError, match="limits must be isojob.Limits"):
+            await program.run(session, limits=limits)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"return 1",
+        b"def f():\n    break",
+        b"def f():\n    x = 1\n    global x",
+        b"from __future__ import nothing",
+        b"x = 1\0",
+        b"# coding: nothing\n",
+    ],
+)
+async def test_what_python_does_not_compile(source: bytes) -> None:
+    """Also what only its compiler refuses, not its parser, fails before it is run."""
+    async with Pool() as pool, pool.session() as session:
+        built = await scaled("python").program(source).build(session)
+        assert built is not None
+        assert built.status == Status.NONZERO_EXIT, built
+        assert b"Error: " in (built.stderr or b"")
+
+
+async def test_python_is_compiled_without_a_word() -> None:
+    """What is dubious is no error; nothing is run, nor a module of the program's in Python's stead."""
+    files = {
+        "main.py": b"# coding: latin-1\nassert ('\xe4', 'is true')\nif 1 is 1: print('\\d')\n",
+        **dict.fromkeys(("ast.py", "sys.py", "warnings.py", "encodings/__init__.py"), b"1 / 0"),
+    }
+    async with Pool() as pool, pool.session() as session:
+        built = await scaled("python").program(files).build(session)
+        assert built is not None
+        assert (built.status, built.stdout, built.stderr) == ("ok", b"", b""), built
 
 
 @pytest.mark.skipif(SLOW > 1, reason="takes minutes on an emulated CPU")
