@@ -42,6 +42,7 @@ from isojob import (
     CommandNotFoundError,
     Language,
     Limits,
+    PairResult,
     Pool,
     Program,
     Result,
@@ -104,6 +105,8 @@ class Problem:
     validator: Submission | None
     interactive: bool
     flags: list[str]
+    options: dict[str, float]
+    """The flags, where the validator is the default one."""
     limits: Limits
     multiplier: float
 
@@ -166,6 +169,7 @@ def _problem(directory: Path, settings: dict[str, Any]) -> Problem:
         raise PackageError(
             f"validation is custom: output_validators has {len(validators)} programs, not one"
         )
+    flags = str(settings.get("validator_flags") or "").split()
     limits: dict[str, Any] = settings.get("limits") or {}
     memory = int(limits.get("memory", 1024)) << 20
     return Problem(
@@ -174,7 +178,8 @@ def _problem(directory: Path, settings: dict[str, Any]) -> Problem:
         submissions=submissions,
         validator=validators[0] if validators else None,
         interactive="interactive" in kind,
-        flags=str(settings.get("validator_flags") or "").split(),
+        flags=flags,
+        options={} if validators else read_flags(flags),
         limits=Limits(
             memory=memory,
             stack=memory,
@@ -231,9 +236,29 @@ def _program(path: Path, package: Path) -> Program:
         raise PackageError(f"{path}: {error}") from error
 
 
-def compare(output: bytes, answer: bytes, flags: Sequence[str]) -> str:
+def read_flags(flags: Sequence[str]) -> dict[str, float]:
+    """The default validator's flags by name, tolerances with their numbers.
+
+    Raises:
+        PackageError: One is unknown, or its number is missing.
+    """
+    found: dict[str, float] = {}
+    words = iter(flags)
+    for flag in words:
+        if flag in ("case_sensitive", "space_change_sensitive"):
+            found[flag] = 1
+        elif flag in ("float_tolerance", "float_relative_tolerance", "float_absolute_tolerance"):
+            number = _number(next(words, "").encode())
+            if not 0 <= number < math.inf:
+                raise PackageError(f"validator_flags: {flag} needs a number")
+            found[flag] = number
+        else:
+            raise PackageError(f"validator_flags: {flag} is not known")
+    return found
+
+
+def compare(output: bytes, answer: bytes, options: dict[str, float]) -> str:
     """The default validator: token by token. Empty if they are the same, else what differs."""
-    options = dict(zip(flags, [*flags[1:], ""], strict=True))
     split = bytes.split if "space_change_sensitive" not in options else lambda text: [text]
     ours, theirs = split(output), split(answer)
     for number, (one, other) in enumerate(zip(ours, theirs, strict=False), 1):
@@ -242,18 +267,25 @@ def compare(output: bytes, answer: bytes, flags: Sequence[str]) -> str:
     return "" if len(ours) == len(theirs) else f"{len(ours)} tokens, not {len(theirs)}"
 
 
-def _same(one: bytes, other: bytes, options: dict[str, str]) -> bool:
+def _same(one: bytes, other: bytes, options: dict[str, float]) -> bool:
     if one == other or ("case_sensitive" not in options and one.lower() == other.lower()):
         return True
-    both = options.get("float_tolerance")
-    relative = float(options.get("float_relative_tolerance", both) or 0)
-    absolute = float(options.get("float_absolute_tolerance", both) or 0)
+    both = options.get("float_tolerance", 0)
+    relative = options.get("float_relative_tolerance", both)
+    absolute = options.get("float_absolute_tolerance", both)
     if not relative and not absolute:
         return False
+    answer = _number(other)
+    # Never true of what is no number; nor is every number close to an infinite one.
+    return abs(_number(one) - answer) <= max(absolute, relative * abs(answer)) < math.inf
+
+
+def _number(text: bytes) -> float:
+    """NaN: it is none."""
     try:
-        return math.isclose(float(one), float(other), rel_tol=relative, abs_tol=absolute)
+        return math.nan if b"_" in text else float(text)  # 1_0 is one for Python only
     except ValueError:
-        return False
+        return math.nan
 
 
 class Judge:
@@ -313,7 +345,7 @@ class Judge:
         if not result.ok:
             return _crash(result), _how(result), result
         if validator is None:
-            why = compare(result.stdout or b"", case.answer, self.problem.flags)
+            why = compare(result.stdout or b"", case.answer, self.problem.options)
             return ("WA" if why else "AC"), why, result
         said = await validator.run(
             self._validation(),
@@ -344,15 +376,7 @@ class Judge:
             idle_time=5,
             transcript=1,  # tells for sure who ended first
         )
-        result = pair.solution
-        if pair.idle:
-            return "TLE", "idle", result
-        verdict, why = _said(pair.interactor)
-        # Who stops listening decides: a solution that dies of a closed pipe had been rejected.
-        first = pair.first_to_end
-        if not result.ok and not (verdict in ("WA", "JE") and first == "interactor"):
-            return _crash(result), _how(result), result
-        return verdict, why, result
+        return *talked(pair), pair.solution
 
     @property
     def _validator(self) -> Program:
@@ -367,11 +391,26 @@ class Judge:
 _VALIDATION = Limits(cpu_time=20, wall_time=60, memory="1GiB")
 
 
+def talked(pair: PairResult) -> tuple[str, str]:
+    """The verdict on a solution that talked to the validator, and why."""
+    result, verdict, why = pair.solution, *_said(pair.interactor)
+    by_validator = pair.first_to_end == "interactor"
+    if (pair.interactor if by_validator else result).status == Status.KILLED:
+        return "TLE", "idle"  # each waited for the other; how the second took its end is no matter
+    # Who ends first decides: a solution that dies of a closed pipe, or waits on, had been rejected.
+    if not result.ok and not (verdict in ("WA", "JE") and by_validator):
+        return _crash(result), _how(result)
+    return verdict, why
+
+
 def _crash(result: Result) -> str:
-    return "TLE" if result.status in (Status.CPU_TIME_LIMIT, Status.WALL_TIME_LIMIT) else "RTE"
+    slow = (Status.CPU_TIME_LIMIT, Status.WALL_TIME_LIMIT, Status.KILLED)  # killed: it was idle
+    return "TLE" if result.status in slow else "RTE"
 
 
 def _how(result: Result) -> str:
+    if result.status == Status.KILLED:
+        return "idle"
     plain = result.status in (Status.NONZERO_EXIT, Status.SIGNALED)
     return f"exit status {result.returncode}" if plain else str(result.status)
 
@@ -447,6 +486,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("package", type=Path, help="the directory with problem.yaml")
     parser.add_argument("--at-once", type=int, default=2, help="cases side by side (2)")
     given = parser.parse_args(arguments)
+    if given.at_once < 1:
+        parser.error("--at-once must be at least 1")
     try:
         graded = anyio.run(judge, given.package, Console(), given.at_once)
     except PackageError as error:

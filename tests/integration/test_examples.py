@@ -501,6 +501,12 @@ PACKAGES: dict[str, dict[str, str]] = {
         "submissions/time_limit_exceeded/t.py": READ + "while True: pass",
         "submissions/run_time_error/r.py": READ + "print(1 // (n - 3))",
     },
+    "plain": {
+        "problem.yaml": "name: Half\n",
+        "submissions/accepted/a.py": READ + "print(n / 2 if n % 2 else n // 2)",
+        "submissions/wrong_answer/w.py": READ + "print(n / 2)",
+        "submissions/run_time_error/r.py": READ + "print(1 // (n - 3))",
+    },
     "custom": {
         "problem.yaml": "name: Divisor\nvalidation: custom\nlimits: {memory: 64}\n",
         "output_validators/check.py": (
@@ -622,6 +628,9 @@ def test_judge_package_tells_what_is_wrong(
         assert problem in capsys.readouterr().err
     assert example.main([str(tmp_path)]) == 2
     assert "problem.yaml" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        example.main([str(tmp_path), "--at-once", "0"])
+    assert "--at-once must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -643,6 +652,10 @@ def test_judge_package_tells_what_is_wrong(
         ({"problem.yaml": "limits: {memory: lots}"}, "lots"),
         ({"include/c/grader.h": ""}, "compiled along"),
         ({"data/secret/testdata.yaml": "output_validator_flags: x"}, "flags for a group"),
+        ({"problem.yaml": "validator_flags: float_tolerance"}, "float_tolerance needs a number"),
+        ({"problem.yaml": "validator_flags: float_tolerance -1"}, "float_tolerance needs a number"),
+        ({"problem.yaml": "validator_flags: float_tolerance inf"}, "tolerance needs a number"),
+        ({"problem.yaml": "validator_flags: float_tolerence 1"}, "float_tolerence is not known"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )
@@ -654,6 +667,69 @@ def test_packages_that_are_refused(
     whole = {"problem.yaml": "name: x\n", "submissions/accepted/a.py": "print(1)", **files}
     assert example.main([str(package(tmp_path, whole))]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "flags", "same"),
+    [
+        ("1 A\n", "1  a", "", True),
+        ("1", "1.0", "", False),
+        ("1 2", "1", "", False),
+        ("A", "a", "case_sensitive", False),
+        ("1  2", "1 2", "space_change_sensitive", False),
+        ("10", "10.1", "float_tolerance 0.1", True),
+        ("1_0", "10", "float_tolerance 0.1", False),
+        ("nan", "10", "float_tolerance 0.1", False),
+        ("x", "10", "float_tolerance 0.1", False),
+        ("1", "inf", "float_tolerance 0.1", False),
+        ("15", "10", "float_relative_tolerance 0.5", True),
+        ("19", "10", "float_relative_tolerance 0.5", False),
+        ("-15", "-10", "float_relative_tolerance 0.5", True),
+        ("1", "0", "float_relative_tolerance 0.5", False),
+        ("1", "0", "float_relative_tolerance 0.5 float_absolute_tolerance 1", True),
+        ("0.5", "0", "float_tolerance 0.1 float_absolute_tolerance 1", True),
+        ("A 15", "a 10", "case_sensitive float_relative_tolerance 0.5", False),
+        ("a 15", "a 10", "float_relative_tolerance 0.5 case_sensitive", True),
+    ],
+)
+def test_default_validator(output: str, answer: str, flags: str, same: bool) -> None:
+    """Token by token; numbers within what the flags tolerate of the answer."""
+    example = load("judge_package", "yaml", "rich")
+    differs = example.compare(output.encode(), answer.encode(), example.read_flags(flags.split()))
+    assert (differs == "") == same, differs
+
+
+async def test_verdicts_on_talks() -> None:
+    """Who ended first, by itself, decides; who waits until it is ended was too slow."""
+    example = load("judge_package", "yaml", "rich")
+    pairs = {  # solution and validator
+        ("sleep 600", "exit 43"): "WA",
+        ("sleep 600", "exit 1"): "JE",
+        ("sleep 600", "exit 42"): "TLE",
+        ("sleep 600", "cat; exit 43"): "TLE",
+        ("cat; exit 3", "sleep 600"): "TLE",
+        ("exit 3", "sleep 600"): "RTE",
+        ("exit 0", "sleep 600"): "JE",
+        ("exit 0", "cat; exit 42"): "AC",
+        ("exit 3", "cat; exit 43"): "RTE",
+        ("cat; exit 3", "exit 43"): "WA",
+    }
+    verdicts: dict[tuple[str, str], str] = {}
+    async with Pool(max_jobs=2 * len(pairs)) as pool, anyio.create_task_group() as tasks:
+
+        async def one(solution: str, validator: str) -> None:
+            pair = await pool.run_pair(
+                ["sh", "-c", solution],
+                ["sh", "-c", validator],
+                idle_time=max(1.0, 0.4 * SLOW),
+                transcript=1,
+                limits=Limits(wall_time=60 * SLOW),
+            )
+            verdicts[solution, validator] = example.talked(pair)[0]
+
+        for pair in pairs:
+            tasks.start_soon(one, *pair)
+    assert verdicts == pairs
 
 
 def test_a_package_shows_no_file_of_the_host(
