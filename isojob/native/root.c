@@ -1,10 +1,13 @@
 /* The tree every cell copies: built from nothing on a tmpfs, then the host's own root is let go.
  *
  * The trick with the order: the tmpfs is mounted over /proc of our private mount namespace and made
- * the root by pivot_root; the host's root then hangs below /.host with its /proc uncovered again, so
- * every bind source resolves as the caller would see it. Sources are resolved with
- * RESOLVE_IN_ROOT|NO_MAGICLINKS in there; targets component by component without following links.
- * Afterwards /.host is detached: nothing of it is reachable but what was bound. */
+ * the root by pivot_root; the host's /proc is uncovered again by that, so every bind source resolves as
+ * the caller would see it. Targets are walked component by component without following links.
+ *
+ * The host's root is not below ours meanwhile but mounted over it, which a lookup that begins at our
+ * root or at its descriptor does not see: no name leads there, whatever a caller calls his targets and
+ * an image its files. Only `..` at the root would, and is never resolved there: open_parent refuses it,
+ * and OURS does. Afterwards it is detached: nothing of it is reachable but what was bound. */
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -14,6 +17,10 @@
 #include <linux/magic.h>
 
 #include "zygote.h"
+
+/* How a source is resolved: as the caller would, or in what we have built. */
+#define HOSTS (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+#define OURS (RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
 
 static const struct {
     const char *name;
@@ -78,10 +85,9 @@ static int graft(int root, int tree, const char *path)
 
 /* Only adding flags with AT_RECURSIVE works without knowing the (possibly locked) old ones, also in
  * a user namespace; MS_REMOUNT would be EPERM there. */
-static int clone_tree(int host, const char *source, uint64_t attributes)
+static int clone_tree(int at, const char *source, uint64_t resolve, uint64_t attributes)
 {
-    cleanup_close int from =
-        sys_openat2(host, source, O_PATH | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    cleanup_close int from = sys_openat2(at, source, O_PATH | O_CLOEXEC, 0, resolve);
     if (from < 0)
         return -1;
     cleanup_close int tree =
@@ -179,9 +185,9 @@ static int detach_images(struct config *c, int root)
 static int add_layer(const struct config *c, int root, int host, const struct field *op,
                      const char *source)
 {
-    int layer = op->index > 0 ? attach_image(c, root, op->index - 1U)
-                              : sys_openat2(host, source, O_PATH | O_DIRECTORY | O_CLOEXEC, 0,
-                                            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    int layer = op->index > 0
+                    ? attach_image(c, root, op->index - 1U)
+                    : sys_openat2(host, source, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, HOSTS);
     if (layer < 0 || check_source(layer) < 0)
         return -1;
     if (nlayers == ARRAY_LEN(layers)) {
@@ -250,7 +256,8 @@ static int put_node(const struct config *c, int root, int host, const char *name
                 return -1;
         }
         /* mknod is EPERM in a user namespace (and without CAP_MKNOD): bind the host's node. */
-        cleanup_close int tree = clone_tree(host, path, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+        cleanup_close int tree =
+            clone_tree(host, path, HOSTS, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
         return tree < 0 ? -1 : graft(root, tree, path);
     }
     errno = EINVAL;
@@ -297,7 +304,8 @@ static int apply(const struct config *c, const struct field *op, int root, int h
         uint64_t attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
         if (!(op->index & BIND_WRITABLE))
             attributes |= MOUNT_ATTR_RDONLY;
-        cleanup_close int tree = clone_tree(op->index & BIND_OWN ? root : host, other, attributes);
+        cleanup_close int tree = op->index & BIND_OWN ? clone_tree(root, other, OURS, attributes)
+                                                      : clone_tree(host, other, HOSTS, attributes);
         if (tree < 0)
             return (op->index & BIND_OPTIONAL) && errno == ENOENT
                        ? 0
@@ -321,7 +329,7 @@ static int put_proc(int root, int host, struct failure *f)
         return 0;
     /* Not read-only: a cell's own could then not be mounted writable, and it has to be for a moment. */
     cleanup_close int tree =
-        clone_tree(host, "proc", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+        clone_tree(host, "proc", HOSTS, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
     return tree < 0 || graft(root, tree, "proc") < 0 ? fail(f, "proc of the template") : 0;
 }
 
@@ -329,20 +337,16 @@ int root_build(struct config *c, struct reader plan, struct failure *f)
 {
     struct field op;
     int more;
+    cleanup_close int host = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return fail(f, "make mounts private");
     if (mount("isojob", "/proc", "tmpfs", MS_NOSUID, "mode=755,size=16m,nr_inodes=4096") < 0)
         return fail(f, "mount root tmpfs");
-    if (chdir("/proc") < 0 || mkdir(".host", 0700) < 0)
-        return fail(f, "mkdir .host");
-    if (sys_pivot_root(".", ".host") < 0)
-        return fail(f, "pivot_root");
-    if (chdir("/") < 0)
-        return fail(f, "chdir /");
-    cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    cleanup_close int host = open("/.host", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (root < 0 || host < 0)
+    cleanup_close int root = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (host < 0 || root < 0 || fchdir(root) < 0)
         return fail(f, "open root");
+    if (sys_pivot_root(".", ".") < 0)
+        return fail(f, "pivot_root");
     if (put_proc(root, host, f) < 0)
         return -1;
     while ((more = wire_next(&plan, &op)) > 0)
@@ -358,10 +362,8 @@ int root_build(struct config *c, struct reader plan, struct failure *f)
     if (detach_images(c, root) < 0)
         return fail(f, "detach images");
     close_fd(&host);
-    if (umount2("/.host", MNT_DETACH) < 0)
+    if (fchdir(root) < 0 || umount2(".", MNT_DETACH) < 0)
         return fail(f, "detach the host's root");
-    if (rmdir("/.host") < 0)
-        return fail(f, "rmdir .host");
     if (sys_mount_setattr(root, "", AT_EMPTY_PATH, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID) < 0)
         return fail(f, "read-only root");
     if (check_mounts(f) < 0)

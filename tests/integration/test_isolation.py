@@ -468,6 +468,54 @@ async def test_no_link_leads_to_the_host(tmp_path: Path, place: str) -> None:
             await run_isolated(["true"], sandbox=sandbox)
 
 
+@pytest.mark.parametrize("kind", ["workdir", "tmpfs", "directory", "file", "root", "layers"])
+async def test_no_name_leads_to_the_host(tmp_path: Path, kind: str) -> None:
+    """Where the host's root hangs while a root is built has no name: each is the sandbox's own."""
+    tmp_path.chmod(0o755)
+    target, file, image = f"/.host{tmp_path}/made", tmp_path / "file", tmp_path / "image"
+    file.write_text("mine")
+    (image / ".host").mkdir(parents=True)
+    (image / ".host" / "file").write_text("mine")
+    for name in ("bin", "lib", "lib64"):
+        (image / name).symlink_to(f"usr/{name}")
+    usr = Mount.bind("/usr", "/usr")
+    sandbox, words = {
+        "workdir": (Sandbox(workdir=target), "stat -c %F"),
+        "tmpfs": (Sandbox(mounts=[Mount.tmpfs(target, size="1MiB")]), "stat -c %F"),
+        "directory": (Sandbox(mounts=[Mount.bind(image, target)]), "stat -c %F"),
+        "file": (Sandbox(mounts=[Mount.bind(file, target)]), "cat"),
+        "root": (Sandbox(root=Root.directory(image), mounts=[usr]), "cat"),
+        "layers": (Sandbox(root=Root.layers([image]), mounts=[usr]), "cat"),
+    }[kind]
+    path = "/.host/file" if kind in ("root", "layers") else target
+    before = sorted(tmp_path.rglob("*"))
+    result = await run_isolated([*words.split(), path], sandbox=sandbox)
+    assert result.stdout == (b"mine" if words == "cat" else b"directory\n"), result
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("link", ["/.host", "/../../..", "/proc/self/root", "/proc/1/root"])
+async def test_no_link_of_a_root_leads_to_the_host(tmp_path: Path, link: str) -> None:
+    """Targets that an image has links for."""
+    tmp_path.chmod(0o755)
+    image = tmp_path / "image"
+    (image / "opt").mkdir(parents=True)
+    (image / "home").symlink_to(link)
+    (image / "opt" / "home").symlink_to(link)
+    before = sorted(tmp_path.rglob("*"))
+    for root in (Root.directory(image), Root.layers([image])):
+        for top in ("/home", "/opt/home"):
+            target = f"{top}{tmp_path}/made"
+            for sandbox in (
+                Sandbox(root=root, mounts=[Mount.tmpfs(target, size="1MiB")]),
+                Sandbox(root=root, mounts=[Mount.bind(image, target)]),
+                Sandbox(root=root, mounts=[Mount.bind(image, top)]),
+            ):
+                with pytest.raises(SandboxSetupError, match="Not a directory|symbolic links"):
+                    await run_isolated(["true"], sandbox=sandbox)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("place", ["link", "tree"])
 async def test_the_zygote_looks_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -142,7 +142,7 @@ def leave_the_root(marker):
         if marker in file.read() or os.path.islink("/etc") or not os.path.exists("/root/.profile"):
             escaped("what another job changed")
     stopped("mount", "a root is as the host gave it, whatever other jobs did")
-    for name in ("/.lower", "/.root", "/.host", "/rootwork", "/tmp/root", "/tmp/rootwork"):
+    for name in ("/.lower", "/.root", "/rootwork", "/tmp/root", "/tmp/rootwork"):
         if os.path.lexists(name):
             escaped(f"{name} of the set-up")
     for _ in range(20):
