@@ -106,7 +106,8 @@ class Mount(Model, frozen=True):
             source: Absolute path on the host; relative ones are refused, since the working
                 directory may change between asking and mounting.
             target: Absolute path inside the sandbox.
-            read_only: False lets the job write to the host's files.
+            read_only: False lets the job write to the host's files. The targets of other mounts
+                below this one are made there, and stay.
         """
         return cls(type="bind", source=_path_of(source), target=target, read_only=read_only)
 

@@ -66,12 +66,25 @@ def _to_frozenset(value: object) -> object:
 _Id: TypeAlias = Annotated[int, Field(ge=1, le=MAX_ID)]
 
 
+def mounted_inside(sandbox: Sandbox) -> list[bool]:
+    """Of each mount, whether its target lies in what each cell has anew, which would hide it."""
+    places = [sandbox.workdir, "/tmp"]  # noqa: S108 - a path inside the sandbox
+    inside: list[bool] = []
+    for mount in sandbox.mounts:
+        hidden = any(below(mount.target, place) for place in places)
+        inside.append(sandbox.root.writable or hidden)
+        if mount.type == "tmpfs":
+            places.append(mount.target)
+    return inside
+
+
 class Sandbox(Model, frozen=True):
     """What a job can see; the template that a pool's cells are made from. Hashable.
 
     Attributes:
         root: What ``/`` is made from.
-        mounts: What is mounted besides, in this order.
+        mounts: What is mounted besides, in this order. At most 64 that each job has anew: every
+            tmpfs, and what lies in one, in ``workdir`` or in ``/tmp``; on a writable root all.
         network: ``none``: an empty network namespace of its own, not even with a loopback up.
         seccomp: Which system calls are answered (seccomp(2)).
         env: Variables over those of the root's image and isojob's own; the host's environment is
@@ -128,20 +141,23 @@ class Sandbox(Model, frozen=True):
             raise ValueError(
                 f"mounts: {self.workdir!r} is the working directory: the job's own tmpfs hides it"
             )
+        for mount in self.mounts:
+            hides = self.root.writable or mount.type == "tmpfs"
+            if hides and below(self.workdir, mount.target):
+                raise ValueError(
+                    f"mounts: {mount.target!r} hides the working directory {self.workdir!r}"
+                )
         if self.root.writable:
-            self._check_writable(targets)
+            for path in (*targets, self.workdir):
+                if path.split("/")[1] in (".lower", ".root"):
+                    raise ValueError(f"{path!r}: isojob's own names on the way to a writable root")
+        kinds = zip(self.mounts, mounted_inside(self), strict=True)
+        if sum(inside or mount.type == "tmpfs" for mount, inside in kinds) > MAX_CELL_MOUNTS:
+            raise ValueError(
+                f"mounts: at most {MAX_CELL_MOUNTS} that each job has anew: every tmpfs, and what"
+                " lies in one, in the working directory, in /tmp, or on a writable root"
+            )
         return self
-
-    def _check_writable(self, targets: list[str]) -> None:
-        """Each cell makes its mounts itself: the working directory first, then these."""
-        if len(targets) > MAX_CELL_MOUNTS:
-            raise ValueError(f"mounts: at most {MAX_CELL_MOUNTS} on a writable root")
-        for target in targets:
-            if below(self.workdir, target):
-                raise ValueError(f"mounts: {target!r} hides the working directory {self.workdir!r}")
-        for path in (*targets, self.workdir):
-            if path.split("/")[1] in (".lower", ".root"):
-                raise ValueError(f"{path!r}: isojob's own names on the way to a writable root")
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The whole environment of a job: isojob's own, then the root's, `env`, and `extra`.

@@ -297,11 +297,15 @@ def run(
         },
         ulimit or (),
     )
-    mounts = [
-        *map(_options.volume, volume or ()),
-        *map(_options.mount, mount or ()),
-        *map(_options.tmpfs, tmpfs or ()),
-    ]
+    # The outer first, whichever way each is given.
+    mounts = sorted(
+        (
+            *map(_options.volume, volume or ()),
+            *map(_options.mount, mount or ()),
+            *map(_options.tmpfs, tmpfs or ()),
+        ),
+        key=lambda one: one.target.count("/"),
+    )
     sandbox = _options.make_sandbox(
         rootfs=rootfs,
         root=root,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isojob.errors import SandboxSetupError
 from isojob.mounts import Mount, check_source
-from isojob.sandbox import Sandbox
+from isojob.sandbox import Sandbox, mounted_inside
 from isojob.wire import BindFlag, Tag, Writer
 
 __all__ = ["MASKS", "block_devices", "write_plan"]
@@ -83,10 +83,8 @@ def write_plan(
     out.text(Tag.ROOT_DIR, "tmp", 0o1777)
     for node in _NODES:
         out.text(Tag.ROOT_NODE, node)
-    fresh: tuple[str, ...] = (sandbox.workdir, "/box", "/tmp")  # noqa: S108
     if sandbox.root.writable:
         _writable_root(config, out, sandbox, images)
-        fresh = ("",)
     elif sandbox.root.kind == "host":
         _host_root(out, sandbox)
     else:
@@ -94,8 +92,8 @@ def write_plan(
     for name, target in _LINKS:
         out.pair(Tag.ROOT_LINK, name, target)
     out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
-    for number, mount in enumerate(sandbox.mounts):
-        _mount(config, out, mount, number, fresh)
+    for number, inside in enumerate(mounted_inside(sandbox)):
+        _mount(config, out, sandbox.mounts[number], number, inside=inside)
     for mask in MASKS if own_ids else (*MASKS, *KEY_MASKS):
         config.text(Tag.MASK, mask)
 
@@ -220,9 +218,8 @@ def _put_etc(out: Writer, sandbox: Sandbox, directory: str) -> None:
         out.blob(Tag.ROOT_FILE, f"{directory}/{name}", content, 0o644)
 
 
-def _mount(config: Writer, out: Writer, mount: Mount, number: int, fresh: tuple[str, ...]) -> None:
-    """Targets below what each cell mounts afresh are bound there again, from a place of ours."""
-    inside = any(mount.target.startswith(f"{place}/") for place in fresh)
+def _mount(config: Writer, out: Writer, mount: Mount, number: int, *, inside: bool) -> None:
+    """Targets in what each cell has anew are bound there again, from a place of ours."""
     if mount.type == "bind":
         assert mount.source is not None
         source = Path(mount.source)

@@ -57,6 +57,17 @@ def test_exit_status(arguments: list[str], status: int, told: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("flag", [("--tmpfs", "/d"), ("--mount", "type=tmpfs,target=/d")])
+@pytest.mark.parametrize("order", [1, -1])
+def test_mounts_in_mounts(tmp_path: Path, flag: tuple[str, str], order: int) -> None:
+    """The outer is mounted first, whichever flag comes first."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "file").write_text("mine")
+    flags = [flag, ("-v", f"{tmp_path}:/d/in")][::order]
+    done = isojob("run", "-q", *flags[0], *flags[1], "cat", "/d/in/file")
+    assert done.stdout == b"mine", done
+
+
 def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As docker run: its variables and directory, its program, with our arguments for its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

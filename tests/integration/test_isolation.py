@@ -271,6 +271,30 @@ async def test_bind_mounts(python: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "yes\n"
 
 
+@pytest.mark.parametrize("workdir", ["/box", "/work"])
+async def test_mounts_in_mounts(tmp_path: Path, workdir: str) -> None:
+    """What lies in a tmpfs of the caller, whatever is around that, and in /box if that is nothing."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "file").write_text("mine")
+    mounts = [
+        Mount.tmpfs("/a", size="1MiB"),
+        Mount.bind(tmp_path, "/a/b"),
+        Mount.bind(tmp_path / "file", "/a/c/d"),
+        Mount.tmpfs("/a/e", size="1MiB"),
+        Mount.bind(tmp_path, "/a/e/f"),
+        Mount.bind(tmp_path, "/g"),
+        Mount.tmpfs("/g/sub", size="1MiB"),
+        Mount.bind(tmp_path, "/g/sub/h"),
+        Mount.bind(tmp_path, "/box/i"),
+    ]
+    places = ("/a/b/file", "/a/c/d", "/a/e/f/file", "/g/file", "/g/sub/h/file", "/box/i/file")
+    async with Pool(sandbox=Sandbox(mounts=mounts, workdir=workdir)) as pool:
+        assert (await pool.run(["cat", *places])).stdout == b"mine" * 6
+        async with pool.session() as session:
+            assert (await session.run(["cat", *places])).stdout == b"mine" * 6
+
+
 async def test_bind_of_an_interpreter_below_a_closed_home(tmp_path: Path, is_root: bool) -> None:
     """One Mount.bind brings in a tree whose parents only the caller may enter."""
     home = tmp_path / "home"

@@ -202,6 +202,18 @@ def test_the_working_directory_is_the_jobs_own() -> None:
             Sandbox, workdir=workdir, mounts=[Mount.bind("/srv", target)]
         )
     Sandbox(workdir="/data", mounts=[Mount.bind("/srv", "/data/x")])
+    hidden = refusal(Sandbox, workdir="/a/b", mounts=[Mount.tmpfs("/a", size="1MiB")])
+    assert "'/a' hides the working directory '/a/b'" in hidden
+
+
+@pytest.mark.parametrize("place", ["/box", "/tmp", "/t"])
+def test_mounts_of_each_job_are_counted(place: str) -> None:
+    """A tmpfs, and what lies in one or in what a job has anyway; of others there may be more."""
+    tmpfs = Mount.tmpfs("/t", size="1MiB")
+    binds = [Mount.bind("/srv", f"{place}/{number}") for number in range(64)]
+    others = [Mount.bind("/srv", f"/o/{number}") for number in range(100)]
+    Sandbox(mounts=[tmpfs, *binds[1:], *others])
+    assert "at most 64" in refusal(Sandbox, mounts=[tmpfs, *binds])
 
 
 @pytest.mark.parametrize(
