@@ -90,7 +90,8 @@ class Sandbox(Model, frozen=True):
         env: Variables over those of the root's image and isojob's own; the host's environment is
             never inherited.
         hostname: What uname(2) tells the job.
-        workdir: Where the program starts and ``HOME`` points.
+        workdir: Where the program starts and ``HOME`` points: a directory of each job's own. A root
+            that is not writable needs to have that directory, or nothing at its top.
         uid: User id that the job sees itself as, 1 to 65533.
         gid: Group id that the job sees itself as, 1 to 65533.
         allow_missing: Names out of `PROTECTIONS` that the sandbox may go without where the host

@@ -28,6 +28,17 @@ _NO_NAMESPACES = (
 )
 
 
+_TARGETS = {
+    errno.ENOENT: "a mount hides it, and has no such directory",
+    errno.EROFS: "nothing can be made there: name what the root has, or something new at its top; "
+    "a root from Root.directory or Root.layers can be writable",
+    errno.ENOTDIR: "a directory is wanted, and there is a file, or a link, which is not followed",
+    errno.EISDIR: "a file is to be mounted, and there is a directory",
+    errno.ELOOP: "there is a link, which is not followed: name where it leads",
+}
+"""What is wrong with the place of a mount or of the working directory."""
+
+
 def _user_namespaces() -> str:
     if kernel.sysctl("user/max_user_namespaces") == "0":
         return "sysctl user.max_user_namespaces=15000"
@@ -42,13 +53,15 @@ def _user_namespaces() -> str:
 
 
 def _want(stage: str, number: int) -> str:
-    """What to raise where something has run out."""
+    """What to raise where something has run out, or to name where a path is no good."""
     if number in (errno.EMFILE, errno.ENFILE):
         return "raise the hard limit of open files: ulimit -Hn, LimitNOFILE= of a systemd unit"
     if number == errno.EAGAIN and stage.startswith(("clone", "owner of", "start of")):
         return "raise pids.max of the cgroup around this process (TasksMax=), or RLIMIT_NPROC"
     if number in ROOM and (stage == "cgroup mkdir" or number == errno.ENOMEM):
         return ROOM[number]
+    if number in _TARGETS and stage.startswith(("mkdir /", "mount target /", "bind /")):
+        return _TARGETS[number]
     if number == errno.EOWNERDEAD:
         return "the zygote could not take the request: no descriptor was free, or it was dying"
     return ""

@@ -126,7 +126,7 @@ def _tree_root(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[st
         out.text(Tag.ROOT_OVERLAY, _MERGED)
     else:
         _check_source(Path(sandbox.root.sources[0]))
-    ours = {"proc", "dev", "tmp", "sys", sandbox.workdir.strip("/").split("/")[0]}
+    ours = {"proc", "dev", "tmp", "sys", *_hidden(sandbox, images)}
     top = _top(sandbox, images)
     for name, path in sorted(top.items()):
         if name not in ours:
@@ -160,12 +160,34 @@ def _writable_root(
     config.number(Tag.LOWER, len(sandbox.root.sources))
 
 
+def _hidden(sandbox: Sandbox, images: Mapping[str, int]) -> Iterator[str]:
+    """The top of the working directory, unless that would take other things away from the root."""
+    name, *below = sandbox.workdir[1:].split("/")
+    there = [Path(_where(layer, images), name) for layer in sandbox.root.sources]
+    if not below or not any(map(_holds, there)):
+        yield name
+
+
+def _holds(path: Path) -> bool:
+    """Whether it is anything but an empty directory."""
+    try:
+        return path.is_symlink() or any(path.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _where(layer: str, images: Mapping[str, int]) -> str:
+    """A mount that is attached nowhere has no other name than its descriptor's."""
+    return f"/proc/self/fd/{images[layer]}" if layer in images else layer
+
+
 def _top(sandbox: Sandbox, images: Mapping[str, int]) -> dict[str, Path]:
     """The entries at the top of all layers together, each in the highest layer that has it."""
     found: dict[str, Path] = {}
     for layer in sandbox.root.sources:
-        # A mount that is attached nowhere has no other name than its descriptor's.
-        where = f"/proc/self/fd/{images[layer]}" if layer in images else layer
+        where = _where(layer, images)
         if not os.path.isdir(where):
             raise SandboxSetupError(
                 "root", errno.ENOTDIR, f"{layer}; squashfs and EROFS images are for Root.layers"

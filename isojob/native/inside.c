@@ -67,7 +67,7 @@ int make_dir(const struct config *c, const char *name, mode_t mode)
 static int mount_one(const struct cell_mount *m)
 {
     char leaf[256], path[32];
-    struct stat st = {.st_mode = S_IFDIR};
+    struct stat at, st = {.st_mode = S_IFDIR};
     cleanup_close int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     cleanup_close int dir = root < 0 ? -1 : open_parent(root, m->path, leaf, sizeof(leaf));
     if (dir < 0 || (m->source && stat(m->source, &st) < 0))
@@ -78,12 +78,8 @@ static int mount_one(const struct cell_mount *m)
         return -1;
     /* A writable bind of the caller may hold a link that an earlier job left there: never followed. */
     cleanup_close int target = openat(dir, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (target < 0 || fstat(target, &st) < 0)
+    if (target < 0 || fstat(target, &at) < 0 || check_kinds(st.st_mode, at.st_mode) < 0)
         return -1;
-    if (S_ISLNK(st.st_mode)) {
-        errno = ELOOP;
-        return -1;
-    }
     snprintf(path, sizeof(path), "/proc/self/fd/%d", target);
     if (m->source)
         return mount(m->source, path, NULL, MS_BIND | MS_REC, NULL);

@@ -10,6 +10,12 @@ int is_there(int dir, const char *leaf)
     return errno == ENOENT ? 0 : -1;
 }
 
+int check_kinds(mode_t source, mode_t target)
+{
+    errno = S_ISLNK(target) ? ELOOP : S_ISDIR(target) ? EISDIR : ENOTDIR;
+    return !S_ISLNK(target) && S_ISDIR(source) == S_ISDIR(target) ? 0 : -1;
+}
+
 int open_parent(int root, const char *path, char *leaf, size_t size)
 {
     cleanup_close int dir = fcntl(root, F_DUPFD_CLOEXEC, 3);

@@ -37,9 +37,13 @@ static int put_dir(int root, const char *path, mode_t mode)
     cleanup_close int dir = open_parent(root, path, leaf, sizeof(leaf));
     if (dir < 0)
         return -1;
-    if (mkdirat(dir, leaf, mode) < 0)
-        return errno == EEXIST ? 0 : -1;
-    return fchmodat(dir, leaf, mode, 0);
+    if (mkdirat(dir, leaf, mode) == 0)
+        return fchmodat(dir, leaf, mode, 0);
+    struct stat st;
+    if (errno != EEXIST || fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return -1;
+    errno = ENOTDIR;
+    return S_ISDIR(st.st_mode) ? 0 : -1;
 }
 
 static int put_link(int root, const char *path, const char *target)
@@ -76,10 +80,8 @@ static int graft(int root, int tree, const char *path)
     struct stat at;
     if (target < 0 || fstat(target, &at) < 0)
         return -1;
-    if (S_ISLNK(at.st_mode)) {
-        errno = ELOOP;
+    if (check_kinds(st.st_mode, at.st_mode) < 0)
         return -1;
-    }
     return sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 

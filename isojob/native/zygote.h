@@ -171,6 +171,8 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
 /* path.c */
 /* Whether the directory has such a name; -1: it does not say. */
 int is_there(int dir, const char *leaf);
+/* Whether the one can be mounted on the other: a directory on a directory, and nothing on a link. */
+int check_kinds(mode_t source, mode_t target);
 /* A directory fd of the parent of `path` below `root`, parents made as needed; *leaf is the last
  * component. A link, `.` or `..` on the way is refused. */
 int open_parent(int root, const char *path, char *leaf, size_t size);

@@ -295,6 +295,32 @@ async def test_mounts_in_mounts(tmp_path: Path, workdir: str) -> None:
             assert (await session.run(["cat", *places])).stdout == b"mine" * 6
 
 
+@pytest.mark.parametrize("place", ["/mnt", "/box"])
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("dir", "file", "a directory is wanted"),
+        ("file", "dir", "a file is to be mounted"),
+        ("dir", "link", "name where it leads"),
+        ("dir", "new", "nothing can be made there"),
+    ],
+)
+async def test_targets_of_another_kind(
+    tmp_path: Path, place: str, first: str, second: str, words: str
+) -> None:
+    """The refusal says what was to go on what."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("dir")
+    mounts = [
+        Mount.bind(tmp_path, f"{place}/all"),
+        Mount.bind(tmp_path / first, f"{place}/all/{second}"),
+    ]
+    with pytest.raises(SandboxSetupError, match=f"mount target {place}/all.*{words}"):
+        await run_isolated(["true"], sandbox=Sandbox(mounts=mounts))
+
+
 async def test_bind_of_an_interpreter_below_a_closed_home(tmp_path: Path, is_root: bool) -> None:
     """One Mount.bind brings in a tree whose parents only the caller may enter."""
     home = tmp_path / "home"
@@ -520,7 +546,7 @@ async def test_no_name_leads_to_the_host(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("link", ["/.host", "/../../..", "/proc/self/root", "/proc/1/root"])
 async def test_no_link_of_a_root_leads_to_the_host(tmp_path: Path, link: str) -> None:
-    """Targets that an image has links for."""
+    """Targets, and a working directory, that an image has links for."""
     tmp_path.chmod(0o755)
     image = tmp_path / "image"
     (image / "opt").mkdir(parents=True)
@@ -531,6 +557,7 @@ async def test_no_link_of_a_root_leads_to_the_host(tmp_path: Path, link: str) ->
         for top in ("/home", "/opt/home"):
             target = f"{top}{tmp_path}/made"
             for sandbox in (
+                Sandbox(root=root, workdir=target),
                 Sandbox(root=root, mounts=[Mount.tmpfs(target, size="1MiB")]),
                 Sandbox(root=root, mounts=[Mount.bind(image, target)]),
                 Sandbox(root=root, mounts=[Mount.bind(image, top)]),

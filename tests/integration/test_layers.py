@@ -99,6 +99,33 @@ async def test_marks_hide(layers: tuple[Path, ...], *, writable: bool, is_root: 
     assert b"/f" in (result.stderr or b"")
 
 
+@pytest.mark.parametrize("kind", ["directory", "layers"])
+async def test_a_working_directory_of_the_image(layers: tuple[Path, ...], kind: str) -> None:
+    """It takes nothing else away: the root has the directory, or nothing at its top."""
+    lower, upper = layers[0], layers[2]
+    (lower / "app" / "src").mkdir(parents=True)
+    (lower / "app" / "src" / "old").touch()
+    (lower / "home").mkdir()
+    top = lower if kind == "directory" else upper
+    tree(top, {"app/other": "there"})
+    made = sandbox(lower, upper)
+    root = Root.directory(lower) if kind == "directory" else made.root
+    for workdir in ("/app/src", "/home/job", "/new/job", "/srv"):
+        one = Sandbox(root=root, mounts=made.mounts, workdir=workdir)
+        async with Pool(sandbox=one) as pool, pool.session() as session:
+            command = ["sh", "-c", "pwd; ls; cat /app/other; echo 1 > new"]
+            for run in (pool.run, session.run):
+                result = await run(command)
+                assert result.ok and result.stdout == f"{workdir}\nthere".encode(), result
+    for workdir, words in (("/app/new", "nothing can be made"), ("/app/other", "a directory is")):
+        one = Sandbox(root=root, mounts=made.mounts, workdir=workdir)
+        with pytest.raises(SandboxSetupError, match=f"mkdir {workdir}: .*{words}"):
+            await run_isolated(["true"], sandbox=one)
+    writable = Root.directory(lower, writable=True)
+    one = Sandbox(root=writable, mounts=made.mounts, workdir="/app/new")
+    assert (await run_isolated(["pwd"], sandbox=one)).stdout == b"/app/new\n"
+
+
 async def test_many_layers(tmp_path: Path) -> None:
     """As many as are allowed."""
     tmp_path.chmod(0o755)
