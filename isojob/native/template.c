@@ -51,6 +51,10 @@ static int own_tree(const struct config *c, struct failure *f)
         return fail(f, "template's /proc");
     if (mount("isojob", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=64m") < 0)
         return fail(f, "template's /tmp");
+    /* The targets of the caller's mounts below it are made there. */
+    if (c->nmounts > 0 &&
+        mount("isojob", c->workdir, "tmpfs", MS_NOSUID | MS_NODEV, "mode=555,size=64k") < 0)
+        return fail(f, "template's working directory");
     if (inside_mounts(c, f) < 0)
         return -1;
     return sethostname(c->hostname, strlen(c->hostname)) < 0 ? fail(f, "sethostname") : 0;

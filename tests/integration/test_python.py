@@ -307,6 +307,26 @@ async def test_preloads(tmp_path: Path) -> None:
         assert (await pool.call_python("decimal:getcontext")).value_problem
 
 
+@pytest.mark.parametrize("workdir", ["/box", "/work"])
+async def test_mounts_in_the_working_directory(tmp_path: Path, workdir: str) -> None:
+    """Are there for preloads, and for jobs, beside what is a job's own."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "mine.py").write_text("import os\nTHERE = os.listdir(os.path.dirname(__file__))")
+    sandbox = Sandbox(
+        workdir=workdir,
+        mounts=[
+            Mount.bind(tmp_path, f"{workdir}/lib/mine"),
+            Mount.tmpfs(f"{workdir}/scratch", size="1MiB"),
+        ],
+        env={"PYTHONPATH": f"{workdir}/lib/mine"},
+    )
+    async with PythonPool(["mine"], python=PYTHON, sandbox=sandbox, limits=PATIENT) as pool:
+        code = "import os, mine; open('scratch/x', 'x'); result = mine.THERE, sorted(os.listdir())"
+        for _ in range(2):
+            result = await pool.run_python(code)
+            assert result.value == [["mine.py"], ["lib", "main.py", "scratch"]], result
+
+
 async def test_preloads_that_ignore_their_children(tmp_path: Path) -> None:
     """Of which a template has some before it is ready."""
     tmp_path.chmod(0o755)
