@@ -80,10 +80,10 @@ static void offer(struct search *s, int dir, const char *leaf, bool exact)
     send_file(s, NULL, fd);
 }
 
-static void search(struct search *s, int dir, const char *pattern, size_t used, int depth,
-                   bool exact);
+static void search(struct search *s, int dir, const char *pattern, size_t used, int depth);
 
-/* One name that fits the first component: the file itself, or the way on. */
+/* One name that fits the first component, which is a name itself (exact) or has wildcards: the file,
+ * or the way on. */
 static void descend(struct search *s, int dir, const char *leaf, const char *rest, size_t used,
                     int depth, bool exact)
 {
@@ -103,8 +103,8 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
         sys_openat2(dir, leaf, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0, RESOLVE);
     if (next < 0) {
         int error = errno;
-        /* What a pattern happens to fit and is no directory of the job's is no loss. */
-        if (exact || (error != ENOTDIR && error != ELOOP && error != EXDEV)) {
+        /* What wildcards happen to fit and is no directory is no loss. */
+        if (exact || (error != ENOTDIR && error != ELOOP)) {
             struct stat st;
             bool there = fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) == 0;
             const char *reason = !there                 ? "not found"
@@ -123,11 +123,10 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
         send_file(s, too_long, -1);
         return;
     }
-    search(s, next, rest, used + len + 1, depth + 1, exact);
+    search(s, next, rest, used + len + 1, depth + 1);
 }
 
-static void search(struct search *s, int dir, const char *pattern, size_t used, int depth,
-                   bool exact)
+static void search(struct search *s, int dir, const char *pattern, size_t used, int depth)
 {
     char component[256];
     size_t len = strcspn(pattern, "/");
@@ -140,7 +139,7 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     memcpy(component, pattern, len);
     component[len] = 0;
     if (!strpbrk(component, "*?[")) {
-        descend(s, dir, component, rest, used, depth, exact);
+        descend(s, dir, component, rest, used, depth, true);
         return;
     }
     cleanup_close int again = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -214,7 +213,7 @@ void collect_files(const struct cell *cell)
                 elsewhere = errno == ELOOP ? "the working directory is behind a symbolic link"
                                            : "the working directory is gone";
         } else if (f.tag == TAG_PATTERN && text && dir >= 0)
-            search(&s, dir, text, 0, 0, !strpbrk(text, "*?["));
+            search(&s, dir, text, 0, 0);
         else if (f.tag == TAG_PATTERN && text) {
             snprintf(s.name, sizeof(s.name), "%s", text);
             send_file(&s, elsewhere, -1);

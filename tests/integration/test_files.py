@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isojob import Limits, Status, run_isolated
+from isojob import Limits, Mount, Sandbox, Status, run_isolated
 
 
 async def test_files_in(tmp_path: Path) -> None:
@@ -90,6 +90,27 @@ async def test_collect_is_safe() -> None:
     assert "limits.collect" in result.uncollected["sparse"]
     result = await run_isolated(["true"], cwd="/bin", collect=["x"])
     assert result.uncollected == {"x": "the working directory is behind a symbolic link"}
+
+
+async def test_collect_by_patterns_behind_links_and_mounts() -> None:
+    """What a pattern names is told if it leads away; what its wildcards fit, if it is a mount."""
+    sandbox = Sandbox(mounts=[Mount.tmpfs("/box/mount", size="1MiB")])
+    script = "mkdir dir; touch dir/a file mount/a; ln -s dir link; mkfifo dir/fifo"
+    patterns = ["mount/*", "link/*", "file/*", "none/*", "*/a", "*/dir/*", "[l]*/*", "*/fifo"]
+    result = await run_isolated(["sh", "-c", script], sandbox=sandbox, collect=patterns)
+    assert result.ok, result.stderr
+    assert result.files == {"dir/a": b""}
+    assert result.uncollected == {
+        "mount/*": "in another mount",
+        "link/*": "behind a symbolic link",
+        "file/*": "not in a directory",
+        "none/*": "not found",
+        "mount/a": "in another mount",
+        "mount/dir/*": "in another mount",
+        "dir/dir/*": "not found",
+        "mount/fifo": "in another mount",
+        "dir/fifo": "a FIFO",
+    }
 
 
 async def test_collect_after_a_limit() -> None:
