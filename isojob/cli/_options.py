@@ -126,7 +126,8 @@ def make_limits(flags: Mapping[str, str | None], ulimits: Sequence[str] = ()) ->
                 f"give the rate alone ({rate}): it holds for the disks behind the directories "
                 "that the job sees",
             )
-        fields[name] = _value(text)
+        # One processor is a list of processors, and no number.
+        fields[name] = text if name == "cpuset" and text != _UNLIMITED else _value(text)
     fields.update(_ulimit(text) for text in ulimits)
     try:
         return Limits(**fields)
@@ -289,10 +290,11 @@ def environment(variables: Sequence[str], env_files: Sequence[Path]) -> dict[str
     result: dict[str, str] = {}
     for path in env_files:
         try:
-            lines = path.read_text("utf-8", "surrogateescape").splitlines()
+            # Not splitlines(): a form feed ends no line, and what follows it names no variable.
+            lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
         except OSError as error:
             raise OptionError("--env-file", f"{str(path)!r}: {error.strerror}") from error
-        stripped = (line.lstrip() for line in lines)
+        stripped = (line.lstrip().removesuffix("\r") for line in lines)
         _set(result, "--env-file", (line for line in stripped if line and line[0] != "#"))
     _set(result, "--env", variables)
     return result

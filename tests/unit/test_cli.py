@@ -94,6 +94,12 @@ def test_limits() -> None:
 def test_none_is_unlimited() -> None:
     """Every limit can be given up by name."""
     assert limits(memory="none", wall_time="none").memory is None
+    assert limits(cpuset="none").cpuset is None
+
+
+def test_one_processor_is_a_list() -> None:
+    """--cpuset-cpus 0 is no number."""
+    assert limits(cpuset="0").cpuset == "0"
 
 
 @pytest.mark.parametrize(
@@ -263,6 +269,12 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "B": "x=y",
         "OURS": "o",
         "E": "",
+    }
+    file.write_bytes(b"A=\x0cOURS\x0b\xe2\x80\xa8OURS\rOURS\r\n\r\nB=1\r\n#\r\nC=\xff")
+    assert _options.environment([], [file]) == {
+        "A": "\x0cOURS\x0b\u2028OURS\rOURS",
+        "B": "1",
+        "C": "\udcff",
     }
     with pytest.raises(OptionError, match="--env:"):
         _options.environment(["=x"], [])
