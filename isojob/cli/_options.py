@@ -38,6 +38,7 @@ LIMIT_FLAGS = {
     "cpu_time": "--cpu-time",
     "wall_time": "--wall-time",
     "output": "--output-limit",
+    "collect": "--collect-limit",
     "disk": "--disk",
     "io_read_bps": "--device-read-bps",
     "io_write_bps": "--device-write-bps",

@@ -26,7 +26,8 @@ HELP = (
     "Run one program in a sandbox of its own; flags are named as those of docker run.\n\n"
     "The exit status is the job's own; 128+N if signal N ended it; 137 if it ran into a limit (the "
     "account says which); 127 if the program is not found, 126 if it cannot be executed, 125 if "
-    "isojob could not run it. Ctrl-C ends the job, and the status is 130."
+    "isojob could not run it, or not bring back what --collect asks for. Ctrl-C ends the job, and "
+    "the status is 130."
 )
 
 _DEFAULTS = Limits()
@@ -100,6 +101,12 @@ def run(
     output_limit: Annotated[
         str | None,
         _limit("--output-limit", metavar="SIZE", help="Of stdout and of stderr.", field="output"),
+    ] = None,
+    collect_limit: Annotated[
+        str | None,
+        _limit(
+            "--collect-limit", metavar="SIZE", help="Of all files brought back.", field="collect"
+        ),
     ] = None,
     disk: Annotated[
         str | None,
@@ -289,6 +296,7 @@ def run(
             "cpu_time": cpu_time,
             "wall_time": wall_time,
             "output": output_limit,
+            "collect": collect_limit,
             "disk": disk,
             "io_read_bps": device_read_bps,
             "io_write_bps": device_write_bps,
@@ -345,7 +353,10 @@ def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: b
     if result is None:
         return _status(foreground, OUR_FAULT)
     failed = {} if collect_to is None else _write(result, collect_to, force=force)
-    status = _status(foreground, OUR_FAULT if failed else exit_status(result))
+    lost = {} if collect_to is None else result.uncollected
+    # What the job itself failed with tells more than a file that it did not make for that.
+    ended = OUR_FAULT if failed else exit_status(result) or (OUR_FAULT if lost else 0)
+    status = _status(foreground, ended)
     if request.capture:
         try:
             typer.echo(result.model_dump_json())
@@ -360,6 +371,8 @@ def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: b
     if quiet or request.capture:
         for name, reason in failed.items():
             typer.echo(f"isojob: not written: {name!r}: {reason}", err=True)
+        for name, reason in lost.items():
+            typer.echo(f"isojob: not collected: {name!r}: {reason}", err=True)
     return status
 
 

@@ -286,7 +286,7 @@ def test_files_in_and_out(tmp_path: Path) -> None:
         *("--", "sh", "-c", "cp dir/a b; ln -s /etc/passwd link"),
     )
     done = isojob(*arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 125, done.stderr
     assert (to / "b").read_text() == "content\n"
     assert sorted(os.listdir(to)) == ["b"]
     account = done.stderr.decode()
@@ -296,8 +296,26 @@ def test_files_in_and_out(tmp_path: Path) -> None:
     done = isojob(*arguments)
     assert (done.returncode, (to / "b").read_text()) == (125, "older\n")
     assert "--force" in done.stderr.decode()
-    assert isojob(arguments[0], "--force", *arguments[1:]).returncode == 0
+    assert b"--force" not in isojob(arguments[0], "--force", *arguments[1:]).stderr
     assert (to / "b").read_text() == "content\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "status", "files"),
+    [
+        ([], "head -c 3000 /dev/zero >big", 0, ["big"]),
+        (["--collect-limit", "1kB"], "head -c 3000 /dev/zero >big", 125, []),
+        ([], "exit 3", 3, []),
+    ],
+)
+def test_what_is_not_brought_back_is_told(
+    options: list[str], script: str, status: int, files: list[str], tmp_path: Path
+) -> None:
+    """With --quiet, too; and no job is well whose files are lost."""
+    collect = ("--collect", "big", "--collect-to", str(tmp_path))
+    done = isojob("run", "-q", *options, *collect, "--", "sh", "-c", script)
+    assert (done.returncode, os.listdir(tmp_path)) == (status, files)
+    assert (b"isojob: not collected: 'big': " in done.stderr) is (not files)
 
 
 def test_what_the_job_sees(tmp_path: Path) -> None:
