@@ -154,7 +154,13 @@ class BranchStock(Stock):
 
     @override
     def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(zygote.driver, limits, self.devices, template=self.branch.number)
+        return CellSpec(
+            zygote.driver,
+            limits,
+            self.devices,
+            own_ids=zygote.own_ids,
+            template=self.branch.number,
+        )
 
     @override
     def start(self) -> Maker:

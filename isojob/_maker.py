@@ -28,10 +28,12 @@ class Maker:
 
     Args:
         driver: Of the cgroups that they are made in.
+        own_ids: Whether their jobs have uids that are not their inits'.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *, own_ids: bool) -> None:
         self.driver = driver
+        self.own_ids = own_ids
         self.broken = False
         """Known to be dying: to be replaced, whatever waitpid says yet."""
         self.subtree: Subtree | None = None

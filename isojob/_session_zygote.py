@@ -77,7 +77,7 @@ class SessionZygote(Maker):
     """The zygote of a session, a child of the pool's."""
 
     def __init__(self, parent: Zygote, disk: int, inodes: int) -> None:
-        super().__init__(parent.driver)
+        super().__init__(parent.driver, own_ids=parent.own_ids)
         self.disk = disk
         self.inodes = inodes
         self._parent = parent
@@ -199,7 +199,13 @@ class SessionStock(Stock):
 
     @override
     def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(zygote.driver, limits, self.devices, private=self._private)
+        return CellSpec(
+            zygote.driver,
+            limits,
+            self.devices,
+            own_ids=zygote.own_ids,
+            private=self._private,
+        )
 
     @override
     def start(self) -> Maker:

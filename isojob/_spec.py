@@ -42,11 +42,12 @@ class CellSpec:
         driver: Of its cgroups.
         limits: That it is made with.
         devices: What limits of disk I/O are for.
+        own_ids: Whether the job has a uid that is not init's.
         private: In a session: what it does to the working directory is for itself.
         template: Number of the warm interpreter that its launcher is forked from.
     """
 
-    __slots__ = ("_driver", "_last", "_message", "key", "limits")
+    __slots__ = ("_driver", "_last", "_message", "_own_ids", "key", "limits")
 
     def __init__(
         self,
@@ -54,12 +55,14 @@ class CellSpec:
         limits: Limits,
         devices: tuple[str, ...],
         *,
+        own_ids: bool,
         private: bool = False,
         template: int = 0,
     ) -> None:
         self.limits = limits
         self.key = self.key_of(limits)
         self._driver = driver
+        self._own_ids = own_ids
         self._last: tuple[Limits, bytes] | None = None
         out = Writer(MessageType.MAKE)
         mask, writes = driver.cell(limits, devices)
@@ -128,9 +131,11 @@ class CellSpec:
                 value = 1
             rlimit(out, resource, value, value)
         if self._driver.version == 0:
-            # Counted per user namespace since 5.14: the launcher, init and the job's processes.
+            # Counted per uid of a user namespace since 5.14: the launcher, which becomes the job,
+            # what it forks, and init if it has the job's uid.
             if limits.processes is not None:
-                rlimit(out, _NPROC, limits.processes + 1, limits.processes + 1)
+                most = limits.processes + (0 if self._own_ids else 1)
+                rlimit(out, _NPROC, most, most)
             if limits.memory is not None and limits.address_space is None:
                 rlimit(out, _RLIMITS["address_space"], limits.memory, limits.memory)
             if limits.cpu_time is not None:

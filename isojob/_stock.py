@@ -174,7 +174,7 @@ class Stock:
             zygote.close()
 
     def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(zygote.driver, limits, self.devices)
+        return CellSpec(zygote.driver, limits, self.devices, own_ids=zygote.own_ids)
 
     def _discard(self, zygote: Maker) -> None:
         self._empty_shelves()

@@ -89,13 +89,13 @@ class Zygote(Maker):
         template: Template | None,
         starts: Starts,
     ) -> None:
-        super().__init__(driver)
+        self.privilege = privilege(uid_range, writable=sandbox.root.writable)
+        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[self.privilege]
+        super().__init__(driver, own_ids=self.mode != _SINGLE)
         self._starts = starts
         self._given_up = False
         self._template = template
         self.template_pid = 0
-        self.privilege = privilege(uid_range, writable=sandbox.root.writable)
-        self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[self.privilege]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ids: ids.IdBlock | None = None
@@ -140,7 +140,7 @@ class Zygote(Maker):
             sandbox = self._template.sandbox(sandbox)
             self._template.write(config, plan, self.driver, sandbox)
         with mounted_files(sandbox.root.lower) as images:
-            write_plan(config, plan, sandbox, images, own_ids=self.mode != _SINGLE)
+            write_plan(config, plan, sandbox, images, own_ids=self.own_ids)
             fds.extend(images.values())
             pidfd = os.pidfd_open(os.getpid())
             try:

@@ -30,6 +30,24 @@ def python(*parts: str) -> subprocess.CompletedProcess[str]:
     return run_python(PREPARE, *parts)
 
 
+PROCESSES = """
+code = (
+    "import os, time\\nn = 1\\ntry:\\n while n < 50:\\n  if os.fork() == 0: time.sleep(60)\\n  n += 1"
+    "\\nexcept OSError: print(n)"
+)
+program = ["/usr/bin/python3", "-I", "-S", "-c", code]
+async def most(sandbox):
+    warm = isojob.PythonPool(sandbox=sandbox)
+    said = []
+    async with isojob.Pool(sandbox) as pool, pool.session() as session, warm:
+        for limits in (Limits(processes=n) for n in (1, 2, 10)):
+            said += [await pool.run(program, limits=limits), await session.run(program, limits=limits)]
+            said += [await warm.run_python(code, limits=limits)]
+    return [int(r.stdout) for r in said]
+"""
+EXACTLY = [n for n in (1, 2, 10) for _ in range(3)]
+
+
 def needs_root() -> None:
     """Becoming another uid needs root; the run as root shows it."""
     if os.geteuid() != 0:
@@ -98,10 +116,8 @@ def test_no_cgroup_accepted_by_name() -> None:
         "r = run(['sh', '-c', 'kill -9 $$'], sandbox=s); assert r.status == 'signaled', r",
         "r = run(['sleep', '60'], sandbox=s, limits=Limits(wall_time=0.5))",
         "assert r.status == 'wall_time_limit', r",
-        "code = 'import os,time\\nn = 0\\ntry:\\n while True:\\n  if os.fork() == 0: time.sleep(60)\\n  n += 1"
-        "\\nexcept OSError: print(n)'",
-        "r = run(['/usr/bin/python3', '-I', '-S', '-c', code], sandbox=s, limits=Limits(processes=10))",
-        "assert 5 <= int(r.stdout) <= 10, r",
+        PROCESSES,
+        f"said = anyio.run(most, s); assert said == {EXACTLY}, said",
         "r = run(['/usr/bin/python3', '-I', '-S', '-c', 'bytearray(1 << 30)'], sandbox=s)",
         "assert b'MemoryError' in r.stderr, r",
         "import anyio",
@@ -112,6 +128,28 @@ def test_no_cgroup_accepted_by_name() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     told = "[b'1000', b'1000', b'0', b'1']\nidle_time without CPU accounting\n"
     assert done.stdout == told
+
+
+NO_CGROUPS = """
+run(["true"]); isojob._run._close_pools()
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x00020000) == 0 and libc.mount(None, b"/", None, 0x44000, None) == 0
+for line in reversed(open("/proc/self/mountinfo").read().splitlines()):
+    if " - cgroup" in line: assert libc.umount2(line.split()[4].encode(), 2) == 0, line
+"""
+
+
+def test_no_cgroup_as_root() -> None:
+    """RLIMIT_NPROC counts by uid, and init has one of its own: the limit is the job's alone."""
+    needs_root()
+    done = python(
+        NO_CGROUPS,
+        PROCESSES,
+        "s = Sandbox(allow_missing={'cgroup'})",
+        "r = run(['true'], sandbox=s); print(r.posture.cgroup, r.posture.privilege)",
+        f"said = anyio.run(most, s); assert said == {EXACTLY}, said",
+    )
+    assert (done.stderr, done.stdout) == ("", "none root\n")
 
 
 NO_DESCRIPTOR = r"OSError: \[Errno 24\] Too many open files.*|ok"
@@ -197,6 +235,8 @@ def test_subordinate_ids() -> None:
         "assert all(len(set(h[:2])) == 2 and h[:2] == h[2:] for h in hosts), hosts",
         "assert all(1 <= i <= 64 for h in hosts for i in h), hosts",
         "assert len({i for h in hosts for i in h[:2]}) == 6, hosts",
+        PROCESSES,
+        f"said = anyio.run(most, s); assert said == {EXACTLY}, said",
         "files = {'x': b'x'}",
         "r = run(['sh', '-c', 'id -u; id -g; id -G; stat -c %u x .'], sandbox=s, files=files)",
         "print(r.status, r.stdout.split())",
