@@ -87,11 +87,17 @@ class Pool:
                 raise TypeError(f"{name} must be an int, not {type(count).__name__}")
             if count < least:
                 raise ValueError(f"{name} must be at least {least}")
+        if not isinstance(uid_range, range):
+            raise TypeError(f"uid_range must be a range, not {type(uid_range).__name__}")
+        if uid_range.start < 0 or uid_range.step != 1:
+            raise ValueError(f"uid_range must be a range of ids, each of them, not {uid_range}")
+        if memory is not None and not (memory := parse_bytes(memory)):
+            raise ValueError("memory must be at least 1 (None: what there is)")
         self.sandbox = Sandbox() if sandbox is None else sandbox
         self.limits = Limits() if limits is None else limits
         self._environment = Environment.make(self.sandbox.environment())
         self._max_jobs = max_jobs or default_max_jobs()
-        self._memory = (0 if memory is None else parse_bytes(memory)) or memory_budget()
+        self._memory = memory_budget() if memory is None else memory
         self._parked = default_parked(self._max_jobs) if parked is None else (parked, parked)
         self._queue = queue
         self._uid_range = uid_range

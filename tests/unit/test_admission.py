@@ -127,6 +127,7 @@ async def test_bounded_queue_and_the_patient() -> None:
         {"max_jobs": "4"},
         {"parked": 1.5},
         {"queue": "no"},
+        {"uid_range": (1, 2)},
     ],
 )
 def test_pools_of_wrong_types(options: dict[str, Any]) -> None:
@@ -135,7 +136,17 @@ def test_pools_of_wrong_types(options: dict[str, Any]) -> None:
         Pool(**options)
 
 
-@pytest.mark.parametrize("options", [{"max_jobs": 0}, {"parked": -1}, {"queue": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_jobs": 0},
+        {"memory": 0},
+        {"parked": -1},
+        {"queue": -1},
+        {"uid_range": range(-1, 9)},
+        {"uid_range": range(0, 9, 2)},
+    ],
+)
 def test_pools_of_wrong_sizes(options: dict[str, Any]) -> None:
     """Numbers that make no sense are refused by name."""
     with pytest.raises(ValueError, match=next(iter(options))):
