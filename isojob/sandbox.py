@@ -42,6 +42,8 @@ def _check_workdir(path: str) -> str:
         raise ValueError(f"{path!r}: not in /proc or /dev")
     if path == "/tmp" or below(path, "/tmp"):  # noqa: S108
         raise ValueError(f"{path!r}: the job's own /tmp is mounted there")
+    if ":" in path or "\n" in path:
+        raise ValueError(f"{path!r}: ends a field of /etc/passwd, where it is the job's home")
     return path
 
 

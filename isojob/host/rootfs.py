@@ -232,7 +232,7 @@ def _etc(sandbox: Sandbox) -> dict[str, bytes]:
         "resolv.conf": "",
         "shells": "/bin/sh\n",
     }
-    return {name: text.encode() for name, text in files.items()}
+    return {name: text.encode("utf-8", "surrogateescape") for name, text in files.items()}
 
 
 def _put_etc(out: Writer, sandbox: Sandbox, directory: str) -> None:

@@ -419,6 +419,14 @@ async def test_cells_in_the_callers_cgroup(python: str) -> None:
             assert line.startswith(f"{memory.rstrip('/')}/isojob-{os.getpid()}-")
 
 
+async def test_a_working_directory_of_bytes(python: str) -> None:
+    """A name that is no UTF-8 is one to the kernel, and in /etc/passwd."""
+    code = "import os, pwd; print(ascii([os.getcwd(), pwd.getpwuid(os.getuid()).pw_dir]))"
+    made = Sandbox(workdir="/\udcff")
+    result = await run_isolated([python, "-I", "-c", code], sandbox=made)
+    assert result.stdout == b"['/\\udcff', '/\\udcff']\n", result.stderr
+
+
 async def test_hostname_workdir_and_ids(python: str) -> None:
     """Sandbox sets what the job sees."""
     sandbox = Sandbox(hostname="grader", workdir="/work", uid=4242, gid=4343)

@@ -240,6 +240,12 @@ def test_no_job_starts_in_proc_or_dev(target: str) -> None:
     assert "workdir" in refusal(Sandbox, workdir=target)
 
 
+@pytest.mark.parametrize("workdir", ["/a:b", "/a\nroot2:x:0:0::/:/bin/sh"])
+def test_no_working_directory_ends_a_field_of_passwd(workdir: str) -> None:
+    """It is the job's home there."""
+    assert "/etc/passwd" in refusal(Sandbox, workdir=workdir)
+
+
 def test_bind_mounts() -> None:
     """Read-only unless asked otherwise; sources may be any kind of path."""
     mount = Mount.bind("/srv/data", "/data")
