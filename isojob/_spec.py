@@ -7,7 +7,7 @@ import struct
 
 from isojob import wire
 from isojob.cgroups import Driver
-from isojob.limits import Limits
+from isojob.limits import Limits, processors
 from isojob.wire import MessageType, Tag, Writer
 
 __all__ = ["FIXED_RLIMITS", "CellSpec", "rlimit"]
@@ -149,9 +149,5 @@ class CellSpec:
         """
         count = os.sysconf("SC_NPROCESSORS_CONF")
         if limits.cpuset is not None and "cpuset" not in self._driver.missing:
-            listed: set[int] = set()
-            for part in limits.cpuset.split(","):
-                first, _, last = part.partition("-")
-                listed.update(range(int(first), int(last or first) + 1))
-            count = min(count, len(listed))
+            count = min(count, len(processors(limits.cpuset)))
         return max(1, min(count, 65535))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "processors"]
 
 MIN_MEMORY = 2 * 2**20
 # execve(2) leaves arguments and environment at least 32 pages, whatever the limit says.
@@ -54,6 +54,15 @@ def _check_cpuset(value: str) -> str:
         if last < first or last > MAX_CPU:
             raise ValueError(f"{value!r}: {part} is no range of processors")
     return value
+
+
+def processors(listed: str) -> set[int]:
+    """The numbers in a list such as ``0-1,3`` (cpuset(7), list format)."""
+    found: set[int] = set()
+    for part in listed.split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 _Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]

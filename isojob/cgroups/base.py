@@ -318,6 +318,10 @@ class Driver(ABC):
             HostNotSupportedError: The caller's cgroup cannot be divided.
         """
 
+    def processors(self) -> str:
+        """Those that a cell's cpuset can have, as a list; with the controller only."""
+        raise NotImplementedError
+
     @abstractmethod
     def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
         """What a cell of these limits is made with: hierarchies (bit mask) and values."""

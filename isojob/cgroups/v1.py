@@ -147,6 +147,10 @@ class V1(Driver):
                 (directory / file).write_text((self.own["cpuset"] / file).read_text())
             (directory / "cgroup.clone_children").write_text("1")
 
+    @override
+    def processors(self) -> str:
+        return (self.own["cpuset"] / "cpuset.cpus").read_text().strip()
+
     def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
         writes: list[Write] = []
         used = {name for name in _ALWAYS if name in self.index}

@@ -169,6 +169,10 @@ class V2(Driver):
             with suppress(ProcessLookupError):  # gone meanwhile
                 _write(leaf / "cgroup.procs", pid)
 
+    @override
+    def processors(self) -> str:
+        return self._read("cpuset.cpus.effective").strip()
+
     def cell(self, limits: Limits, devices: tuple[str, ...]) -> tuple[int, tuple[Write, ...]]:
         writes = []
         if "memory" in self.controllers:

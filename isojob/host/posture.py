@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from isojob.cgroups import Driver, find
 from isojob.cgroups.discovery import NoCgroups
 from isojob.errors import HostNotSupportedError
-from isojob.limits import Limits
+from isojob.limits import Limits, processors
 from isojob.result import Posture
 from isojob.sandbox import Sandbox
 from isojob.seccomp import CompiledProfile
@@ -82,7 +82,13 @@ def check_limits(
 
     Raises:
         HostNotSupportedError: Names the protection and its cure.
+        ValueError: A processor of `Limits.cpuset` is not there.
     """
+    if limits.cpuset is not None and "cpuset" not in driver.missing:
+        # v1 refuses it with ERANGE, EINVAL or EACCES; v2 takes it, and may run the job elsewhere.
+        there = driver.processors()
+        if not processors(limits.cpuset) <= processors(there):
+            raise ValueError(f"limits.cpuset: {limits.cpuset!r}: of processors there are {there}")
     for name, attributes in _LIMITS.items():
         if all(getattr(limits, attribute) is None for attribute in attributes) or name in allowed:
             continue

@@ -213,6 +213,8 @@ async def test_cpuset(python: str) -> None:
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
     result = await run_isolated([python, "-I", "-c", code], limits=Limits(cpuset="1"))
     assert result.stdout == b"[1]\n"
+    with pytest.raises(ValueError, match=r"limits.cpuset: '1,8191'.*there are 0"):
+        await run_isolated(["true"], limits=Limits(cpuset="1,8191"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from isojob.cgroups.discovery import ceiling, locate
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
 from isojob.errors import HostNotSupportedError, SandboxSetupError
+from isojob.host.posture import check_limits
 
 MOUNT = "30 25 0:26 {root} {point} rw,nosuid - {kind} cgroup rw,{options}\n"
 
@@ -93,6 +94,22 @@ def test_v2_values(v2: V2) -> None:
         "cpuset.cpus": b"0-1",
         "io.max": b"8:0 rbps=1000 wiops=5",
     }
+
+
+@pytest.mark.parametrize("cgroups", ["v1", "v2"])
+def test_processors_that_are_not_there(
+    cgroups: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The kernel answers ERANGE or EACCES, and v2 may say nothing and take others."""
+    driver = request.getfixturevalue(cgroups)
+    (tmp_path / "cpuset.cpus.effective").write_text("0-1,4-5\n")
+    if cgroups == "v1":
+        (tmp_path / "cpuset" / "cpuset.cpus").write_text("0-1,4-5\n")
+    for cpuset in (None, "0", "1,4", "0-1,4-5"):
+        check_limits(driver, Limits(cpuset=cpuset), (), set())
+    for cpuset in ("2", "1-4", "8191"):
+        with pytest.raises(ValueError, match=f"limits.cpuset: '{cpuset}'.*0-1,4-5"):
+            check_limits(driver, Limits(cpuset=cpuset), (), {"cpuset"})
 
 
 def test_v2_without_a_swap_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
