@@ -50,6 +50,7 @@ class Foreground:
     Attributes:
         signal: The first signal that asked us to end, or SIGPIPE if nobody reads our output.
         write_error: Why our own stdout or stderr took no more; this ended the job.
+        read_error: Why our own stdin could not be read to its end.
     """
 
     def __init__(self, request: Request) -> None:
@@ -97,6 +98,10 @@ class Foreground:
         if self._error is not None:
             raise self._error
         return None if self._result is None else self._amend(self._result)
+
+    @property
+    def read_error(self) -> OSError | None:
+        return None if self._feed is None else self._feed.error
 
     async def _job(self) -> None:
         request = self._request

@@ -115,9 +115,13 @@ class Feed:
 
     Args:
         source: Descriptor to read; stays open.
+
+    Attributes:
+        error: Why it could not be read to its end; to the job that is the end.
     """
 
     def __init__(self, source: int) -> None:
+        self.error: OSError | None = None
         self._source = source
         self.given = source
         self._write_end = -1
@@ -128,11 +132,13 @@ class Feed:
     async def pump(self) -> None:
         """Copies until the source ends or the job reads no more."""
         while self._write_end >= 0:
-            await _ready(self._source, to_write=False)
             try:
+                await _ready(self._source, to_write=False)
                 data = os.read(self._source, _CHUNK)
             except BlockingIOError:
                 continue
+            except OSError as error:
+                self.error, data = error, b""
             if not data or not await self._pass_on(data):
                 os.close(self._write_end)
                 self._write_end = -1

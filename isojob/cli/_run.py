@@ -348,6 +348,8 @@ def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: b
             raise
         typer.echo(f"isojob: {error}", err=True)
         return OUR_FAULT
+    if foreground.read_error is not None:
+        typer.echo(f"isojob: cannot read all of stdin: {foreground.read_error}", err=True)
     if foreground.write_error is not None:
         typer.echo(f"isojob: cannot pass output on: {foreground.write_error}", err=True)
     if result is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -316,6 +317,26 @@ def test_what_is_not_brought_back_is_told(
     done = isojob("run", "-q", *options, *collect, "--", "sh", "-c", script)
     assert (done.returncode, os.listdir(tmp_path)) == (status, files)
     assert (b"isojob: not collected: 'big': " in done.stderr) is (not files)
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+def test_stdin_that_cannot_be_read(is_reset: bool) -> None:
+    """Is told, and ends the input, not the job."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open("/dev/null", "wb") as written:
+        if is_reset:
+            ours.send(b"unread")
+            theirs.close()
+        done = subprocess.run(
+            [*ISOJOB, "run", "-q", "-i", "sh", "-c", "cat; echo done; exit 3"],
+            stdin=(ours if is_reset else written).fileno(),
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (3, b"done\n"), done.stderr
+    assert done.stderr.startswith(b"isojob: cannot read all of stdin: ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_what_the_job_sees(tmp_path: Path) -> None:
