@@ -8,22 +8,20 @@ bytes are read. All layers go into one directory: a job pays for its root as for
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
 import platform
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
 from typing_extensions import override
 
 from isojob._image_source import MAX_JSON, Source, opened
+from isojob._image_store import default_store, locked, remove, workplace
 from isojob._models import Model, Name, parse_bytes
 from isojob._unpack import MAX_BYTES, MAX_ENTRIES, Unpacker
 from isojob._variables import NO_VARIABLES, Variables
@@ -31,17 +29,11 @@ from isojob.errors import ImageError
 from isojob.mounts import Root
 from isojob.sandbox import Sandbox
 
-__all__ = ["Image", "default_store"]
+__all__ = ["Image"]
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-def default_store() -> Path:
-    """Where images are unpacked: ``$XDG_CACHE_HOME/isojob/images``, or below ``~/.cache``."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "isojob" / "images"
 
 
 class Image(Model, frozen=True):
@@ -96,13 +88,16 @@ class Image(Model, frozen=True):
         where = default_store() if store is None else Path(store)
         try:
             where.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(where), opened(Path(path), where, max_bytes) as source:
+            with locked(where), opened(Path(path), where, max_bytes) as source:
                 found = _find(source, reference)
                 target = where.resolve() / found.digest.partition(":")[2]
                 if not (target / "image.json").is_file():
                     _unpack(source, found, target, max_bytes)
                 os.utime(target)
-                return cls._read(target / "image.json")
+                try:
+                    return cls._read(target / "image.json")
+                except ValueError as error:
+                    raise ImageError(f"{target} holds no image: remove it") from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -146,9 +141,11 @@ class Image(Model, frozen=True):
         """The images of the store, the last used first; what cannot be read is left out."""
         where = default_store() if store is None else Path(store)
         found: list[tuple[float, Self]] = []
-        for file in where.glob("*/image.json"):
+        for file in where.resolve().glob("*/image.json"):
             with suppress(OSError, ValueError):
-                found.append((file.parent.stat().st_mtime, cls._read(file.resolve())))
+                image = cls._read(file)
+                if image.digest == f"sha256:{file.parent.name}":  # else it is somebody else's
+                    found.append((file.parent.stat().st_mtime, image))
         return [image for _, image in sorted(found, key=lambda pair: -pair[0])]
 
     @classmethod
@@ -173,23 +170,11 @@ class Image(Model, frozen=True):
         where = default_store() if store is None else Path(store)
         if not where.is_dir():
             return []
-        with _locked(where):
+        with locked(where):
             old = cls.stored(where)[keep:]
             for image in old:
-                _remove(Path(image.path).parent)
+                remove(Path(image.path).parent)
             return old
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        for left in store.glob("tmp-*"):  # of an import that was killed
-            _remove(left)
-        yield
-    finally:
-        os.close(fd)
 
 
 class _Found:
@@ -323,7 +308,7 @@ class _Hashed(io.RawIOBase):
 
 
 def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None:
-    work = Path(tempfile.mkdtemp(prefix="tmp-", dir=target.parent))
+    work = workplace(target)
     try:
         root = work / "rootfs"
         root.mkdir()
@@ -341,11 +326,9 @@ def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None
         image = _describe(found, str(target / "rootfs"), unpacker.used)
         (work / "image.json").write_text(image.model_dump_json())
         work.chmod(0o755)
-        if target.exists():  # an earlier one that is incomplete
-            _remove(target)
         work.rename(target)
     except BaseException:
-        _remove(work)
+        shutil.rmtree(work, ignore_errors=True)
         raise
 
 
@@ -374,12 +357,3 @@ def _describe(found: _Found, path: str, size: int) -> Image:
         )
     except ValueError as error:
         raise ImageError(f"its configuration is broken: {error}") from error
-
-
-def _remove(directory: Path) -> None:
-    """Renamed first: half of an image must not look like one."""
-    doomed = directory
-    if not directory.name.startswith("tmp-"):
-        doomed = directory.with_name(f"tmp-{directory.name}")
-        directory.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)

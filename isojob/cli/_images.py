@@ -8,7 +8,8 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.table import Table
 
-from isojob._image import Image, default_store
+from isojob._image import Image
+from isojob._image_store import default_store
 from isojob.cli._console import make_console
 from isojob.cli._options import OptionError
 from isojob.mounts import Root

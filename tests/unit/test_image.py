@@ -162,7 +162,8 @@ def test_root_brings_the_variables(layout: Layout, store: Path) -> None:
 def test_unpacked_once(layout: Layout, store: Path) -> None:
     """The second time nothing is written; what a killed import left is swept."""
     path = layout.image(layer(("a", b"1")))
-    (store / "tmp-left" / "rootfs").mkdir(parents=True)
+    digest = layout.manifests[0]["digest"][7:]
+    (store / f".isojob-{digest}-killed_1" / "rootfs-1").mkdir(parents=True)
     image = Image.load(path, store=store)
     marker = Path(image.path) / "marker"
     marker.write_text("")
@@ -174,6 +175,33 @@ def test_unpacked_once(layout: Layout, store: Path) -> None:
     assert Image.prune(store=store) == [image]
     assert Image.stored(store) == [] and list(store.iterdir()) == []
     assert Image.stored(store / "none") == Image.prune(store=store / "none") == []
+
+
+def test_a_store_that_is_not_ours_alone(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """Importing and pruning delete what they have made, however strangers' things are called."""
+    path = layout.image(layer(("a", b"1")))
+    digest = layout.manifests[0]["digest"][7:]
+    elsewhere = Path(Image.load(path, store=tmp_path / "other").path).parent
+    named = json.dumps({"digest": f"sha256:{digest}", "path": "/x"})
+    for name in ("tmp-thesis", "tmp-ab_1", ".isojob-notes", f".isojob-{digest}", "ab" * 32):
+        (store / name).mkdir(parents=True)
+        (store / name / "image.json").write_text(named)
+    (store / f".isojob-{digest}-abcdef_1").symlink_to(tmp_path / "other")
+    (store / "link").symlink_to(elsewhere)
+    before = sorted(store.rglob("*"))
+    image = Image.load(path, store=store)
+    assert Image.stored(store) == Image.prune(store=store) == [image]
+    assert sorted(store.rglob("*")) == before
+    (store / digest).symlink_to(elsewhere)
+    assert len(Image.prune(store=store)) == 1 and not (store / digest).is_symlink()
+    (store / digest).mkdir()
+    (store / digest / "mine").write_text("")
+    with pytest.raises(OSError, match=digest):
+        Image.load(path, store=store)
+    (store / digest / "image.json").write_text("")
+    with pytest.raises(ImageError, match=digest):
+        Image.load(path, store=store)
+    assert (store / digest / "mine").exists() and (elsewhere / "image.json").exists()
 
 
 def test_archives(layout: Layout, store: Path, tmp_path: Path) -> None:
