@@ -23,6 +23,7 @@ from typing_extensions import override
 from isojob._image_source import MAX_JSON, Source, opened
 from isojob._image_store import default_store, locked, remove, workplace
 from isojob._models import Model, Name, parse_bytes
+from isojob._tar import decompressed
 from isojob._unpack import MAX_BYTES, MAX_ENTRIES, Unpacker
 from isojob._variables import NO_VARIABLES, Variables
 from isojob.errors import ImageError
@@ -181,13 +182,21 @@ class _Found:
     """Where the parts of an image are."""
 
     def __init__(
-        self, digest: str, name: str, config: dict[str, Any], layers: list[tuple[str, str]]
+        self,
+        digest: str,
+        name: str,
+        config: dict[str, Any],
+        layers: list[tuple[str, str]],
+        *,
+        diff_ids: bool = False,
     ) -> None:
         self.digest = digest
         self.name = name
         self.config = config
         self.layers = layers
         """File and digest of each, the lowest first."""
+        self.diff_ids = diff_ids
+        """Whether these digests are of what the files hold, compressed as they may be."""
 
 
 def _find(source: Source, reference: str | None) -> _Found:
@@ -274,7 +283,8 @@ def _find_docker(source: Source, reference: str | None) -> _Found:
     if len(digests) != len(entry["Layers"]):
         raise ImageError("layers and their digests differ in number")
     name = (entry.get("RepoTags") or [""])[0]
-    return _Found(digest, name, config, list(zip(entry["Layers"], digests, strict=True)))
+    layers = list(zip(entry["Layers"], digests, strict=True))
+    return _Found(digest, name, config, layers, diff_ids=True)
 
 
 class _Hashed(io.RawIOBase):
@@ -298,12 +308,11 @@ class _Hashed(io.RawIOBase):
 
     @override
     def close(self) -> None:
-        """Not before `rest`: who reads layers closes what it wraps."""
+        """Not what it wraps: who reads layers closes what is given."""
 
-    def rest(self) -> str:
-        """The digest of all of it."""
-        while self.read(1 << 20):
-            pass
+    @property
+    def digest(self) -> str:
+        """Of what was read."""
         return f"sha256:{self._digest.hexdigest()}"
 
 
@@ -317,9 +326,9 @@ def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None
         try:
             for name, digest in found.layers:
                 with source.open(name) as file:
-                    stream: Any = _Hashed(file)
+                    stream: Any = _Hashed(decompressed(file) if found.diff_ids else file)
                     unpacker.layer(stream)
-                    if stream.rest() != digest:
+                    if stream.digest != digest:
                         raise ImageError(f"layer {name} has another digest")
         finally:
             unpacker.close()

@@ -11,7 +11,8 @@ import errno
 import os
 import stat
 import tarfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, TypeAlias
 
 from isojob._tar import BROKEN, Archive, Ended, decompressed
@@ -24,6 +25,7 @@ MAX_BYTES = 16 << 30
 MAX_ENTRIES = 2_000_000
 _MAX_LINKS = 40
 _MAX_DEPTH = 200
+_MAX_TIME = 2**32
 _THEIRS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
 """Errors of the file system that a name brings about."""
 _WHITEOUT = ".wh."
@@ -58,6 +60,9 @@ class Unpacker:
     def layer(self, stream: IO[bytes]) -> None:
         """Unpacks one layer, a tar archive, compressed by gzip, bzip2 or xz or not at all.
 
+        Args:
+            stream: It is read to its end.
+
         Raises:
             ImageError: It is no such archive, or holds what an image must not.
         """
@@ -75,6 +80,8 @@ class Unpacker:
                     self._take(1, member.size + len(member.name))
                     self.used += member.size
                     self._member(archive, member, made)
+                while data := stream.read(1 << 20):
+                    self._take(0, len(data))
         except ImageError:
             raise
         except BROKEN as error:
@@ -95,16 +102,17 @@ class Unpacker:
         parent = self._parent(parts)
         try:
             name = parts[-1]
-            if name == _OPAQUE:
-                for part in parts[:-1]:
-                    made = made.get(part, {})
-                self._empty(parent, made)
-            elif name.startswith(_WHITEOUT):
-                _remove(parent, name[len(_WHITEOUT) :])
-            else:
-                self._put(archive, member, parent, name)
-                for part in parts:
-                    made = made.setdefault(part, {})
+            with _mtime_kept(parent):
+                if name == _OPAQUE:
+                    for part in parts[:-1]:
+                        made = made.get(part, {})
+                    self._empty(parent, made)
+                elif name.startswith(_WHITEOUT):
+                    _remove(parent, name[len(_WHITEOUT) :])
+                else:
+                    self._put(archive, member, parent, name)
+                    for part in parts:
+                        made = made.setdefault(part, {})
         finally:
             os.close(parent)
 
@@ -114,7 +122,7 @@ class Unpacker:
         mode = member.mode & 0o777  # a set-id bit has no force in a sandbox
         if member.isdir():
             _make_directory(parent, name)
-            _chmod(parent, name, mode | 0o700)
+            _chmod(parent, name, mode | 0o700, _mtime(member))
             return
         if not (member.isreg() or member.issym() or member.islnk()):
             kind = "a FIFO" if member.isfifo() else "a device"
@@ -141,6 +149,8 @@ class Unpacker:
                 while data:
                     data = data[os.write(fd, data) :]
             os.fchmod(fd, mode | 0o400)
+            mtime = _mtime(member)
+            os.utime(fd, (mtime, mtime))
         finally:
             os.close(fd)
 
@@ -175,7 +185,8 @@ class Unpacker:
                     target = os.readlink(part, dir_fd=path[-1])
                 except FileNotFoundError:
                     self._take(1, 0)
-                    _make_directory(path[-1], part)
+                    with _mtime_kept(path[-1]):
+                        _make_directory(path[-1], part)
                 except OSError:  # no link
                     pass
                 else:
@@ -234,10 +245,25 @@ def _make_directory(parent: int, name: str) -> None:
         _chmod(parent, name, 0o755)  # whatever our umask
 
 
-def _chmod(parent: int, name: str, mode: int) -> None:
+def _mtime(member: tarfile.TarInfo) -> float:
+    """Compiled files know their source by it. Bounded, and no NaN."""
+    return min(max(0, member.mtime), _MAX_TIME)
+
+
+@contextmanager
+def _mtime_kept(directory: int) -> Iterator[None]:
+    """A directory has the time that a layer says, whatever is put there later."""
+    before = os.stat(directory).st_mtime_ns
+    yield
+    os.utime(directory, ns=(before, before))
+
+
+def _chmod(parent: int, name: str, mode: int, mtime: float | None = None) -> None:
     fd = os.open(name, _DIRECTORY, dir_fd=parent)
     try:
         os.fchmod(fd, mode)
+        if mtime is not None:
+            os.utime(fd, (mtime, mtime))
     finally:
         os.close(fd)
 

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,23 +213,68 @@ def test_archives(layout: Layout, store: Path, tmp_path: Path) -> None:
             archive.add(layout.path, arcname=".")
         assert Image.load(tmp_path / name, store=store) == image
     data = layer(("a", b"docker"))
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    config = json.dumps({"config": {}, "rootfs": {"diff_ids": [digest, digest]}}).encode()
-    entry = {"Config": "c.json", "RepoTags": ["r:1"], "Layers": ["x/layer.tar", "y/layer.tar"]}
-    made = tmp_path / "docker.tar"
-    made.write_bytes(
-        layer(
-            ("manifest.json", json.dumps([entry]).encode()),
-            ("c.json", config),
-            ("x/layer.tar", data),
-            ("y/layer.tar", link("../x/layer.tar")),
-        )
-    )
+    names = ["0/layer.tar", "y/layer.tar"]
+    made = docker(tmp_path / "docker.tar", data, digests=[data, data], names=names)
+    with tarfile.open(made, "a") as archive:
+        same = tarfile.TarInfo("y/layer.tar")
+        same.type, same.linkname = tarfile.SYMTYPE, "../0/layer.tar"
+        archive.addfile(same)
     saved = Image.load(made, store=store)
     assert tree(saved) == {"a": "docker"}
     assert (saved.name, saved.workdir, saved.entrypoint) == ("r:1", "/", ())
     with pytest.raises(ImageError, match="reference"):
         Image.load(made, store=store, reference="r:2")
+
+
+def docker(path: Path, *layers: bytes, digests: Sequence[bytes], names: Any = None) -> Path:
+    """An archive as `docker save` made it; `digests` are those of these bytes."""
+    diff_ids = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in digests]
+    names = names or [f"{number}/layer.tar" for number in range(len(layers))]
+    manifest = [{"Config": "c.json", "RepoTags": ["r:1"], "Layers": names}]
+    config = {"config": {}, "rootfs": {"diff_ids": diff_ids}}
+    parts = {"manifest.json": manifest, "c.json": config}
+    path.write_bytes(
+        layer(
+            *((name, json.dumps(value).encode()) for name, value in parts.items()),
+            *((f"{number}/layer.tar", data) for number, data in enumerate(layers)),
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_layers_of_docker(store: Path, tmp_path: Path, pack: Any) -> None:
+    """Crane, kaniko and Jib pack them: the digests are of what is inside, to its very end."""
+    plain = [layer(("a", b"1")), layer(("b", b"2"))]
+    padded = [plain[0], plain[1] + bytes(3 << 20)]
+    made = tmp_path / "docker.tar"
+    for layers in (plain, padded):
+        docker(made, *map(pack, layers), digests=layers)
+        assert tree(Image.load(made, store=store)) == {"a": "1", "b": "2"}
+    with pytest.raises(ImageError, match="too large"):
+        Image.load(made, store=tmp_path / "small", max_bytes=2 << 20)
+    end = pack(padded[1])[:-9] + bytes(9)
+    for last, digest in ((pack(plain[1]), b""), (pack(padded[1]), plain[1]), (end, padded[1])):
+        docker(made, pack(plain[0]), last, digests=[plain[0], digest])
+        with pytest.raises(ImageError, match=r"1/layer.tar has another digest|no tar archive"):
+            Image.load(made, store=tmp_path / "broken")
+
+
+def test_times(layout: Layout, store: Path) -> None:
+    """What was compiled in an image stays as new as its source, and unlikely times do no harm."""
+    unlikely = {"nan": "nan", "inf": "inf", "huge": "1e300", "below": "-1e300"}
+    base = layer(
+        ("d", {**DIRECTORY, "mtime": 1_500_000_000}), ("d/a", {"mtime": 1_600_000_000.25}),
+        ("d/sub/b", {"mtime": 5}), ("l", link("d")), ("d/gone", b""), ("hard", hard("d/a")),
+        *((name, {"pax_headers": {"mtime": time}}) for name, time in unlikely.items()),
+    )  # fmt: skip
+    top = layer(("l/c", {"mtime": 7}), ("d/.wh.gone", b""))
+    image = Image.load(layout.image(base, top), store=store)
+    times = {name: Path(image.path, name).stat().st_mtime for name in tree(image)}
+    assert times["d"] == times["l"] == 1_500_000_000
+    assert times["d/a"] == times["hard"] == 1_600_000_000.25
+    assert (times["d/sub/b"], times["d/c"], times["nan"], times["below"]) == (5, 7, 0, 0)
+    assert times["inf"] == times["huge"] >= 2**31 - 1
 
 
 def test_compressions(layout: Layout, store: Path) -> None:
