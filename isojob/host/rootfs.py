@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from isojob.errors import SandboxSetupError
@@ -138,6 +139,7 @@ def _tree_root(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[st
 def _layers(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]) -> None:
     """The highest first."""
     numbers = {path: number for number, path in enumerate(images)}
+    _check_overlaps([path for path in sandbox.root.sources if path not in numbers])
     if numbers:
         config.number(Tag.IMAGES, len(numbers))
     for path in reversed(sandbox.root.sources):
@@ -146,6 +148,18 @@ def _layers(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, 
             out.text(Tag.ROOT_LAYER, path, 1 + numbers[path])
         else:
             out.text(Tag.ROOT_LAYER, os.path.realpath(path))
+
+
+def _check_overlaps(layers: list[str]) -> None:
+    """Overlayfs says ELOOP of them all (Documentation/filesystems/overlayfs.rst).
+
+    Raises:
+        ValueError: One is the same as another, or inside it.
+    """
+    real = sorted((f"{os.path.realpath(path)}/", path) for path in layers)
+    for (upper, first), (lower, second) in pairwise(real):
+        if lower.startswith(upper):
+            raise ValueError(f"layers: {second} is inside {first}, or the same")
 
 
 def _writable_root(

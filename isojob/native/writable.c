@@ -145,6 +145,16 @@ static int carry(const struct config *c, int root, const char *path, bool move)
                                      MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+/* /dev, /proc and /tmp are directories of ours: whatever else has the name, such as a link, is replaced. */
+static int carry_ours(const struct config *c, int root, const char *path, bool move,
+                      struct failure *f)
+{
+    int result = carry(c, root, path, move);
+    if (result < 0 && errno == ENOTDIR && unlinkat(root, path + 1, 0) == 0)
+        result = carry(c, root, path, move);
+    return result < 0 ? fail_at(f, "mount of the new root", path) : 0;
+}
+
 /* Only where there is none: the one of an image says who its users are. */
 static int put_etc(const struct config *c, int root)
 {
@@ -169,9 +179,9 @@ int writable_enter(struct cell *cell, struct failure *f)
         return fail(f, "open the new root");
     if (put_etc(c, root) < 0)
         return fail(f, "/etc of the root");
-    if (carry(c, root, "/dev", false) < 0 || carry(c, root, "/proc", true) < 0 ||
-        carry(c, root, "/tmp", true) < 0)
-        return fail(f, "mounts of the new root");
+    if (carry_ours(c, root, "/dev", false, f) < 0 || carry_ours(c, root, "/proc", true, f) < 0 ||
+        carry_ours(c, root, "/tmp", true, f) < 0)
+        return -1;
     /* A session has mounted its directory there; else it is only made. */
     cleanup_close int workdir = mount_point(c, root, c->workdir);
     if (workdir < 0 || (cell->session && carry(c, root, c->workdir, false) < 0))

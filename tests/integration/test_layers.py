@@ -157,6 +157,23 @@ async def test_missing_layers(tmp_path: Path) -> None:
         await run_isolated(["true"], sandbox=sandbox(tmp_path / "there", tmp_path / "proc"))
 
 
+@pytest.mark.parametrize("writable", [False, True])
+async def test_layers_that_overlap(tmp_path: Path, *, writable: bool) -> None:
+    """Overlayfs takes none that holds another: both are named before anything starts."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "p/q").mkdir(parents=True)
+    (tmp_path / "p-q").mkdir()
+    (tmp_path / "same").symlink_to("p")
+    (tmp_path / "inner").symlink_to("p/q")
+    for names in (("p", "p/q"), ("p/q", "p"), ("p", "same"), ("p-q", "inner", "same")):
+        paths = [tmp_path / name for name in names]
+        told = f"layers: {paths[-1]} .*{paths[-2]}|layers: {paths[-2]} .*{paths[-1]}"
+        with pytest.raises(ValueError, match=told):
+            await run_isolated(["true"], sandbox=sandbox(*paths, writable=writable))
+    made = sandbox(tmp_path / "p", tmp_path / "p-q", writable=writable)
+    assert (await run_isolated(["true"], sandbox=made)).ok
+
+
 def image(kind: str, directory: Path) -> Path:
     """An image of that kind with the directory's files."""
     if os.geteuid() != 0:
