@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -45,7 +46,8 @@ class Image(Model, frozen=True):
         name: What it was called, if it said.
         path: The directory that holds its root file system.
         env: Its variables.
-        workdir: Its working directory, for ``cwd=``; ``/`` if it has none.
+        workdir: Its working directory, for ``cwd=``; ``/`` if it names none. It is there,
+            but below /tmp, which is each job's own.
         entrypoint: Its entry point.
         cmd: What that is given without other arguments; without an entry point, what is run.
         size: Bytes of its files.
@@ -107,9 +109,9 @@ class Image(Model, frozen=True):
 
     @classmethod
     def _read(cls, file: Path) -> Self:
-        image = cls.model_validate_json(file.read_text())
+        image = cls.model_validate_json(file.read_bytes())
         # Where it is, not where it was: stores are moved and copied.
-        return image.model_copy(update={"path": str(file.parent / "rootfs")})
+        return image.model_copy(update={"path": str(file.parent / Path(image.path).name)})
 
     @property
     def root(self) -> Root:
@@ -153,7 +155,8 @@ class Image(Model, frozen=True):
     def prune(cls, keep: int = 0, store: str | os.PathLike[str] | None = None) -> list[Self]:
         """Removes images from the store, but for the last used.
 
-        Pools that run on one of them fail from then on: close them first.
+        Pools that run on one of them fail from then on: close them first. One that is loaded again
+        has another `path`.
 
         Args:
             keep: How many stay.
@@ -273,6 +276,9 @@ def _find_docker(source: Source, reference: str | None) -> _Found:
     if len(fitting) != 1:
         raise ImageError(f"{len(fitting)} images: give reference=, such as repository:tag")
     entry = fitting[0]
+    for named in (entry["Config"], *entry["Layers"]):
+        if not isinstance(named, str) or not named.isprintable():
+            raise ImageError(f"its description is broken: {named!r} is no name")
     with source.open(entry["Config"]) as file:
         digest = "sha256:" + hashlib.sha256(file.read(MAX_JSON)).hexdigest()
     match = re.search(r"(?:^|/)([0-9a-f]{64})(?:\.json)?$", entry["Config"])
@@ -319,8 +325,8 @@ class _Hashed(io.RawIOBase):
 def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None:
     work = workplace(target)
     try:
-        root = work / "rootfs"
-        root.mkdir()
+        # Another one each time: after a pruning, pools still have the old one mounted.
+        root = Path(tempfile.mkdtemp(prefix="rootfs-", dir=work))
         root.chmod(0o755)  # whatever our umask
         unpacker = Unpacker(str(root), max_bytes=max_bytes, max_entries=MAX_ENTRIES)
         try:
@@ -330,10 +336,11 @@ def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None
                     unpacker.layer(stream)
                     if stream.digest != digest:
                         raise ImageError(f"layer {name} has another digest")
+            image, text = _describe(found, str(target / root.name), unpacker.used)
+            unpacker.directory(image.workdir)
         finally:
             unpacker.close()
-        image = _describe(found, str(target / "rootfs"), unpacker.used)
-        (work / "image.json").write_text(image.model_dump_json())
+        (work / "image.json").write_text(text, encoding="utf-8")
         work.chmod(0o755)
         work.rename(target)
     except BaseException:
@@ -341,7 +348,8 @@ def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None
         raise
 
 
-def _describe(found: _Found, path: str, size: int) -> Image:
+def _describe(found: _Found, path: str, size: int) -> tuple[Image, str]:
+    """The image, and what is written down of it."""
     settings = found.config.get("config") or {}
     if not isinstance(settings, dict):
         raise ImageError("its configuration is broken")
@@ -353,16 +361,20 @@ def _describe(found: _Found, path: str, size: int) -> Image:
         return value
 
     variables = [item.partition("=") for item in words("Env")]
+    workdir = settings.get("WorkingDir") or "/"
+    if not isinstance(workdir, str):
+        raise ImageError("its configuration is broken: WorkingDir")
     try:
-        return Image(
+        image = Image(
             digest=found.digest,
             name=found.name,
             path=path,
             env={name: value for name, _, value in variables if name},
-            workdir=str(settings.get("WorkingDir") or "/"),
+            workdir=os.path.normpath("/" + workdir.lstrip("/")),
             entrypoint=tuple(words("Entrypoint")),
             cmd=tuple(words("Cmd")),
             size=size,
         )
+        return image, image.model_dump_json()
     except ValueError as error:
         raise ImageError(f"its configuration is broken: {error}") from error

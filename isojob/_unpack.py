@@ -89,6 +89,17 @@ class Unpacker:
                 raise
             raise ImageError(f"a layer is no tar archive: {error}") from error
 
+    def directory(self, path: str) -> None:
+        """Makes a directory where there is none, as container runtimes do for a working directory.
+
+        Args:
+            path: Absolute and normal.
+
+        Raises:
+            ImageError: Something else is there.
+        """
+        os.close(self._parent([*_parts(path.lstrip("/")), "."]))
+
     def _take(self, entries: int, size: int) -> None:
         self._entries -= entries
         self._bytes -= size

@@ -268,3 +268,15 @@ async def test_image(tmp_path: Path) -> None:
         sandbox=Sandbox(root=root, mounts=(Mount.bind("/usr", "/usr"),)),
     )
     assert result.stdout == b"hello\n/box\n", result
+
+
+async def test_an_image_that_is_loaded_again(tmp_path: Path) -> None:
+    """After pruning, jobs run on what is unpacked now, not on what a pool still has mounted."""
+    tmp_path.chmod(0o755)
+    write_image(tmp_path / "image", {"WorkingDir": "none/has/it"}, {"f": b"here"})
+    for _ in range(2):
+        image = Image.load(tmp_path / "image", store=tmp_path / "store")
+        made = image.sandbox(mounts=(Mount.bind("/usr", "/usr"),))
+        result = await run_isolated(["sh", "-c", "cat /f; pwd"], cwd=image.workdir, sandbox=made)
+        assert result.stdout == b"here/none/has/it\n", result
+        assert Image.prune(store=tmp_path / "store") == [image]

@@ -53,7 +53,6 @@ def hard(target: str) -> dict[str, Any]:
 DIRECTORY = {"type": tarfile.DIRTYPE, "mode": 0o755}
 CONFIG = {
     "Env": ["PATH=/bin", "X=1=2"],
-    "WorkingDir": "/app",
     "Entrypoint": ["/run"],
     "Cmd": ["-v"],
 }
@@ -73,8 +72,15 @@ class Layout:
         (self.path / "blobs/sha256" / digest).write_bytes(data)
         return {"digest": f"sha256:{digest}", "size": len(data)}
 
-    def image(self, *layers: bytes, name: str = "", **platform_of: str) -> Path:
-        config = self.blob(json.dumps({"config": CONFIG, "architecture": MACHINE}).encode())
+    def image(
+        self,
+        *layers: bytes,
+        name: str = "",
+        settings: dict[str, Any] | None = None,
+        **platform_of: str,
+    ) -> Path:
+        described = {"config": CONFIG if settings is None else settings, "architecture": MACHINE}
+        config = self.blob(json.dumps(described).encode())
         manifest = {"config": config, "layers": [self.blob(data) for data in layers]}
         entry = self.blob(json.dumps(manifest).encode())
         if name:
@@ -129,7 +135,7 @@ def test_layers_deletions_links(layout: Layout, store: Path) -> None:
         "etc": "/", "etc/x": "new", "etc/z": "z", "old": "/", "old/3": "3",
         "file": "/", "file/in": "in", "hard": "f", "up": "-> ../../../../etc",
     }  # fmt: skip
-    assert (image.name, image.workdir) == ("some:tag", "/app")
+    assert (image.name, image.workdir) == ("some:tag", "/")
     assert (image.entrypoint, image.cmd) == (("/run",), ("-v",))
     assert image.command() == ["/run", "-v"]
     assert image.size == len(b"abcd") + len(b"12123z") + len(b"fnew3in")
@@ -576,6 +582,76 @@ def test_broken_images(layout: Layout, store: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         Image.load(tmp_path / "none", store=store)
     assert list(store.iterdir()) == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", [["x"], {}, 5, None, "a\0b", "a\ud800"])
+@pytest.mark.parametrize("key", ["Config", "Layers"])
+def test_names_that_are_none(
+    store: Path, tmp_path: Path, key: str, name: object, packed: bool
+) -> None:
+    """In the description of an archive: anything that JSON can hold is refused by name."""
+    config = json.dumps({"rootfs": {"diff_ids": ["sha256:" + "0" * 64]}}).encode()
+    entry = {"Config": "c.json", "Layers": ["l"], key: [name] if key == "Layers" else name}
+    path = tmp_path / "image"
+    if packed:
+        path.write_bytes(layer(("manifest.json", json.dumps([entry]).encode()), ("c.json", config)))
+    else:
+        path.mkdir()
+        (path / "manifest.json").write_text(json.dumps([entry]))
+        (path / "c.json").write_bytes(config)
+    with pytest.raises(ImageError, match="its description is broken"):
+        Image.load(path, store=store)
+    assert list(store.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"Cmd": ["a\ud800"]}, "configuration"),
+        ({"Env": ["A\ud800=x"]}, "configuration"),
+        ({"Env": ["A\0=x"]}, "configuration"),
+        ({"WorkingDir": ["x"]}, "configuration"),
+        ({"WorkingDir": "/a\ud800"}, "configuration"),
+        ({"WorkingDir": "/a\0"}, "leads out"),
+        ({"WorkingDir": "/file/below"}, "no directory"),
+        ({"WorkingDir": "d/" * 300}, "too long"),
+    ],
+)
+def test_settings_that_are_none(
+    layout: Layout, store: Path, settings: dict[str, Any], told: str
+) -> None:
+    """What no process can be given, nor be written down, is refused."""
+    with pytest.raises(ImageError, match=told):
+        Image.load(layout.image(layer(("file", b"1")), settings=settings), store=store)
+    assert list(store.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "workdir"),
+    [
+        ("", "/"), ("app", "/app"), ("/opt/app/", "/opt/app"), ("//a/../b/./c", "/b/c"),
+        ("../../up", "/up"), ("/l/in", "/l/in"), (None, "/"),
+    ],
+)  # fmt: skip
+def test_workdir(layout: Layout, store: Path, given: str | None, workdir: str) -> None:
+    """As docker run takes it: from the root, and made where no layer has it; links stay inside."""
+    data = layer(("l", link("/../../there")), ("opt", DIRECTORY))
+    image = Image.load(layout.image(data, settings={"WorkingDir": given}), store=store)
+    assert image.workdir == workdir
+    if given == "/l/in":
+        workdir = "/there/in"
+    assert Path(image.path + workdir).stat().st_mode & 0o777 == 0o755
+
+
+def test_a_path_of_its_own(layout: Layout, store: Path) -> None:
+    """An image that is loaded again is no longer where it was: pools have the old one mounted."""
+    path = layout.image(layer(("a", b"1")))
+    first = Image.load(path, store=store)
+    assert Image.load(path, store=store).path == first.path
+    Image.prune(store=store)
+    again = Image.load(path, store=store)
+    assert (again.path != first.path, tree(again)) == (True, {"a": "1"})
 
 
 def test_command(layout: Layout, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
