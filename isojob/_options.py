@@ -55,7 +55,7 @@ def check_options(call: str, options: Mapping[str, Any], known: frozenset[str]) 
         TypeError: An option that the call does not have.
     """
     if unknown := options.keys() - known:
-        raise TypeError(f"{call}() takes no {', '.join(sorted(unknown))}")
+        raise TypeError(f"{call}() takes no {', '.join(sorted(map(str, unknown)))}")
 
 
 def terminal_size(pty: object) -> tuple[int, int] | None:

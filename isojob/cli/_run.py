@@ -26,8 +26,8 @@ HELP = (
     "Run one program in a sandbox of its own; flags are named as those of docker run.\n\n"
     "The exit status is the job's own; 128+N if signal N ended it; 137 if it ran into a limit (the "
     "account says which); 127 if the program is not found, 126 if it cannot be executed, 125 if "
-    "isojob could not run it, or not bring back what --collect asks for. Ctrl-C ends the job, and "
-    "the status is 130."
+    "isojob could not run it, not bring back what --collect asks for or not read all of its own "
+    "stdin. Ctrl-C ends the job, and the status is 130."
 )
 
 _DEFAULTS = Limits()
@@ -356,8 +356,9 @@ def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: b
         return _status(foreground, OUR_FAULT)
     failed = {} if collect_to is None else _write(result, collect_to, force=force)
     lost = {} if collect_to is None else result.uncollected
-    # What the job itself failed with tells more than a file that it did not make for that.
-    ended = OUR_FAULT if failed else exit_status(result) or (OUR_FAULT if lost else 0)
+    # What the job itself failed with tells more than what it did not make or read for that.
+    half_done = bool(lost) or foreground.read_error is not None
+    ended = OUR_FAULT if failed else exit_status(result) or (OUR_FAULT if half_done else 0)
     status = _status(foreground, ended)
     if request.capture:
         try:

@@ -29,6 +29,7 @@ _NO_NAMESPACES = (
 
 
 _TARGETS = {
+    errno.EACCES: "a directory on the way there is closed to the job's user",
     errno.ENOENT: "a mount hides it, and has no such directory",
     errno.EROFS: "nothing can be made there: name what the root has, or something new at its top; "
     "a root from Root.directory or Root.layers can be writable",
@@ -60,7 +61,7 @@ def _want(stage: str, number: int) -> str:
         return "raise pids.max of the cgroup around this process (TasksMax=), or RLIMIT_NPROC"
     if number in ROOM and (stage == "cgroup mkdir" or number == errno.ENOMEM):
         return ROOM[number]
-    if number in _TARGETS and stage.startswith(("mkdir /", "mount target /", "bind /")):
+    if number in _TARGETS and stage.startswith(("mkdir /", "mount target /", "bind /", "open /")):
         return _TARGETS[number]
     if number == errno.EOWNERDEAD:
         return "the zygote could not take the request: no descriptor was free, or it was dying"

@@ -89,7 +89,7 @@ def write_plan(
     elif sandbox.root.kind == "host":
         _host_root(out, sandbox)
     else:
-        _tree_root(config, out, sandbox, images)
+        _tree_root(config, out, sandbox, images, own_ids=own_ids)
     for name, target in _LINKS:
         out.pair(Tag.ROOT_LINK, name, target)
     out.text(Tag.ROOT_DIR, sandbox.workdir, 0o755)
@@ -119,7 +119,9 @@ def _host_root(out: Writer, sandbox: Sandbox) -> None:
             out.pair(Tag.ROOT_COPY, f"etc/{name}", str(path), BindFlag.OPTIONAL)
 
 
-def _tree_root(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int]) -> None:
+def _tree_root(
+    config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, int], *, own_ids: bool
+) -> None:
     """Every entry at the top by itself: /proc, /dev, /tmp and the working directory are ours."""
     merged = sandbox.root.kind == "layers"
     if merged:
@@ -127,7 +129,7 @@ def _tree_root(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[st
         out.text(Tag.ROOT_OVERLAY, _MERGED)
     else:
         _check_source(Path(sandbox.root.sources[0]))
-    ours = {"proc", "dev", "tmp", "sys", *_hidden(sandbox, images)}
+    ours = {"proc", "dev", "tmp", "sys", *_hidden(sandbox, images, own_ids=own_ids)}
     top = _top(sandbox, images)
     for name, path in sorted(top.items()):
         if name not in ours:
@@ -151,14 +153,14 @@ def _layers(config: Writer, out: Writer, sandbox: Sandbox, images: Mapping[str, 
 
 
 def _check_overlaps(layers: list[str]) -> None:
-    """Overlayfs says ELOOP of them all (Documentation/filesystems/overlayfs.rst).
+    """Overlayfs says ELOOP of those on one file system (Documentation/filesystems/overlayfs.rst).
 
     Raises:
         ValueError: One is the same as another, or inside it.
     """
     real = sorted((f"{os.path.realpath(path)}/", path) for path in layers)
     for (upper, first), (lower, second) in pairwise(real):
-        if lower.startswith(upper):
+        if lower.startswith(upper) and os.stat(upper).st_dev == os.stat(lower).st_dev:
             raise ValueError(f"layers: {second} is inside {first}, or the same")
 
 
@@ -174,18 +176,22 @@ def _writable_root(
     config.number(Tag.LOWER, len(sandbox.root.sources))
 
 
-def _hidden(sandbox: Sandbox, images: Mapping[str, int]) -> Iterator[str]:
+def _hidden(sandbox: Sandbox, images: Mapping[str, int], *, own_ids: bool) -> Iterator[str]:
     """The top of the working directory, unless that would take other things away from the root."""
     name, *below = sandbox.workdir[1:].split("/")
     there = [Path(_where(layer, images), name) for layer in sandbox.root.sources]
-    if not below or not any(map(_holds, there)):
+    if not below or not any(_shows(path, own_ids=own_ids) for path in there):
         yield name
 
 
-def _holds(path: Path) -> bool:
-    """Whether it is anything but an empty directory."""
+def _shows(path: Path, *, own_ids: bool) -> bool:
+    """Whether a job finds anything there: not in an empty directory, nor behind a closed one."""
     try:
-        return path.is_symlink() or any(path.iterdir())
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode):
+            return True
+        is_open = info.st_mode & stat.S_IXOTH if own_ids else os.access(path, os.X_OK)
+        return bool(is_open) and any(path.iterdir())
     except FileNotFoundError:
         return False
     except OSError:

@@ -27,6 +27,7 @@ struct search {
 };
 
 static const char too_long[] = "a name of more than 4095 bytes";
+static const char elsewhere[] = "in another mount";
 
 static void send_file(struct search *s, const char *reason, int fd)
 {
@@ -53,7 +54,8 @@ static void offer(struct search *s, int dir, const char *leaf, bool exact)
 {
     struct stat st;
     if (fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) < 0) {
-        send_file(s, errno == ENOENT ? "not found" : strerror(errno), -1);
+        if (exact || errno != ENOENT)
+            send_file(s, errno == ENOENT ? "not found" : strerror(errno), -1);
         return;
     }
     if (!exact && S_ISDIR(st.st_mode))
@@ -72,6 +74,11 @@ static void offer(struct search *s, int dir, const char *leaf, bool exact)
     }
     cleanup_close int fd = sys_openat2(
         dir, leaf, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY | O_CLOEXEC, 0, RESOLVE);
+    if (fd < 0 && errno == EXDEV) {
+        if (exact)
+            send_file(s, elsewhere, -1);
+        return;
+    }
     if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
         send_file(s, fd < 0 ? strerror(errno) : kind(st.st_mode), -1);
         return;
@@ -80,10 +87,11 @@ static void offer(struct search *s, int dir, const char *leaf, bool exact)
     send_file(s, NULL, fd);
 }
 
-static void search(struct search *s, int dir, const char *pattern, size_t used, int depth);
+static void search(struct search *s, int dir, const char *pattern, size_t used, int depth,
+                   bool exact);
 
-/* One name that fits the first component, which is a name itself (exact) or has wildcards: the file,
- * or the way on. */
+/* One name that fits the first component: the file, or the way on. It was asked for by name (exact) if
+ * there was no wildcard so far. What wildcards happen to fit and is none of the job's is no loss. */
 static void descend(struct search *s, int dir, const char *leaf, const char *rest, size_t used,
                     int depth, bool exact)
 {
@@ -103,14 +111,13 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
         sys_openat2(dir, leaf, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0, RESOLVE);
     if (next < 0) {
         int error = errno;
-        /* What wildcards happen to fit and is no directory is no loss. */
-        if (exact || (error != ENOTDIR && error != ELOOP)) {
+        if (exact || (error != ENOENT && error != ENOTDIR && error != ELOOP && error != EXDEV)) {
             struct stat st;
             bool there = fstatat(dir, leaf, &st, AT_SYMLINK_NOFOLLOW) == 0;
             const char *reason = !there                 ? "not found"
                                  : S_ISLNK(st.st_mode)  ? "behind a symbolic link"
                                  : !S_ISDIR(st.st_mode) ? "not in a directory"
-                                 : error == EXDEV       ? "in another mount"
+                                 : error == EXDEV       ? elsewhere
                                                         : strerror(error);
             snprintf(s->name + used + len, sizeof(s->name) - used - len, "/%s", rest);
             send_file(s, reason, -1);
@@ -123,10 +130,11 @@ static void descend(struct search *s, int dir, const char *leaf, const char *res
         send_file(s, too_long, -1);
         return;
     }
-    search(s, next, rest, used + len + 1, depth + 1);
+    search(s, next, rest, used + len + 1, depth + 1, exact);
 }
 
-static void search(struct search *s, int dir, const char *pattern, size_t used, int depth)
+static void search(struct search *s, int dir, const char *pattern, size_t used, int depth,
+                   bool exact)
 {
     char component[256];
     size_t len = strcspn(pattern, "/");
@@ -139,7 +147,7 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     memcpy(component, pattern, len);
     component[len] = 0;
     if (!strpbrk(component, "*?[")) {
-        descend(s, dir, component, rest, used, depth, true);
+        descend(s, dir, component, rest, used, depth, exact);
         return;
     }
     cleanup_close int again = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -198,7 +206,7 @@ void collect_files(const struct cell *cell)
     setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     s = (struct search){.lease = cell->lease, .left = 1024};
     uint16_t position = 0;
-    const char *elsewhere = "no working directory";
+    const char *why = "no working directory";
     cleanup_close int dir = -1;
     while (wire_next(&r, &f) > 0) {
         const char *text = f.tag == TAG_CWD || f.tag == TAG_PATTERN ? wire_string(&f) : NULL;
@@ -210,13 +218,13 @@ void collect_files(const struct cell *cell)
             close_fd(&dir);
             dir = open_cwd(cell, text);
             if (dir < 0)
-                elsewhere = errno == ELOOP ? "the working directory is behind a symbolic link"
-                                           : "the working directory is gone";
+                why = errno == ELOOP ? "the working directory is behind a symbolic link"
+                                     : "the working directory is gone";
         } else if (f.tag == TAG_PATTERN && text && dir >= 0)
-            search(&s, dir, text, 0, 0);
+            search(&s, dir, text, 0, 0, true);
         else if (f.tag == TAG_PATTERN && text) {
             snprintf(s.name, sizeof(s.name), "%s", text);
-            send_file(&s, elsewhere, -1);
+            send_file(&s, why, -1);
         }
     }
 }

@@ -42,6 +42,15 @@ _Noreturn static void reaper_main(const struct zygote *z)
         pause();
 }
 
+static bool mounts_in_workdir(const struct config *c)
+{
+    size_t len = strlen(c->workdir);
+    for (unsigned i = 0; i < c->nmounts; i++)
+        if (strncmp(c->mounts[i].path, c->workdir, len) == 0 && c->mounts[i].path[len] == '/')
+            return true;
+    return false;
+}
+
 static int own_tree(const struct config *c, struct failure *f)
 {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP) < 0)
@@ -51,8 +60,8 @@ static int own_tree(const struct config *c, struct failure *f)
         return fail(f, "template's /proc");
     if (mount("isojob", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=64m") < 0)
         return fail(f, "template's /tmp");
-    /* The targets of the caller's mounts below it are made there. */
-    if (c->nmounts > 0 &&
+    /* The targets of the caller's mounts are made there. */
+    if (mounts_in_workdir(c) &&
         mount("isojob", c->workdir, "tmpfs", MS_NOSUID | MS_NODEV, "mode=555,size=64k") < 0)
         return fail(f, "template's working directory");
     if (inside_mounts(c, f) < 0)

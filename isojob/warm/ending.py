@@ -6,10 +6,14 @@ import json
 import os
 import sys
 import traceback
+from _thread import _count as other_threads
 from _weakref import ref as weakref
 
 dumps = json.dumps  # a job may put something else there
 ROOM = 65536  # beside the value, for what else is said; isojob/_python_result.py has its twin
+_modules = sys.modules
+last = ""  # module of the template
+_LAST = (type(sys), type, type(lambda: 0), str, int, float)  # what destructors of others need
 _OURS = os.path.dirname(__file__) + "/"
 
 
@@ -144,31 +148,44 @@ def _flush_or_say(code):
 
 def _forget(folder):
     """The program's modules go, cycles and all; what is frozen is not looked at."""
-    gc.collect()  # puts files before their buffers, which would be closed first otherwise
-    loaders = []
-    for name, module in list(sys.modules.items()):
+    if gc.isenabled():
+        gc.collect()  # puts files before their buffers, which would be closed first otherwise
+    alone = other_threads() == 0  # what threads go on with is never taken apart
+    loaders, names = [], ["__main__"]
+    for name in reversed(_modules) if alone else ():
+        if name == last:  # a look at what the template has loaded would be a copy of it
+            break
+        names.append(name)
+    for name in names if alone else ():
         try:
+            module = _modules[name]
             if module.__file__.startswith(folder):
-                sys.modules[name] = None
-                loaders.append(weakref(module.__loader__))
+                _modules[name] = None
+                loader = module.__loader__
+                loader.variables = module.__dict__  # which no weak reference leads to
+                loaders.append(weakref(loader))
         except BaseException:
             pass
-    sys.modules["__main__"] = module = None
+    _modules["__main__"] = module = loader = None
     gc.collect()
-    # Dictionaries that others hold by a function: a handler of a signal, what typing remembers.
-    # What threads go on with is never taken apart.
-    if len(sys._current_frames()) > 1:
-        return
-    for loader in filter(None, [each() for each in reversed(loaders)]):
-        for held in gc.get_referrers(loader):
-            if type(held) is dict and held.get("__loader__") is loader:
-                names = [key for key in held if type(key) is str and key != "__builtins__"]
-                held.update(dict.fromkeys(names))
+    _empty([loader.variables for loader in [each() for each in loaders] if loader is not None])
+
+
+def _empty(modules):
+    """Of what others hold by a function: a handler of a signal, typing's caches."""
+    for kinds in (_LAST, ()):
+        for variables in modules:
+            names = [
+                name
+                for name, value in variables.items()
+                if type(name) is str and name != "__builtins__" and not isinstance(value, kinds)
+            ]
+            variables.update(dict.fromkeys(names))
 
 
 def finish(code, folder, end):
     """What Py_FinalizeEx does that anybody sees; taking a large heap apart is not among it."""
-    if (threading := sys.modules.get("threading")) is not None:
+    if (threading := _modules.get("threading")) is not None:
         try:
             threading._shutdown()
         except BaseException as error:
@@ -180,6 +197,9 @@ def finish(code, folder, end):
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         sys.__dict__.pop(name, None)
     code = _flush_or_say(code)
-    _forget(folder + "/")
+    try:
+        _forget(folder + "/")
+    except BaseException:  # of the program's: keys that compare, handlers of signals
+        pass
     flush()
     end(code)

@@ -34,7 +34,8 @@ _ANNOTATED = "__annotations__" in globals()
 _STREAMS = [(file.encoding, file.errors) for file in (sys.stdin, sys.stdout, sys.stderr)]
 _SAFE_PATH = getattr(sys.flags, "safe_path", False)
 _writes_no_bytecode = sys.dont_write_bytecode
-_getpid, _open, _settrace, _setprofile = os.getpid, open, sys.settrace, sys.setprofile
+_getpid, _open = os.getpid, open
+_TRACES = ((sys.gettrace, sys.settrace), (sys.getprofile, sys.setprofile))
 
 
 def _tell(text):
@@ -80,6 +81,7 @@ def _settle():
     read, write = os.pipe()
     os.close(read)
     _lead_streams(os.open(os.devnull, os.O_RDONLY), write, write)
+    _ending.last = next(reversed(sys.modules))
     gc.collect()
     gc.freeze()
 
@@ -229,7 +231,8 @@ def _run_job(job, end=os._exit):
         numpy.seed()
 
     def leave(code):
-        job.flush(None)  # streams of C
+        if not _ending.other_threads():  # one may have locked a stream for ever
+            job.flush(None)  # streams of C
         end(code)
 
     _job(_strings(job.argv), job.size - 8 - _ending.ROOM, answer, leave)
@@ -291,9 +294,12 @@ def _make_way(folder):
         names = {entry.partition(".")[0] for entry in os.listdir(folder)}
     except OSError:
         return
-    for name in names & sys.modules.keys() - _BARE:
+    for name in [name for name in names if name in sys.modules and name not in _BARE]:
         found = importlib.machinery.PathFinder.find_spec(name, [folder])
-        if found is not None and found.loader is not None:  # but a directory hides nothing
+        if found is None or found.loader is None:  # a directory hides nothing
+            continue
+        spec = getattr(sys.modules[name], "__spec__", None)
+        if found.origin != getattr(spec, "origin", None):
             for loaded in list(sys.modules):
                 if loaded == name or loaded.startswith(name + "."):
                     del sys.modules[loaded]
@@ -332,10 +338,11 @@ def _job(argv, most, answer, end):
     path, call, argument = (word.decode("utf-8", "surrogateescape") for word in argv[:3])
     sys.argv = [word.decode("utf-8", "surrogateescape") for word in argv[3:]]
     folder = path.rpartition("/")[0]
-    if not _SAFE_PATH:
+    home = folder or os.getcwd()
+    if not path or not _SAFE_PATH:
         sys.path.insert(0, folder)
-        if path:
-            _make_way(folder)
+    if path and not _SAFE_PATH:
+        _make_way(folder)
     sys.dont_write_bytecode = _writes_no_bytecode
     value, failed, said = None, None, {"exception": None}
     kept = []  # the program's variables, whatever it does to sys.modules
@@ -345,8 +352,9 @@ def _job(argv, most, answer, end):
         value = _run(path, () if argument == "[]" else json.loads(argument), call, kept)
     except BaseException as error:
         failed = error
-    _settrace(None)
-    _setprofile(None)
+    for get, end_it in _TRACES:
+        if get() is not None:  # else hooks would see it (PEP 578)
+            end_it(None)
     _ending.flush()
     # Not above: what went wrong in a hook would be told as if it came of this.
     if isinstance(failed, SystemExit):
@@ -364,7 +372,7 @@ def _job(argv, most, answer, end):
         signal.raise_signal(signal.SIGINT)
         end(code)
 
-    _ending.finish(code, folder or os.getcwd(), die if interrupted else end)
+    _ending.finish(code, home, die if interrupted else end)
 
 
 def _main():

@@ -319,22 +319,34 @@ def test_what_is_not_brought_back_is_told(
     assert (b"isojob: not collected: 'big': " in done.stderr) is (not files)
 
 
+def test_what_wildcards_fit_of_mounts_is_not_missed(tmp_path: Path) -> None:
+    """The caller has it: bringing back the rest is success."""
+    (tmp_path / "in.txt").write_text("content\n")
+    tmp_path.chmod(0o755)
+    collect = ("--collect", "*.txt", "--collect-to", str(tmp_path / "out"))
+    shown = ("-v", f"{tmp_path}/in.txt:/box/in.txt")
+    done = isojob("run", "-q", *shown, *collect, "--", "cp", "in.txt", "out.txt")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert os.listdir(tmp_path / "out") == ["out.txt"]
+
+
 @pytest.mark.parametrize("is_reset", [True, False])
 def test_stdin_that_cannot_be_read(is_reset: bool) -> None:
-    """Is told, and ends the input, not the job."""
+    """Is told, and ends the input, not the job; what it made of half its input is no success."""
+    status, said = (3, 3) if is_reset else (0, 125)
     ours, theirs = socket.socketpair()
     with ours, theirs, open("/dev/null", "wb") as written:
         if is_reset:
             ours.send(b"unread")
             theirs.close()
         done = subprocess.run(
-            [*ISOJOB, "run", "-q", "-i", "sh", "-c", "cat; echo done; exit 3"],
+            [*ISOJOB, "run", "-q", "-i", "sh", "-c", f"cat; echo done; exit {status}"],
             stdin=(ours if is_reset else written).fileno(),
             capture_output=True,
             timeout=PATIENCE,
             check=False,
         )
-    assert (done.returncode, done.stdout) == (3, b"done\n"), done.stderr
+    assert (done.returncode, done.stdout) == (said, b"done\n"), done.stderr
     assert done.stderr.startswith(b"isojob: cannot read all of stdin: ")
     assert done.stderr.count(b"\n") == 1
 

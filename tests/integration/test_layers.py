@@ -100,17 +100,22 @@ async def test_marks_hide(layers: tuple[Path, ...], *, writable: bool, is_root: 
 
 
 @pytest.mark.parametrize("kind", ["directory", "layers"])
-async def test_a_working_directory_of_the_image(layers: tuple[Path, ...], kind: str) -> None:
+async def test_a_working_directory_of_the_image(
+    layers: tuple[Path, ...], kind: str, is_root: bool
+) -> None:
     """It takes nothing else away: the root has the directory, or nothing at its top."""
     lower, upper = layers[0], layers[2]
     (lower / "app" / "src").mkdir(parents=True)
     (lower / "app" / "src" / "old").touch()
     (lower / "home").mkdir()
+    for closed in ("closed/job", "app/closed/job"):
+        (lower / closed).mkdir(parents=True)
+        (lower / closed).parent.chmod(0o700)
     top = lower if kind == "directory" else upper
     tree(top, {"app/other": "there"})
     made = sandbox(lower, upper)
     root = Root.directory(lower) if kind == "directory" else made.root
-    for workdir in ("/app/src", "/home/job", "/new/job", "/srv"):
+    for workdir in ("/app/src", "/home/job", "/new/job", "/srv", "/closed/job"):
         one = Sandbox(root=root, mounts=made.mounts, workdir=workdir)
         async with Pool(sandbox=one) as pool, pool.session() as session:
             command = ["sh", "-c", "pwd; ls; cat /app/other; echo 1 > new"]
@@ -120,6 +125,10 @@ async def test_a_working_directory_of_the_image(layers: tuple[Path, ...], kind: 
     for workdir, words in (("/app/new", "nothing can be made"), ("/app/other", "a directory is")):
         one = Sandbox(root=root, mounts=made.mounts, workdir=workdir)
         with pytest.raises(SandboxSetupError, match=f"mkdir {workdir}: .*{words}"):
+            await run_isolated(["true"], sandbox=one)
+    if is_root:
+        one = Sandbox(root=root, mounts=made.mounts, workdir="/app/closed/job")
+        with pytest.raises(SandboxSetupError, match="closed to the job's user"):
             await run_isolated(["true"], sandbox=one)
     writable = Root.directory(lower, writable=True)
     one = Sandbox(root=writable, mounts=made.mounts, workdir="/app/new")

@@ -128,6 +128,46 @@ PROGRAMS = {
             while True: time.sleep(.05)
         threading.Thread(target=work, daemon=True).start()
         """,
+    "a module of its own, wanted by a thread": """
+        import helper, threading, time
+        def work():
+            while True:
+                import helper
+                helper.VALUE
+                time.sleep(.001)
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(.05)
+        """,
+    "a C stream that a thread reads": """
+        import ctypes, os, threading, time
+        os.dup2(os.pipe()[0], 0)
+        threading.Thread(target=ctypes.CDLL(None).getchar, daemon=True).start()
+        time.sleep(.05)
+        """,
+    "destructors that need modules": """
+        import os
+        from typing import List
+        class File:
+            def __del__(self): os.rename('part', 'out')
+        open('part', 'w').close()
+        files: List[File] = []
+        kept = File()
+        """,
+    "audited": """
+        import sys
+        sys.addaudithook(lambda name, args: print(name))
+        """,
+    "odd variables": """
+        from typing import List
+        class Key(str):
+            __hash__ = str.__hash__
+            def __eq__(self, other): 1/0
+        class Node:
+            def walk(self): pass
+        nodes: List[Node] = []
+        globals()[Key('__loader__')] = 1
+        """,
+    "no modules": "import sys; sys.modules = None",
     "C streams": "import ctypes\nctypes.CDLL(None).printf(b'x\\n')",
     "atexit fails": "import atexit; atexit.register(lambda: 1/0); print('x')",
     "atexit exits": "import atexit, sys; atexit.register(lambda: sys.exit(7)); print('x')",
@@ -269,6 +309,24 @@ async def test_modules_of_the_program(pool: PythonPool) -> None:
     assert result.ok, result.stderr_text
 
 
+async def test_preloads_in_the_working_directory(tmp_path: Path) -> None:
+    """A module that is there and loaded already is the same."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "__init__.py").write_text("import time; WHEN = time.monotonic()")
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/box/helpers")], env={"PYTHONPATH": "/box"})
+    async with PythonPool(["helpers"], python=PYTHON, sandbox=sandbox, parked=0) as pool:
+        code = "import helpers, time; result = helpers.WHEN"
+        values = [(await pool.run_python(code)).value for _ in range(2)]
+    assert values[0] == values[1] is not None
+
+
+async def test_calls_that_leave_their_directory(pool: PythonPool) -> None:
+    """It may be gone when they end."""
+    helper = "import os, tempfile\ndef f():\n  with tempfile.TemporaryDirectory() as d: os.chdir(d)"
+    result = await pool.call_python("helper:f", files={"helper.py": helper.encode()})
+    assert result.ok, result.stderr_text
+
+
 async def test_forked_children_say_nothing(pool: PythonPool) -> None:
     """What becomes of a child is not told for the program."""
     code = """
@@ -310,9 +368,11 @@ async def test_variables_of_the_interpreter(name: str, tmp_path: Path) -> None:
             print(error)
         print(sys.path, sorted(os.listdir()))
         """
+    called: dict[str, Content] = {"called.py": b"def f(): return 1"}
     files: dict[str, Content] = {"helper.py": b""}
     async with PythonPool(["shown"], python=PYTHON, sandbox=sandbox, parked=0) as pool:
         result = await pool.run_python(dedent(code), files=files)
+        assert (await pool.call_python("called:f", files=called)).value == 1
     async with Pool(sandbox, parked=0) as plain:
         files["main.py"] = dedent(code).encode()
         expected = await plain.run([PYTHON, "main.py"], files=files)

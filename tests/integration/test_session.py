@@ -21,6 +21,7 @@ from isojob import (
     CommandNotFoundError,
     JobFailedError,
     Limits,
+    Mount,
     Pool,
     PoolBrokenError,
     PoolClosedError,
@@ -652,6 +653,16 @@ async def test_a_conversation_that_breaks_off(pool: Pool) -> None:
     with pytest.raises(PoolClosedError):
         async with session.open(["true"]):
             raise AssertionError("it did not start")
+
+
+async def test_outputs_beside_a_mount(tmp_path: Path) -> None:
+    """Patterns that happen to fit a mount keep all that the job made."""
+    tmp_path.chmod(0o755)
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/box/include")])
+    async with Pool(sandbox) as pool, pool.session() as session:
+        result = await session.run(sh("mkdir a b; echo x >a/x.o"), outputs=["*/*.o"])
+        assert (result.files, result.uncollected) == ({"a/x.o": b"x\n"}, {})
+        assert (await session.run(["cat", "a/x.o"])).stdout == b"x\n"
 
 
 async def test_a_pair(pool: Pool) -> None:
