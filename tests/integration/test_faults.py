@@ -45,10 +45,11 @@ async def test_stopped_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped init cannot keep the wall time limit; the call ends, its zygote is replaced."""
     monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.5 * SLOW)
+    read, write = os.pipe()
     async with Pool(parked=0) as pool:
 
         async def stop() -> None:
-            await anyio.sleep(0.3 * SLOW)
+            await anyio.wait_readable(read)  # before its job begins there would be another cell
             assert pool._stock.zygote is not None
             for pid in children_of(pool._stock.zygote.pid):
                 os.kill(pid, signal.SIGSTOP)
@@ -56,11 +57,14 @@ async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
         with anyio.fail_after(20 * SLOW):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stop)
+                limits = Limits(wall_time=0.6 * SLOW)
                 with pytest.raises(PoolBrokenError, match="wall time"):
-                    await pool.run(["sleep", "600"], limits=Limits(wall_time=0.6 * SLOW))
+                    await pool.run(["sh", "-c", "echo; sleep 600"], limits=limits, stdout=write)
             assert (await pool.run(["true"])).ok
         assert pool.statistics().zygotes == 2
         assert pool._stock.retired == []
+    os.close(read)
+    os.close(write)
 
 
 async def test_long_jobs_are_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

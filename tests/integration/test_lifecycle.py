@@ -156,10 +156,11 @@ async def test_dead_zygote_is_replaced() -> None:
 
 async def test_dead_init_is_an_error() -> None:
     """Kill -9 of a cell's init is never a verdict about the job."""
+    read, write = os.pipe()
     async with Pool(parked=0) as pool:
 
         async def kill() -> None:
-            await anyio.sleep(0.3 * SLOW)
+            await anyio.wait_readable(read)  # before its job begins there would be another cell
             assert pool._stock.zygote is not None
             for pid in children_of(pool._stock.zygote.pid):
                 os.kill(pid, signal.SIGKILL)
@@ -167,8 +168,10 @@ async def test_dead_init_is_an_error() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kill)
             with pytest.raises(PoolBrokenError):
-                await pool.run(["sleep", "600"])
+                await pool.run(["sh", "-c", "echo; exec sleep 600"], stdout=write)
         assert (await pool.run(["true"])).ok
+    os.close(read)
+    os.close(write)
 
 
 async def test_stalled_loop_does_not_stretch_wall_time() -> None:
