@@ -37,7 +37,7 @@ code = (
 )
 program = ["/usr/bin/python3", "-I", "-S", "-c", code]
 async def most(sandbox):
-    warm = isojob.PythonPool(sandbox=sandbox)
+    warm = isojob.PythonPool(python=program[0], sandbox=sandbox)
     said = []
     async with isojob.Pool(sandbox) as pool, pool.session() as session, warm:
         for limits in (Limits(processes=n) for n in (1, 2, 10)):
