@@ -351,3 +351,42 @@ async def test_displaced_pools_are_all_closed(monkeypatch: pytest.MonkeyPatch) -
         await run_isolated(["true"])
     await run_isolated(["true"])
     assert [pool._stock.open for pool in pools] == [False, False, False]
+
+
+SIBLINGS = b"""
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static char stacks[8][8192];
+static int nothing(void *at) { syscall(SYS_exit, 0); return 0; }
+static int sleeps(void *at) { for (;;) syscall(SYS_pause); return 0; }
+int main(int argc, char **argv)
+{
+    const int flags = CLONE_VM | CLONE_PARENT | SIGCHLD;
+    for (int i = atoi(argv[1]); i > 0; i--)
+        clone(sleeps, (char *)malloc(1024) + 1000, flags, 0);
+    int own = 0;
+    for (int i = 1; i < 6 && own == 0; i++)
+        if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) == 0)
+            own = i;
+    for (;;)
+        clone(nothing, stacks[own] + 8000, flags, 0);
+}
+"""
+
+
+async def test_siblings_that_die_all_the_time() -> None:
+    """Init, whose children they are, has thousands to search for each, and looks at its timers."""
+    limits = Limits(wall_time=1, cpu_time=None, memory="1GiB", processes=5000)
+    count = str(4000 if SLOW == 1 else 1000)
+    async with Pool(parked=0) as pool, pool.session(files={"main.c": SIBLINGS}) as session:
+        await session.run(["gcc", "-o", "main", "main.c"], check=True)
+        with anyio.fail_after(20 * SLOW):
+            result = await session.run(["./main", count], keep=False, limits=limits)
+        assert result.status == "wall_time_limit", result
+        with anyio.move_on_after(0.5) as scope:
+            await session.run(["./main", count], keep=False, limits=limits)
+        assert scope.cancelled_caught
