@@ -15,14 +15,15 @@ _modules = sys.modules
 last = ""  # module of the template
 _LAST = (type(sys), type, type(lambda: 0), str, int, float)  # what destructors of others need
 _OURS = os.path.dirname(__file__) + "/"
+_traceback = BaseException.__dict__["__traceback__"]  # whatever a class says of attributes
 
 
 def strip(error):
     """Takes our own frames off."""
-    at = error.__traceback__
+    at = _traceback.__get__(error)
     while at is not None and at.tb_frame.f_code.co_filename.startswith(_OURS):
         at = at.tb_next
-    error.__traceback__ = at
+    _traceback.__set__(error, at)
     return type(error), error, at
 
 
@@ -75,7 +76,7 @@ def exit_code(error):
 
 
 def report(error):
-    """Tells people of an exception, as PyErr_PrintEx does; the exit code."""
+    """Tells people of an exception, as PyErr_PrintEx does; the exit code that a hook asks for."""
     trouble = strip(error)
     sys.last_type, sys.last_value, sys.last_traceback = trouble
     if sys.version_info >= (3, 12):
@@ -93,7 +94,7 @@ def report(error):
         sys.__excepthook__(*strip(other))
         _complain("\nOriginal exception was:")
         sys.__excepthook__(*trouble)
-    return 1
+    return None
 
 
 def _clip(text, most):
@@ -160,10 +161,12 @@ def _forget(folder):
         try:
             module = _modules[name]
             if module.__file__.startswith(folder):
-                _modules[name] = None
-                loader = module.__loader__
-                loader.variables = module.__dict__  # which no weak reference leads to
-                loaders.append(weakref(loader))
+                loader, variables = module.__loader__, module.__dict__
+                _modules[name] = module = None
+                if sys.getrefcount(variables) > 2:  # else they go now, one after the other
+                    loader.variables = variables  # which no weak reference leads to
+                    loaders.append(weakref(loader))
+                variables = None
         except BaseException:
             pass
     _modules["__main__"] = module = loader = None
@@ -197,6 +200,8 @@ def finish(code, folder, end):
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         sys.__dict__.pop(name, None)
     code = _flush_or_say(code)
+    for name in ("stdin", "stdout", "stderr"):  # what the program has put there instead goes, too
+        setattr(sys, name, getattr(sys, f"__{name}__", None))
     try:
         _forget(folder + "/")
     except BaseException:  # of the program's: keys that compare, handlers of signals

@@ -24,6 +24,7 @@ import json
 import os
 import signal
 import stat
+import time
 import traceback
 
 _ending = type(sys)("ending")  # for nobody's sys.modules
@@ -222,9 +223,11 @@ def _run_job(job, end=os._exit):
 
     fds = [fd for fd in (0, 1, 2) if stat.S_IFMT(os.fstat(fd).st_mode) != _KINDS[fd]]
     if (variables := _strings(job.envp)) != _usual:
-        before = _stream_options()
+        before, zone = _stream_options(), os.environ.get("TZ")
         _environment(variables)
         fds = fds if _stream_options() == before else (0, 1, 2)
+        if os.environ.get("TZ") != zone:
+            time.tzset()
     _streams(fds)
     # `random` sees to itself (os.register_at_fork).
     if (numpy := sys.modules.get("numpy.random")) is not None:
@@ -337,6 +340,8 @@ def _job(argv, most, answer, end):
     """
     path, call, argument = (word.decode("utf-8", "surrogateescape") for word in argv[:3])
     sys.argv = [word.decode("utf-8", "surrogateescape") for word in argv[3:]]
+    if hasattr(sys, "orig_argv"):  # since 3.10
+        sys.orig_argv = [sys.executable, *sys.argv]
     folder = path.rpartition("/")[0]
     home = folder or os.getcwd()
     if not path or not _SAFE_PATH:
@@ -361,16 +366,17 @@ def _job(argv, most, answer, end):
         value = kept[0].get("result") if kept else None
         code = _ending.exit_code(failed)
     elif failed is not None:
-        interrupted = isinstance(failed, KeyboardInterrupt)
         said["exception"] = _ending.describe(failed)
         code = _ending.report(failed)
+        interrupted = code is None and type(failed) is KeyboardInterrupt
+        code = 1 if code is None else code
     answer(_ending.words(value, most, said))
     said = value = kept = failed = None
 
-    def die(code):
+    def die(_):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
-        end(code)
+        end(128 + signal.SIGINT)  # it is blocked
 
     _ending.finish(code, home, die if interrupted else end)
 

@@ -168,6 +168,54 @@ PROGRAMS = {
         globals()[Key('__loader__')] = 1
         """,
     "no modules": "import sys; sys.modules = None",
+    "another stdout": "import io, sys; print('x'); sys.stdout = io.StringIO(); print('y')",
+    "a tee for stdout": """
+        import sys
+        class Tee:
+            def __init__(self): self.file = open('out', 'w')
+            def write(self, text): self.file.write(text); sys.__stdout__.write(text)
+            def flush(self): pass
+        sys.stdout = Tee()
+        print('x')
+        """,
+    "files in files stay open": """
+        import bz2
+        f = open('out', 'wb')
+        g = bz2.BZ2File(f, 'wb')
+        g.write(b'data')
+        """,
+    "order of destructors": """
+        import weakref
+        from functools import partial
+        kept = [weakref.finalize(object, print, 'object')]
+        a = type('A', (), {'__del__': partial(print, 'a')})()
+        b = type('B', (), {'__del__': partial(print, 'b')})()
+        """,
+    "frozen exceptions": """
+        import dataclasses
+        @dataclasses.dataclass(frozen=True)
+        class E(Exception):
+            code: int = 3
+        raise E
+        """,
+    "a kind of interrupt": "class E(KeyboardInterrupt): pass\nraise E",
+    "interrupt, hook exits": """
+        import sys
+        sys.excepthook = lambda *a: sys.exit(9)
+        raise KeyboardInterrupt
+        """,
+    "interrupt, blocked": """
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        raise KeyboardInterrupt
+        """,
+    "zone": "import time; print(time.tzname, time.localtime(0)[:5])",
+    "itself again": """
+        import os, sys
+        print(sys.argv, len(sys.orig_argv), flush=True)
+        if 'again' not in sys.argv:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], 'again'])
+        """,
     "C streams": "import ctypes\nctypes.CDLL(None).printf(b'x\\n')",
     "atexit fails": "import atexit; atexit.register(lambda: 1/0); print('x')",
     "atexit exits": "import atexit, sys; atexit.register(lambda: sys.exit(7)); print('x')",
@@ -281,7 +329,10 @@ PROGRAMS = {
 async def test_as_under_python(name: str, pool: PythonPool) -> None:
     """Output, exit status and traceback of each program are those of ``python main.py``."""
     code = dedent(PROGRAMS[name])
-    given: dict[str, Any] = {"input": "first\r\nzwei\rte ü\n".encode(), "env": {"GREETING": "hi"}}
+    given: dict[str, Any] = {
+        "input": "first\r\nzwei\rte ü\n".encode(),
+        "env": {"GREETING": "hi", "TZ": "XYZ-9"},
+    }
     given["collect"] = ["out"]
     files: dict[str, Content] = {"helper.py": b"VALUE = 11\n"}
     async with Pool(limits=PATIENT, parked=0) as plain:
