@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import sys
 import weakref
 from collections.abc import Callable
@@ -80,15 +81,27 @@ class _End:
             self._fd = -1
 
 
+def _is_hung_up(terminal: int) -> bool:
+    """Whether no job has it open. Writing does not tell: it is taken, or EAGAIN for ever."""
+    poll = select.poll()
+    poll.register(terminal, 0)  # POLLHUP is always asked for
+    return bool(poll.poll(0))
+
+
 class Sender(_End, ByteSendStream):
     """What the job reads as its stdin."""
+
+    def __init__(self, fd: int, *, is_terminal: bool = False) -> None:
+        super().__init__(fd)
+        self._is_terminal = is_terminal
 
     @override
     async def send(self, item: bytes) -> None:
         """Writes all of it, waiting while the job does not read.
 
         Raises:
-            anyio.BrokenResourceError: The job has closed its stdin, or ended.
+            anyio.BrokenResourceError: The job has closed its stdin, or ended. A terminal: no
+                process has it open; one that opens ``/dev/tty`` again can be sent to again.
             anyio.ClosedResourceError: This stream is closed.
             TypeError: It is no buffer, or one with gaps; nothing is sent.
         """
@@ -97,11 +110,13 @@ class Sender(_End, ByteSendStream):
         while left:
             if self._fd < 0:
                 raise anyio.ClosedResourceError
+            if self._is_terminal and _is_hung_up(self._fd):
+                raise anyio.BrokenResourceError
             try:
                 left = left[write_some(self._fd, left) :]
             except BlockingIOError:
                 await anyio.wait_writable(self._fd)
-            except OSError as error:  # EPIPE; EIO of a terminal
+            except OSError as error:  # EPIPE
                 raise anyio.BrokenResourceError from error
 
 
@@ -122,7 +137,8 @@ class Receiver(_End, ByteReceiveStream):
 
         Raises:
             anyio.EndOfStream: Nobody can write any more, or the job wrote more than its limit:
-                what came before was received.
+                what came before was received. A terminal: no process has it open; what one writes
+                that opens ``/dev/tty`` again counts, and can be received then.
             anyio.ClosedResourceError: This stream is closed.
         """
         if max_bytes < 1:

@@ -112,7 +112,7 @@ class IsolatedProcess(anyio.abc.Process):
         # One more descriptor, so that each stream can be closed by itself.
         self._stdout = Receiver(master, self.out, self._too_much)
         os.set_blocking(master, False)
-        self._stdin = Sender(fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3))
+        self._stdin = Sender(fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3), is_terminal=True)
         self._master = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3)
         job.stdin_fd = job.stdout = job.stderr = slave
         self.resize(rows, columns)

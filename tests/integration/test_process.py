@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ async def lines(process: isojob.IsolatedProcess, count: int) -> bytes:
 async def rest(stream: anyio.abc.ByteReceiveStream | None) -> bytes:
     assert stream is not None
     return b"".join([chunk async for chunk in stream])
+
+
+async def keep_sending(stream: anyio.abc.ByteSendStream | None) -> None:
+    assert stream is not None
+    while True:
+        await stream.send(bytes(200_000))
 
 
 async def test_conversation() -> None:
@@ -382,6 +389,44 @@ async def test_terminal() -> None:
     async with open_isolated(["true"], stdin=PIPE) as process:
         with pytest.raises(ValueError, match="no terminal"):
             process.resize(1, 1)
+
+
+@pytest.mark.parametrize("mode", ["pass", "tty.setraw(0)"])
+@pytest.mark.parametrize("then", ["", "for fd in range(3): os.close(fd)\ntime.sleep(600)"])
+async def test_terminal_that_nobody_has_open(mode: str, then: str) -> None:
+    """Who types is told, in the midst of it too: the kernel takes it all, or says "again" for ever."""
+    script = f"import os, time, tty\n{mode}\nprint('ready', flush=True)\n{then}"
+    async with open_isolated(["python3", "-c", script], pty=True) as process:
+        await lines(process, 1)
+        with anyio.fail_after(20 * SLOW), pytest.raises(anyio.BrokenResourceError):
+            await keep_sending(process.stdin)
+
+
+async def test_terminal_opened_again() -> None:
+    """The streams go on where a job finds back to its terminal."""
+    script = (
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
+        "print('ready', flush=True)\n"
+        "for fd in range(3): os.close(fd)\n"
+        "signal.sigwait([signal.SIGUSR1])\n"
+        "fd = os.open('/dev/tty', os.O_RDWR)\n"
+        "os.write(fd, b'again\\n')\n"
+        "raise SystemExit(os.read(fd, 9) != b'word\\n')\n"
+    )
+    async with open_isolated(["python3", "-c", script], pty=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert await rest(process.stdout) == b"ready\r\n"
+        with pytest.raises(anyio.BrokenResourceError):
+            await process.stdin.send(b"lost\n")
+        process.send_signal(signal.SIGUSR1)
+        seen = b""
+        while b"again" not in seen:
+            await anyio.sleep(0.01)
+            with suppress(anyio.EndOfStream):
+                seen += await process.stdout.receive()
+        await process.stdin.send(b"word\n")
+        assert (await process.result()).ok
 
 
 async def test_dead_parked_cell() -> None:
