@@ -50,6 +50,8 @@ class Unpacker:
         self._root = os.open(directory, _DIRECTORY)
         self._bytes = max_bytes
         self._entries = max_entries
+        self._emptied: set[int] = set()
+        """Inodes of directories that hold nothing but what the layer at hand has put there."""
         self.used = 0
         """Bytes of files in the layers so far."""
 
@@ -67,6 +69,7 @@ class Unpacker:
             ImageError: It is no such archive, or holds what an image must not.
         """
         made: Made = {}
+        self._emptied.clear()
         try:
             # Not by tarfile itself: it reads the first of several gzip members, which pgzip writes.
             with (
@@ -204,6 +207,8 @@ class Unpacker:
                     links += 1
                     if links > _MAX_LINKS:
                         raise ImageError(f"{'/'.join(parts)!r}: too many links")
+                    # A name of a few bytes could lead to 60,000 more on its way, for each entry.
+                    self._take(1 + target.count("/"), 0)
                     if target.startswith("/"):
                         while len(path) > 1:
                             os.close(path.pop())
@@ -223,7 +228,14 @@ class Unpacker:
                 os.close(fd)
 
     def _empty(self, directory: int, made: Made) -> None:
-        """An opaque directory: nothing of lower layers is left, but what this one has put there."""
+        """An opaque directory: nothing of lower layers is left, but what this one has put there.
+
+        Once in a layer, so that all these looks together are no more than the names that were put.
+        """
+        inode = os.stat(directory).st_ino
+        if inode in self._emptied:
+            return
+        self._emptied.add(inode)
         for name in os.listdir(directory):
             if name not in made:
                 _remove(directory, name)

@@ -411,6 +411,47 @@ def test_late_opaque_mark(layout: Layout, store: Path) -> None:
     }  # fmt: skip
 
 
+def test_many_opaque_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory is looked through once in a layer, however many marks there are for it or above."""
+    looks: list[int] = []
+    listed = os.listdir
+
+    def listdir(fd: int) -> list[str]:
+        looks.append(fd)
+        return listed(fd)
+
+    names = ["d/e/f"[: 2 * depth + 1] for depth in range(3)]
+    base = layer(*((f"{name}/old", b"1") for name in names))
+    marks = [(f"{name}/.wh..wh..opq", b"") for name in (*reversed(names), *names)]
+    top = layer(*((f"{name}/new", b"2") for name in names), ("l", link("d")), *marks * 5,
+                ("l/.wh..wh..opq", b""), ("d/later", b"3"), *marks)  # fmt: skip
+    unpacker = Unpacker(str(tmp_path))
+    try:
+        for data in (base, top, base, top):
+            monkeypatch.setattr(os, "listdir", listdir)
+            unpacker.layer(io.BytesIO(data))
+            monkeypatch.undo()
+            found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("[!def]*")}
+            if data is top:
+                assert found == {"l", "d/new", "d/e/new", "d/e/f/new", "d/later"}
+    finally:
+        unpacker.close()
+    assert len(looks) == 2 * len(names)
+
+
+@pytest.mark.parametrize("target", ["d/../" * 100 + "d", "./" * 100 + "d", "/" * 200 + "d"])
+def test_winding_links(tmp_path: Path, target: str) -> None:
+    """The detours of links count as entries: each name through them could bring thousands."""
+    unpacker = Unpacker(str(tmp_path), max_entries=200)
+    try:
+        unpacker.layer(io.BytesIO(layer(("d", DIRECTORY), ("l", link(target)), ("x", link("d")))))
+        unpacker.layer(io.BytesIO(layer(*((f"x/{n}", b"") for n in range(20)))))
+        with pytest.raises(ImageError, match="too many"):
+            unpacker.layer(io.BytesIO(layer(("l/a", b""), ("l/b", b""))))
+    finally:
+        unpacker.close()
+
+
 def test_umask(layout: Layout, store: Path) -> None:
     """Directories that no layer names are open to jobs of any id."""
     before = os.umask(0o077)
