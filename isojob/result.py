@@ -74,7 +74,8 @@ class Result(Model, frozen=True):
         stderr_truncated: The same for stderr.
         usage: What the job used.
         files: Collected files, by path relative to the working directory.
-        uncollected: Files that were asked for and not collected, with the reason.
+        uncollected: Files that were asked for and not collected, with the reason; a pattern itself,
+            where more of what fits it was not collected than is told.
         evidence: The raw counters that `status` and `usage` were made from.
         posture: Which protections held.
         index: Position among the jobs given to `Pool.map`; else None.

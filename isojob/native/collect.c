@@ -16,11 +16,19 @@
 #define MAX_LOOKED_AT 200000
 #define MAX_NAME 4095 /* what open(2) takes; the job can make deeper ones */
 #define MAX_PATTERN 2048
+#define MAX_FILES 1024
+#define MAX_REFUSED 1024 /* beside the first of each pattern; names of */
+#define MAX_REFUSED_BYTES (1 << 20)
 
 struct search {
     int lease;
-    uint16_t pattern; /* position of what is looked for among the patterns */
+    uint16_t position; /* of the pattern that is looked for */
+    const char *pattern;
     uint64_t left, looked_at;
+    unsigned refused; /* for this pattern */
+    bool told_more; /* that there are others */
+    unsigned refusals_left;
+    size_t refused_bytes_left;
     /* Relative name so far. What is searched has at most MAX_NAME bytes; a name that is too long, and
      * what is left of a pattern, can still be told. */
     char name[MAX_NAME + 1 + NAME_MAX + 1 + MAX_PATTERN + 1];
@@ -29,12 +37,38 @@ struct search {
 static const char too_long[] = "a name of more than 4095 bytes";
 static const char elsewhere[] = "in another mount";
 
+/* Names are the job's, and the host keeps them: they are told as long as there is room. The first of a
+ * pattern always is, so that what was asked for by name has its reason. */
+static bool has_room(struct search *s)
+{
+    size_t size = strlen(s->name);
+    if (s->refused++ == 0)
+        return true;
+    if (s->refusals_left == 0 || size > s->refused_bytes_left) {
+        s->refusals_left = 0;
+        return false;
+    }
+    s->refusals_left--;
+    s->refused_bytes_left -= size;
+    return true;
+}
+
 static void send_file(struct search *s, const char *reason, int fd)
 {
     char buffer[sizeof(s->name) + 256];
     struct writer w;
+    const char *name = s->name;
+    char pattern[MAX_PATTERN + 1];
+    if (reason && !has_room(s)) {
+        if (s->told_more)
+            return;
+        s->told_more = true;
+        snprintf(pattern, sizeof(pattern), "%s", s->pattern);
+        name = pattern;
+        reason = "more than can be told cannot be collected";
+    }
     wire_begin(&w, buffer, sizeof(buffer), MSG_FILE);
-    wire_put_string(&w, TAG_NAME, s->pattern, s->name);
+    wire_put_string(&w, TAG_NAME, s->position, name);
     if (reason)
         wire_put_string(&w, TAG_REASON, 0, reason);
     if (wire_send(s->lease, &w, fd, 0) < 0)
@@ -204,14 +238,21 @@ void collect_files(const struct cell *cell)
     if (n <= 0 || h.type != MSG_COLLECT || nfds > 0)
         _exit(1); /* as above */
     setsockopt(cell->lease, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    s = (struct search){.lease = cell->lease, .left = 1024};
+    s = (struct search){.lease = cell->lease,
+                        .left = MAX_FILES,
+                        .refusals_left = MAX_REFUSED,
+                        .refused_bytes_left = MAX_REFUSED_BYTES};
     uint16_t position = 0;
     const char *why = "no working directory";
     cleanup_close int dir = -1;
     while (wire_next(&r, &f) > 0) {
         const char *text = f.tag == TAG_CWD || f.tag == TAG_PATTERN ? wire_string(&f) : NULL;
-        if (f.tag == TAG_PATTERN)
-            s.pattern = position++;
+        if (f.tag == TAG_PATTERN) {
+            s.position = position++;
+            s.pattern = text;
+            s.refused = 0;
+            s.told_more = false;
+        }
         if (f.tag == TAG_COLLECT_MAX)
             wire_u64(&f, &s.left);
         else if (f.tag == TAG_CWD && text) {

@@ -150,6 +150,30 @@ async def test_many_files() -> None:
     assert set(result.uncollected.values()) == {"too many files"}
 
 
+@pytest.mark.parametrize("long", [False, True])
+async def test_many_that_cannot_be_collected(long: bool) -> None:
+    """Their names are the job's: so many are told, of so many bytes, and of each pattern that there are more."""
+    depth = 14 if long else 0
+    code = (
+        "import os\n"
+        f"for _ in range({depth}): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        "os.mkfifo('p')\n"
+        "for i in range(2000): os.link('p', f'{i:04}')\n"
+    )
+    patterns = [f"{'*/' * depth}{last}" for last in ("[0-9]*", "0*", "nope", "?")]
+    result = await run_isolated(["python3", "-I", "-c", code], collect=[*patterns, "none"])
+    assert result.ok, result.stderr
+    told = dict(result.uncollected)
+    reason = "more than can be told cannot be collected"
+    assert (told.pop(patterns[0]), told.pop(patterns[1])) == (reason, reason)
+    assert told.pop("none") == "not found"
+    if not long:
+        assert told.pop("nope") == "not found"
+    assert set(told.values()) == {"a FIFO"}
+    assert len(told) < 400 if long else 1024 <= len(told) <= 1026
+    assert sum(map(len, told)) < (1 << 20) + len(patterns) * 4096
+
+
 async def test_names_beyond_what_the_kernel_takes() -> None:
     """A job can make deeper names than open(2) takes: what is left out for that is told, by its name."""
     n = "n" * 255
