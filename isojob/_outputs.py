@@ -51,7 +51,7 @@ def misfits(files: Mapping[str, tuple[bytes, int]], room: int | None) -> dict[st
 def refused(files: Mapping[str, object], error: SandboxSetupError) -> dict[str, str]:
     """The same, where writing them has failed for what they are.
 
-    No room, or a directory in the way.
+    No room, or a directory in the way, or one that is closed.
 
     Raises:
         SandboxSetupError: It failed for another reason.

@@ -291,7 +291,8 @@ class Session:
             files: As for `run_isolated`.
 
         Raises:
-            SandboxSetupError: There is no room, or a directory stands in the way.
+            SandboxSetupError: There is no room, or what a job has left stands in the way: a
+                directory under that name; above it a file, a link, or a closed directory (mode 0).
             PoolBrokenError, PoolClosedError: As `run`.
             TypeError, ValueError: Files that no job can be given.
         """

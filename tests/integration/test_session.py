@@ -329,6 +329,10 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
     async with pool.session(files={"x/y": b""}, cache=cache) as session:
         result = await session.run(sh("rm -r x; echo >x"), outputs=["x"])
         assert "Is a directory" in result.uncollected["x"]
+        await session.run(sh("mkdir -m 0 closed"))
+        result = await session.run(sh("chmod 755 closed; echo >closed/x"), outputs=["closed/x"])
+        assert result.ok and "Permission denied" in result.uncollected["closed/x"]
+        assert result.files == {}
 
 
 async def test_what_isojob_does_itself_has_no_limits(pool: Pool) -> None:
