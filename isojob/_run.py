@@ -126,7 +126,8 @@ async def run_isolated(
         files: Written into the working directory before the start: relative names (directories
             are made) to bytes (mode 0644), a Path (its permission bits) or ``(bytes, mode)``.
         collect: Names and patterns (``*``, ``?``, ``[...]``) relative to the working directory,
-            read back into ``result.files`` when every process is dead.
+            read back into ``result.files`` when every process is dead. Names that may hold such
+            characters go through `glob.escape`.
         sandbox: What it can see.
         check: Raise `JobFailedError` unless the status is ``ok``.
 
@@ -197,7 +198,8 @@ async def open_isolated(
         files: As for `run_isolated`.
         collect: As for `run_isolated`.
         pty: Give the job a terminal of its own as all three streams: True, or (rows, columns).
-            ``process.stdin`` types on it, ``process.stdout`` is its screen.
+            ``process.stdin`` types on it, ``process.stdout`` is its screen. Closing stdin types
+            nothing: the end of a file is ``b"\x04"`` at the beginning of a line.
         sandbox: As for `run_isolated`.
 
     Raises:

@@ -101,6 +101,7 @@ class Session:
                 fits into the directory: `Result.uncollected` tells what does not, and where there
                 was no room left some of them may stay. Then a session with a cache does not run
                 it where the same was run before, on a directory that came about in the same way.
+                Names that may hold ``*``, ``?`` or ``[`` go through `glob.escape`.
             **options: The other arguments of `run_isolated` but for `sandbox`.
 
         Raises:

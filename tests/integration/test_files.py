@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ async def test_collect() -> None:
     )
     assert result.files == {"a.txt": b"1\n", "out/b.png": b"2\n", "out/c.png": b"3\n"}
     assert result.uncollected == {"nope": "not found", "out/nope/x": "not found"}
+
+
+async def test_collect_names_with_wildcards() -> None:
+    """A name that was escaped fits itself alone."""
+    name = "a[1]*?.txt"
+    script = f"echo 1 | tee '{name}' a1.txt 'a[1]x'"
+    result = await run_isolated(["sh", "-c", script], collect=[glob.escape(name)])
+    assert (result.files, result.uncollected) == ({name: b"1\n"}, {})
 
 
 async def test_collect_is_safe() -> None:

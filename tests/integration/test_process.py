@@ -429,6 +429,15 @@ async def test_terminal_opened_again() -> None:
         assert (await process.result()).ok
 
 
+async def test_end_of_file_on_a_terminal() -> None:
+    """It is typed."""
+    async with open_isolated(["cat"], pty=True) as process:
+        assert process.stdin is not None
+        await process.stdin.send(b"a\n\x04")
+        assert await rest(process.stdout) == b"a\r\na\r\n"
+        assert (await process.result()).ok
+
+
 async def test_dead_parked_cell() -> None:
     """Nobody notices that the parked cell was dead."""
     async with Pool(parked=1) as pool:
