@@ -130,10 +130,23 @@ def load(directory: Path) -> Problem:
         PackageError: Something is missing or unknown.
     """
     try:
-        settings = yaml.safe_load(_read(directory / "problem.yaml", directory)) or {}
-        return _problem(directory, settings)
-    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
+        settings = yaml.safe_load(_read(directory / "problem.yaml", directory))
+        return _problem(directory, _mapping(settings, "it"))
+    except (
+        yaml.YAMLError,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise PackageError(f"problem.yaml: {error}") from error
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value or {}, dict):
+        raise PackageError(f"problem.yaml: {name} is no mapping")
+    return value or {}
 
 
 def _problem(directory: Path, settings: dict[str, Any]) -> Problem:
@@ -170,8 +183,11 @@ def _problem(directory: Path, settings: dict[str, Any]) -> Problem:
             f"validation is custom: output_validators has {len(validators)} programs, not one"
         )
     flags = str(settings.get("validator_flags") or "").split()
-    limits: dict[str, Any] = settings.get("limits") or {}
+    limits = _mapping(settings.get("limits"), "limits")
     memory = int(limits.get("memory", 1024)) << 20
+    multiplier = float(limits.get("time_multiplier", 5))
+    if not 0 < multiplier < 1e6:
+        raise PackageError(f"problem.yaml: time_multiplier is {multiplier:g}")
     return Problem(
         name=str(settings.get("name", directory.name)),
         cases=cases,
@@ -187,7 +203,7 @@ def _problem(directory: Path, settings: dict[str, Any]) -> Problem:
             cpu_time=FIRST_SECONDS,
             wall_time=4 * FIRST_SECONDS,
         ),
-        multiplier=float(limits.get("time_multiplier", 5)),
+        multiplier=multiplier,
     )
 
 
@@ -197,13 +213,13 @@ def _pair(path: Path, package: Path) -> tuple[bytes, bytes]:
 
 def _read(path: Path, package: Path) -> bytes:
     # Where a package came from strangers a link could name any file that we can read.
-    if not path.resolve().is_relative_to(package.resolve()):
-        raise PackageError(f"{path} leads out of the package")
-    if path.exists() and not path.is_file():
-        raise PackageError(f"{path} is no file")
     try:
+        if not path.resolve().is_relative_to(package.resolve()):
+            raise PackageError(f"{path} leads out of the package")
+        if path.exists() and not path.is_file():
+            raise PackageError(f"{path} is no file")
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise PackageError(f"{path}: {error}") from error
 
 

@@ -647,8 +647,22 @@ def test_judge_package_tells_what_is_wrong(
         ({"data/secret/9.in": "1"}, "9.ans"),
         ({"problem.yaml": "problem_format_version: 2023-07-draft"}, "2023-07-draft"),
         ({"problem.yaml": "validation: default interactive"}, "'default interactive' is not known"),
-        ({"problem.yaml": "- a list"}, "problem.yaml"),
-        ({"problem.yaml": "limits: 5"}, "problem.yaml"),
+        ({"problem.yaml": "- a list"}, "problem.yaml: it is no mapping"),
+        ({"problem.yaml": "[" * 5000}, "problem.yaml: maximum recursion"),
+        ({"problem.yaml": "limits: [1, 2]"}, "problem.yaml: limits is no mapping"),
+        ({"problem.yaml": "limits: {memory: .inf}"}, "problem.yaml: cannot convert float infinity"),
+        *(
+            (
+                {"problem.yaml": f"limits: {{time_multiplier: {number}}}"},
+                f"time_multiplier is {text}",
+            )
+            for number, text in (
+                (".nan", "nan"),
+                (".inf", "inf"),
+                ("1.0e+300", "1e+300"),
+                (-5, "-5"),
+            )
+        ),
         ({"problem.yaml": "limits: {memory: lots}"}, "lots"),
         ({"include/c/grader.h": ""}, "compiled along"),
         ({"data/secret/testdata.yaml": "output_validator_flags: x"}, "flags for a group"),
@@ -746,6 +760,10 @@ def test_a_package_shows_no_file_of_the_host(
         assert example.main([str(directory)]) == 2
         said = capsys.readouterr().err
         assert f"{name} leads out of the package" in said
+    (directory / "problem.yaml").unlink()
+    (directory / "problem.yaml").symlink_to("problem.yaml")
+    assert example.main([str(directory)]) == 2
+    assert "problem.yaml" in capsys.readouterr().err
     (directory / "problem.yaml").unlink()
     os.mkfifo(directory / "problem.yaml")
     assert example.main([str(directory)]) == 2
