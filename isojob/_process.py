@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,9 @@ from typing_extensions import override
 from isojob._account import usage_so_far
 from isojob._ends import Receiver, Sender, drop_after_fork
 from isojob._job import CAPTURE, DEVNULL, Job
+from isojob._loop import spawn
 from isojob._options import terminal_size
+from isojob._shield import shielded
 from isojob._streams import Capture, Feed, Meter
 from isojob.cgroups import live
 from isojob.errors import HostNotSupportedError, PoolClosedError
@@ -64,6 +67,8 @@ class IsolatedProcess(anyio.abc.Process):
         self._usage: Usage | None = None
         self._result: Result | None = None
         self._error: BaseException | None = None
+        self._scope = anyio.CancelScope()
+        self._task: object = None
         self._is_started = anyio.Event()
         self._has_ended = anyio.Event()
         self._ends: list[int] = []
@@ -151,20 +156,31 @@ class IsolatedProcess(anyio.abc.Process):
             self._outcome.stop_reason(self._stop)
             self._lease.stop()
 
+    def start(self, pool: Pool, stock: Stock | None) -> None:
+        """Runs it beside the caller."""
+        # No task group: what an async generator has open may be closed by another task.
+        self._task = spawn(partial(self.run, pool, stock), self._is_over)
+
     async def run(self, pool: Pool, stock: Stock | None) -> None:
         """The job from admission to its end."""
         try:
-            self._result = await pool.perform(self._job, stock=stock)
+            with self._scope:
+                self._result = await pool.perform(self._job, stock=stock)
         except Exception as error:  # noqa: BLE001 - raised where it is asked for
             self._error = error
-        except BaseException:
+
+    def _is_over(self) -> None:
+        if self._result is None and self._error is None:
             self._error = PoolClosedError("the block was left before the job had ended")
-            raise
-        finally:
-            self._lease = None
-            self._close_ends()
-            self._has_ended.set()
-            self._is_started.set()
+        self._lease = None
+        self._close_ends()
+        self._has_ended.set()
+        self._is_started.set()
+
+    async def give_up(self) -> None:
+        """Ends it, also while it waits for a slot, and returns when it is gone. Idempotent."""
+        self._scope.cancel()
+        await self._has_ended.wait()
 
     async def until_started(self) -> None:
         """Waits for its program to run.
@@ -367,31 +383,16 @@ async def opened(
     if size is not None and not (stdin == stdout == stderr == PIPE):
         raise ValueError("pty: a terminal is all three streams; do not redirect one")
     own_stdin = isinstance(stdin, int) and not isinstance(stdin, bool) and stdin == PIPE
-    job = pool.job(
-        command,
-        limits,
-        stdin=DEVNULL if own_stdin else stdin,
-        stdout=stdout,
-        stderr=stderr,
-        **options,
-    )
+    streams = {"stdin": DEVNULL if own_stdin else stdin, "stdout": stdout, "stderr": stderr}
+    job = pool.job(command, limits, **streams, **options)
     if own_stdin:
         job.stdin_fd = PIPE
     process = IsolatedProcess(job, size)
-    failure: BaseException | None = None
+    process.start(pool, stock)
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(process.run, pool, stock)
-            try:
-                await process.until_started()
-                yield process
-                await process.aclose()
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised below, not in a group
-                failure = error
-                tasks.cancel_scope.cancel()
+        await process.until_started()
+        yield process
+        await process.aclose()
     finally:
         process.close_streams()
-    if failure is not None:
-        raise failure
+        await shielded(process.give_up)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import warnings
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,28 @@ async def test_leaving_the_block_ends_it() -> None:
         assert scope.cancelled_caught
         assert not Path(f"/proc/{pid}").exists()
         assert (pool.statistics().running, pool.statistics().waiting) == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's, for good reasons
+@pytest.mark.parametrize("session", [False, True])
+async def test_generator_that_is_left_early(session: bool) -> None:
+    """Whoever has seen enough goes on; the job ends, although another task leaves the block."""
+    async with Pool() as pool, pool.session() as other:
+        place = other if session else pool
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async with place.open(["sh", "-c", "echo a; sleep 600"]) as process:
+                assert process.stdout is not None
+                async for chunk in process.stdout:
+                    yield chunk
+
+        async for chunk in chunks():
+            assert chunk == b"a\n"
+            break
+        with anyio.fail_after(30 * SLOW):
+            while pool.statistics().running:  # noqa: ASYNC110 - nothing tells
+                await anyio.sleep(0.01)
+        assert (await place.run(["true"])).ok
 
 
 async def test_usage_while_it_runs() -> None:
