@@ -92,8 +92,9 @@ class Sandbox(Model, frozen=True):
         env: Variables over those of the root's image and isojob's own; the host's environment is
             never inherited.
         hostname: What uname(2) tells the job.
-        workdir: Where the program starts and ``HOME`` points: a directory of each job's own. A root
-            that is not writable needs to have that directory, or nothing at its top.
+        workdir: Where the program starts and ``HOME`` points: a directory of each job's own, empty,
+            whatever the root has there (``cwd=`` starts a job in what is there); not in a mount. A
+            root that is not writable needs to have that directory, or nothing at its top.
         uid: User id that the job sees itself as, 1 to 65533.
         gid: Group id that the job sees itself as, 1 to 65533.
         allow_missing: Names out of `PROTECTIONS` that the sandbox may go without where the host
@@ -142,13 +143,14 @@ class Sandbox(Model, frozen=True):
                     raise ValueError(f"mounts: {later!r} hides {target!r}, mounted before it")
         if self.workdir in targets:
             raise ValueError(
-                f"mounts: {self.workdir!r} is the working directory: the job's own tmpfs hides it"
+                f"mounts: {self.workdir!r} is the working directory: the job's own tmpfs hides it;"
+                " use cwd= for where a job starts"
             )
         for mount in self.mounts:
-            hides = self.root.writable or mount.type == "tmpfs"
-            if hides and below(self.workdir, mount.target):
+            if below(self.workdir, mount.target):
                 raise ValueError(
-                    f"mounts: {mount.target!r} hides the working directory {self.workdir!r}"
+                    f"mounts: {mount.target!r} holds the working directory {self.workdir!r}, whose"
+                    " tmpfs would hide what is there: use cwd= for where a job starts"
                 )
         if self.root.writable:
             for path in (*targets, self.workdir):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio
 import typer
 
-from isojob.cli import OUR_FAULT, _options
-from isojob.cli._account import exit_status, print_account
-from isojob.cli._collected import write_files
-from isojob.cli._console import make_console
+from isojob.cli import _options
+from isojob.cli._execute import execute
 from isojob.cli._images import load
-from isojob.cli._live import Foreground, Request
+from isojob.cli._live import Request
 from isojob.cli._options import OptionError
+from isojob.cli._workdir import place
 from isojob.limits import Limits
-from isojob.result import Result
 from isojob.sandbox import PROTECTIONS
 
 __all__ = ["HELP", "run"]
@@ -229,8 +225,9 @@ def run(
             "--workdir",
             "-w",
             metavar="DIR",
-            help="Working directory, instead of /box. Without it a job of an --image starts in the "
-            "image's own, but with --file in /box.",
+            help="Where to start: in what the root or a mount has there; where nothing is, it is "
+            "the job's own directory instead of /box. Without it a job of an --image starts in "
+            "the image's, but with --file in /box.",
         ),
     ] = None,
     file: Annotated[
@@ -284,7 +281,7 @@ def run(
             raise OptionError("--image", "it is the root: leave out --rootfs")
         loaded, root = load(image)
         command = loaded.command(*command)
-        cwd = loaded.workdir if workdir is None and not file else None
+        cwd = loaded.workdir if not file else None
     if not command:
         raise OptionError("CMD", "give a program to run" if image is None else "the image has none")
     limits = _options.make_limits(
@@ -314,6 +311,10 @@ def run(
         ),
         key=lambda one: one.target.count("/"),
     )
+    own = None
+    if workdir is not None:
+        path = root.path if root is not None else rootfs and rootfs.removesuffix(":O")
+        own, cwd = place(workdir, path, mounts)
     sandbox = _options.make_sandbox(
         rootfs=rootfs,
         root=root,
@@ -321,7 +322,7 @@ def run(
         seccomp=_options.profile(security_opt or ()),
         identity=user,
         allow_missing=allow_missing or (),
-        workdir=workdir,
+        workdir=own,
         hostname=hostname,
     )
     request = Request(
@@ -335,60 +336,4 @@ def run(
         interactive=interactive,
         capture=json,
     )
-    return _execute(request, collect_to, force=force, quiet=quiet)
-
-
-def _execute(request: Request, collect_to: Path | None, *, force: bool, quiet: bool) -> int:
-    foreground = Foreground(request)
-    try:
-        result = anyio.run(foreground.run)
-    except (ValueError, OSError) as error:
-        # Ours say for themselves what they mean; the rest is an argument that makes no sense.
-        if type(error).__module__.startswith("isojob."):
-            raise
-        typer.echo(f"isojob: {error}", err=True)
-        return OUR_FAULT
-    if foreground.read_error is not None:
-        typer.echo(f"isojob: cannot read all of stdin: {foreground.read_error}", err=True)
-    if foreground.write_error is not None:
-        typer.echo(f"isojob: cannot pass output on: {foreground.write_error}", err=True)
-    if result is None:
-        return _status(foreground, OUR_FAULT)
-    failed = {} if collect_to is None else _write(result, collect_to, force=force)
-    lost = {} if collect_to is None else result.uncollected
-    # What the job itself failed with tells more than what it did not make or read for that.
-    half_done = bool(lost) or foreground.read_error is not None
-    ended = OUR_FAULT if failed else exit_status(result) or (OUR_FAULT if half_done else 0)
-    status = _status(foreground, ended)
-    if request.capture:
-        try:
-            typer.echo(result.model_dump_json())
-        except BrokenPipeError:
-            return 128 + signal.SIGPIPE
-        except OSError as error:
-            typer.echo(f"isojob: cannot write the result: {error}", err=True)
-            return OUR_FAULT
-    elif not quiet:
-        console = make_console(stderr=True)
-        print_account(console, result, request.limits, failed, to=collect_to, status=status)
-    if quiet or request.capture:
-        for name, reason in failed.items():
-            typer.echo(f"isojob: not written: {name!r}: {reason}", err=True)
-        for name, reason in lost.items():
-            typer.echo(f"isojob: not collected: {name!r}: {reason}", err=True)
-    return status
-
-
-def _status(foreground: Foreground, otherwise: int) -> int:
-    """What ended us counts before how the job ended."""
-    if foreground.signal is not None:
-        return 128 + foreground.signal
-    return OUR_FAULT if foreground.write_error is not None else otherwise
-
-
-def _write(result: Result, to: Path, *, force: bool) -> dict[str, str]:
-    """Writes the collected files; what could not be written, with the reason."""
-    try:
-        return write_files(result.files, to, force=force)
-    except OSError as error:
-        return dict.fromkeys(result.files or ("",), f"{to}: {error.strerror}")
+    return execute(request, collect_to, force=force, quiet=quiet)

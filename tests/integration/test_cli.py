@@ -69,6 +69,43 @@ def test_mounts_in_mounts(tmp_path: Path, flag: tuple[str, str], order: int) -> 
     assert done.stdout == b"mine", done
 
 
+@pytest.mark.parametrize(
+    ("flags", "place", "told"),
+    [
+        (("--rootfs", "{}"), "/app", "main\n/app /box"),
+        (("--rootfs", "{}:O"), "//app/", "main\n/app /box"),
+        (("--rootfs", "{}"), "/empty", "/empty /empty"),
+        (("--rootfs", "{}"), "/new/below", "/new/below /new/below"),
+        (("-v", "{}/app:/src"), "/src", "main\n/src /box"),
+        (("-v", "{}:/src"), "/src/app", "main\n/src/app /box"),
+        (("--mount", "type=tmpfs,target=/src"), "/src", "/src /box"),
+        (("-v", "{}:/src/in"), "/src", "in\n/src /src"),
+        ((), "/tmp", "/tmp /box"),
+        ((), "/usr/bin/..", None),
+        ((), "/etc", None),
+    ],
+)
+def test_workdir_hides_nothing(
+    tmp_path: Path, flags: tuple[str, ...], place: str, told: str | None
+) -> None:
+    """It is what the root or a mount has there, or else the job's own directory."""
+    for path in (tmp_path, tmp_path / "usr", tmp_path / "empty", tmp_path / "app"):
+        path.mkdir(mode=0o755, exist_ok=True)
+        path.chmod(0o755)
+    (tmp_path / "app/main").touch()
+    for name in ("bin", "lib", "lib64"):
+        (tmp_path / name).symlink_to(f"usr/{name}")
+    if flags[:1] == ("--rootfs",):
+        flags = ("-v", "/usr:/usr", *flags)
+    given = [flag.format(tmp_path) for flag in flags]
+    done = isojob("run", "-q", *given, "-w", place, "sh", "-c", "ls; echo $PWD $HOME")
+    assert done.returncode == 0, done
+    if told is None:
+        assert len(done.stdout.splitlines()) > 1, done
+    else:
+        assert done.stdout.decode().strip() == told
+
+
 def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As docker run: its variables and directory, its program, with our arguments for its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
