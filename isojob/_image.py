@@ -34,8 +34,10 @@ from isojob.sandbox import Sandbox
 __all__ = ["Image"]
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
+# The whole name first: docker save has "3" in the one, "docker.io/library/alpine:3" in the other.
+_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_EVERY_MACHINES = ("", "v1", "v8")  # variants: of amd64, of arm64
 
 
 class Image(Model, frozen=True):
@@ -236,11 +238,13 @@ def _find_oci(
     depth: int = 0,
 ) -> _Found:
     machine = _MACHINES.get(platform.machine(), platform.machine())
-    wanted, known = [], set[str]()
+    # By digest: an image that is saved with two tags is listed twice.
+    wanted: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    known = set[str]()
     for entry in index["manifests"]:
         annotations = entry.get("annotations") or {}
         names = [name for key in _NAMES if (name := str(annotations.get(key, "")))]
-        known.update(names)
+        known.update(names[:1])
         # docker save has "docker.io/library/alpine:3" for alpine:3.
         if reference is not None and not any(
             name == reference or name.endswith(f"/{reference}") for name in names
@@ -251,11 +255,15 @@ def _find_oci(
             platform_of.get("architecture", machine) == machine
             and platform_of.get("os", "linux") == "linux"
         ):
-            wanted.append((names, entry))
-    if len(wanted) != 1:
+            wanted.setdefault(str(entry["digest"]), (names, entry))
+    fitting = list(wanted.values())
+    if len(fitting) > 1 and len({tuple(names) for names, _ in fitting}) == 1:
+        # One image for several generations of processors: the one that runs on all.
+        fitting = [one for one in fitting if _variant(one[1]) in _EVERY_MACHINES] or fitting
+    if len(fitting) != 1:
         hint = f": give reference=, one of {sorted(known)}" if known else ""
-        raise ImageError(f"{len(wanted)} images for {machine}{hint}")
-    names, entry = wanted[0]
+        raise ImageError(f"{len(fitting)} images for {machine}{hint}")
+    names, entry = fitting[0]
     name = name_above or next(iter(names), "")
     file, digest = _blob(entry)
     manifest = source.json(file, digest)
@@ -268,13 +276,18 @@ def _find_oci(
     return _Found(digest, name, config, layers)
 
 
+def _variant(entry: dict[str, Any]) -> str:
+    return str((entry.get("platform") or {}).get("variant") or "")
+
+
 def _find_docker(source: Source, reference: str | None) -> _Found:
     entries = source.json("manifest.json")
     fitting = [
         one for one in entries if reference is None or reference in (one.get("RepoTags") or [])
     ]
     if len(fitting) != 1:
-        raise ImageError(f"{len(fitting)} images: give reference=, such as repository:tag")
+        known = sorted({str(tag) for one in entries for tag in one.get("RepoTags") or []})
+        raise ImageError(f"{len(fitting)} images: give reference=, one of {known}")
     entry = fitting[0]
     for named in (entry["Config"], *entry["Layers"]):
         if not isinstance(named, str) or not named.isprintable():

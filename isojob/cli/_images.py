@@ -29,7 +29,7 @@ _Store: TypeAlias = Annotated[
 ]
 
 
-def load(text: str) -> tuple[Image, Root]:
+def load(text: str, reference: str | None = None) -> tuple[Image, Root]:
     """``IMAGE[:O]``: an image, unpacked into the default store if it is not there, and its root.
 
     Raises:
@@ -38,7 +38,7 @@ def load(text: str) -> tuple[Image, Root]:
     """
     path = text.removesuffix(":O")
     try:
-        one = Image.load(path)
+        one = Image.load(path, reference=reference)
     except OSError as error:
         raise OptionError("--image", str(error)) from error
     return one, one.sandbox(writable=path != text).root

@@ -156,6 +156,10 @@ def run(
             "its files, variables, program and working directory. :O as for --rootfs.",
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        _view("--reference", metavar="NAME", help="Which --image, if the archive has several."),
+    ] = None,
     volume: Annotated[
         list[str] | None,
         _view(
@@ -279,9 +283,11 @@ def run(
     if image is not None:
         if rootfs is not None:
             raise OptionError("--image", "it is the root: leave out --rootfs")
-        loaded, root = load(image)
+        loaded, root = load(image, reference)
         command = loaded.command(*command)
         cwd = loaded.workdir if not file else None
+    elif reference is not None:
+        raise OptionError("--reference", "it chooses among the images of --image: give that, too")
     if not command:
         raise OptionError("CMD", "give a program to run" if image is None else "the image has none")
     limits = _options.make_limits(

@@ -131,6 +131,8 @@ def test_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ((*flags, image, "--rootfs", "/srv", "x"), b"--image"),
         ((*flags, str(tmp_path / "none"), "x"), b"--image"),
         ((*flags, str(tmp_path), "x"), b"neither an OCI image layout"),
+        ((*flags, image, "--reference", "other", "x"), b"0 images"),
+        (("run", "--reference", "other", "x"), b"--reference"),
         (("run",), b"CMD"),
     ):
         done = isojob(*arguments)

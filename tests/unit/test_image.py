@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import platform
+import re
 import shutil
 import tarfile
 from collections.abc import Sequence
@@ -325,6 +326,52 @@ def test_which(layout: Layout, store: Path) -> None:
     nested = layout.blob(json.dumps({"manifests": [layout.manifests[2]]}).encode())
     (layout.path / "index.json").write_text(json.dumps({"manifests": [nested]}))
     assert tree(Image.load(layout.path, store=store)) == {"a": "2"}
+
+
+def test_two_tags_of_one_image(layout: Layout, store: Path) -> None:
+    """As docker save lists them: by digest they are one, called by its whole name."""
+    layout.image(layer(("a", b"1")))
+    (entry,) = layout.manifests
+    tags = [
+        {
+            "io.containerd.image.name": f"docker.io/library/app:{tag}",
+            "org.opencontainers.image.ref.name": tag,
+        }
+        for tag in ("1", "latest")
+    ]
+    listed = [{**entry, "annotations": one} for one in tags]
+    (layout.path / "index.json").write_text(json.dumps({"manifests": listed}))
+    assert Image.load(layout.path, store=store).name == "docker.io/library/app:1"
+    assert Image.load(layout.path, store=store, reference="app:latest").digest == entry["digest"]
+
+
+@pytest.mark.parametrize("variants", [("", "v3"), ("v9", "v1"), ("v2", "v3")])
+def test_variants(layout: Layout, store: Path, variants: tuple[str, str]) -> None:
+    """Of one image for several generations of processors it is the one that runs on all."""
+    for variant in variants:
+        data = layer(("a", variant.encode()))
+        layout.image(data, name="app", architecture=MACHINE, os="linux", variant=variant)
+    if "v2" in variants:
+        with pytest.raises(ImageError, match="2 images for"):
+            Image.load(layout.path, store=store)
+    else:
+        (first,) = {"", "v1"}.intersection(variants)
+        assert tree(Image.load(layout.path, store=store)) == {"a": first}
+
+
+def test_which_of_docker(store: Path, tmp_path: Path) -> None:
+    """All tags are named to choose from."""
+    entries = [
+        {"Config": "c.json", "RepoTags": ["r:1", "r:2"], "Layers": []},
+        {"Config": "d.json", "RepoTags": ["q:1"], "Layers": []},
+    ]
+    config = json.dumps({"config": {}, "rootfs": {"diff_ids": []}}).encode()
+    path = tmp_path / "two.tar"
+    manifest = json.dumps(entries).encode()
+    path.write_bytes(layer(("manifest.json", manifest), ("c.json", config), ("d.json", config)))
+    with pytest.raises(ImageError, match=re.escape("one of ['q:1', 'r:1', 'r:2']")):
+        Image.load(path, store=store)
+    assert Image.load(path, store=store, reference="r:2").name == "r:1"
 
 
 BOMB = {"size": 1 << 20}
