@@ -28,6 +28,9 @@ __all__ = ["app", "invoke"]
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
+_DOCTOR = "`isojob doctor` tells what this host lacks"
+# Where a path of the caller's own is no good: the host lacks nothing.
+_PATHS = ("bind source", "bind /", "chdir", "mkdir /", "mount target", "open /", "write file")
 
 app = typer.Typer(
     name="isojob",
@@ -84,7 +87,8 @@ def invoke(arguments: Sequence[str]) -> int:
     except CommandNotExecutableError as error:
         return _complain(error, NOT_EXECUTABLE)
     except (HostNotSupportedError, SandboxSetupError, PoolBrokenError) as error:
-        return _complain(error, OUR_FAULT, "`isojob doctor` tells what this host lacks")
+        is_path = isinstance(error, SandboxSetupError) and error.stage.startswith(_PATHS)
+        return _complain(error, OUR_FAULT, "" if is_path else _DOCTOR)
     except (IsojobError, OptionError) as error:
         return _complain(error, OUR_FAULT)
     except typer.Abort:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from isojob.limits import Limits
 from isojob.mounts import Mount, Root
-from isojob.sandbox import Sandbox
+from isojob.sandbox import MAX_ID, Sandbox
 from isojob.seccomp import SeccompProfile
 
 __all__ = [
@@ -127,6 +127,8 @@ def make_limits(flags: Mapping[str, str | None], ulimits: Sequence[str] = ()) ->
                 f"give the rate alone ({rate}): it holds for the disks behind the directories "
                 "that the job sees",
             )
+        if text.startswith("-") and _NUMBER.fullmatch(text[1:]):
+            raise OptionError(LIMIT_FLAGS[name], f"{text!r}: give none for no limit")
         # One processor is a list of processors, and no number.
         fields[name] = text if name == "cpuset" and text != _UNLIMITED else _value(text)
     fields.update(_ulimit(text) for text in ulimits)
@@ -141,6 +143,10 @@ def _host_path(flag: str, text: str) -> str:
     # Docker takes a bare word for the name of a volume; nothing here has such names.
     if not text.startswith(("/", "./", "../")) and text not in (".", ".."):
         raise OptionError(flag, f"{text!r}: give a path of the host, such as ./{text}")
+    try:
+        os.stat(text)  # the sandbox looks, too, but knows no flag
+    except OSError as error:
+        raise OptionError(flag, f"{text!r}: {error.strerror}") from error
     return os.path.abspath(text)
 
 
@@ -237,7 +243,10 @@ def user(text: str) -> tuple[int, int]:
     uid, colon, gid = text.partition(":")
     if not uid.isdecimal() or (colon and not gid.isdecimal()):
         raise OptionError("--user", f"{text!r}: give numbers, UID or UID:GID")
-    return int(uid), int(gid or uid)
+    ids = int(uid), int(gid or uid)
+    if 0 in ids:
+        raise OptionError("--user", f"{text!r}: no job is root: give 1 to {MAX_ID}")
+    return ids
 
 
 def profile(options: Sequence[str]) -> SeccompProfile:

@@ -45,7 +45,11 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
         (["--", "nosuchprogram"], 127, "command not found in the sandbox: 'nosuchprogram'"),
         (["/etc/hostname"], 126, "cannot be executed"),
         (["--workdir", "nowhere", "true"], 125, "--workdir"),
-        (["-v", "/nonexistent:/data", "true"], 125, "/nonexistent"),
+        (["-v", "/nonexistent:/data", "true"], 125, "--volume: '/nonexistent': No such file"),
+        (["--rootfs", "/nonexistent:O", "true"], 125, "--rootfs: '/nonexistent': No such file"),
+        (["--workdir", "/tmp/none", "true"], 125, "chdir /tmp/none: No such file"),
+        (["-v", "/etc:/usr/none", "true"], 125, "/usr/none"),
+        (["-w", "/usr", "--file", f"a={__file__}", "true"], 125, "write file a: Read-only"),
         (["--wall-time", "0.2", "sleep", "100"], 137, "wall_time_limit"),
         (["--memory", "16MiB", "sh", "-c", "x=x; while :; do x=$x$x; done"], 137, "memory_limit"),
     ],
@@ -56,6 +60,7 @@ def test_exit_status(arguments: list[str], status: int, told: str) -> None:
     assert done.returncode == status, done.stderr
     assert told in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+    assert b"isojob doctor" not in done.stderr  # the host lacks nothing
 
 
 @pytest.mark.parametrize("flag", [("--tmpfs", "/d"), ("--mount", "type=tmpfs,target=/d")])

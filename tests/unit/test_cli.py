@@ -109,6 +109,8 @@ def test_one_processor_is_a_list() -> None:
         ("memory", "1k", ["--memory", "unit"]),
         ("processes", "many", ["--pids-limit"]),
         ("processes", "0", ["--pids-limit"]),
+        ("processes", "-1", ["--pids-limit", "give none"]),
+        ("memory", "-1", ["--memory", "give none"]),
         ("cpu_time", "-1", ["--cpu-time"]),
         ("wall_time", "soon", ["--wall-time"]),
         ("cpuset", "x", ["--cpuset-cpus"]),
@@ -144,16 +146,19 @@ def test_ulimit_of_the_user_points_to_the_job() -> None:
 def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read-only unless it says rw; a relative source counts from here."""
     monkeypatch.chdir(tmp_path)
+    for name in ("in", "rw"):
+        (tmp_path / name).mkdir()
     assert _options.volume("/usr:/data") == Mount.bind("/usr", "/data")
     assert _options.volume("/usr:/data:ro") == Mount.bind("/usr", "/data")
     assert _options.volume("/usr:/data:rw") == Mount.bind("/usr", "/data", read_only=False)
     assert _options.volume("./in:/data") == Mount.bind(tmp_path / "in", "/data")
     # A source called rw is no mode.
-    assert _options.volume("/rw:/rw").read_only
+    assert _options.volume("./rw:/rw").read_only
 
 
 @pytest.mark.parametrize(
-    "text", ["/usr", "data:/data", "/usr:/data:z", ":/data", "/usr:", "/usr:data", "/:/data"]
+    "text",
+    ["/usr", "data:/data", "/usr:/data:z", ":/data", "/usr:", "/usr:data", "/:/data", "/no:/d"],
 )
 def test_refused_volumes(text: str) -> None:
     """Named volumes, odd modes and dangerous paths are refused under the flag's name."""
@@ -161,12 +166,14 @@ def test_refused_volumes(text: str) -> None:
         _options.volume(text)
 
 
-def test_mounts() -> None:
+def test_mounts(tmp_path: Path) -> None:
     """Docker's long form, its aliases and its quoting."""
     assert _options.mount("type=bind,src=/usr,dst=/d") == Mount.bind("/usr", "/d")
     assert _options.mount("type=bind,source=/usr,target=/d,readonly") == Mount.bind("/usr", "/d")
-    writable = Mount.bind("/a,b", "/d", read_only=False)
-    assert _options.mount('type=bind,"source=/a,b",target=/d,readonly=false') == writable
+    source = tmp_path / "a,b"
+    source.mkdir()
+    writable = Mount.bind(source, "/d", read_only=False)
+    assert _options.mount(f'type=bind,"source={source}",target=/d,readonly=false') == writable
     tmpfs = Mount.tmpfs("/d", size="1MiB")
     assert _options.mount("type=tmpfs,destination=/d,tmpfs-size=1MiB") == tmpfs
     assert _options.mount("type=tmpfs,destination=/d,tmpfs-size=1048576") == tmpfs
@@ -206,6 +213,9 @@ def test_user() -> None:
     assert _options.user("77:88") == (77, 88)
     for text in ("nobody", "77:", "", "-1"):
         with pytest.raises(OptionError, match="--user"):
+            _options.user(text)
+    for text in ("0", "00:5", "5:0"):
+        with pytest.raises(OptionError, match="no job is root: give 1 to 65533"):
             _options.user(text)
 
 
