@@ -193,6 +193,14 @@ def run(
             rich_help_panel=_VIEW,
         ),
     ] = False,
+    rm: Annotated[
+        bool,
+        typer.Option(
+            "--rm",
+            help="Accepted for Docker's sake: nothing of a job is left behind.",
+            rich_help_panel=_VIEW,
+        ),
+    ] = False,
     user: Annotated[
         str | None,
         _view("--user", "-u", metavar="UID[:GID]", help="Ids seen inside, never the host's."),
@@ -256,6 +264,7 @@ def run(
             "--interactive", "-i", help="Feed our stdin to the job.", rich_help_panel=_FILES
         ),
     ] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", hidden=True)] = False,
     json: Annotated[
         bool,
         typer.Option(
@@ -272,7 +281,11 @@ def run(
     ] = False,
 ) -> int:
     """What `HELP` says; typer reads the flags from the annotations."""
-    del read_only  # there is nothing to do
+    del read_only, rm  # there is nothing to do
+    if tty:
+        raise OptionError(
+            "--tty", "no terminal here: -i alone, or isojob.open_isolated(pty=True) from Python"
+        )
     if network != "none":
         raise OptionError("--network", f"{network!r}: only none is there")
     if collect_to is not None and not collect:

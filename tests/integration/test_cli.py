@@ -316,9 +316,11 @@ def test_json_that_nobody_takes() -> None:
 
 
 def test_docker_spellings() -> None:
-    """-h is the hostname, a quota may begin with its point."""
-    done = isojob("run", "-q", "-h", "here", "--cpus", ".5", "hostname")
+    """-h is the hostname, a quota may begin with its point, and every job goes as with --rm."""
+    done = isojob("run", "-q", "--rm", "-h", "here", "--cpus", ".5", "hostname")
     assert (done.returncode, done.stdout) == (0, b"here\n")
+    done = isojob("run", "--rm", "-it", "true")
+    assert (done.returncode, b"open_isolated(pty=True)" in done.stderr) == (125, True)
 
 
 def test_files_in_and_out(tmp_path: Path) -> None:
