@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 from isojob.cli._options import OptionError
-from isojob.mounts import Mount
+from isojob.host.rootfs import TOOLCHAIN
+from isojob.mounts import Mount, below
 
 __all__ = ["place"]
 
 _ALWAYS = ("", "dev", "etc", "proc", "tmp")
-_OF_THE_HOST = ("usr", "bin", "sbin", "nix", "gnu")
 
 
 def place(text: str, root: str | None, mounts: Sequence[Mount]) -> tuple[str | None, str | None]:
@@ -32,15 +32,15 @@ def place(text: str, root: str | None, mounts: Sequence[Mount]) -> tuple[str | N
 
 
 def _is_free(path: str, root: str | None, mounts: Sequence[Mount]) -> bool:
-    if any(path == one.target or path.startswith(f"{one.target}/") for one in mounts):
+    if any(path == one.target or below(path, one.target) for one in mounts):
         return False
     # No further than the top: links below it are the image's, and lead elsewhere on the host.
     top = path.split("/")[1]
     if top in _ALWAYS:
         return False
     if root is None:
-        shown = top in _OF_THE_HOST or top.startswith("lib")
-        return not (shown and os.path.lexists(f"/{top}"))
+        shown = {name.partition("/")[0] for name in TOOLCHAIN}
+        return not (top in shown and os.path.lexists(f"/{top}"))
     there = f"{root}/{top}"
     try:
         return not (os.path.lexists(there) and (os.path.islink(there) or os.listdir(there)))

@@ -14,9 +14,9 @@ from isojob.mounts import Mount, check_source
 from isojob.sandbox import Sandbox, mounted_inside
 from isojob.wire import BindFlag, Tag, Writer
 
-__all__ = ["MASKS", "block_devices", "write_plan"]
+__all__ = ["MASKS", "TOOLCHAIN", "block_devices", "write_plan"]
 
-_TOOLCHAIN = (
+TOOLCHAIN = (
     "usr",
     "bin",
     "sbin",
@@ -100,7 +100,7 @@ def write_plan(
 
 
 def _host_root(out: Writer, sandbox: Sandbox) -> None:
-    for name in _TOOLCHAIN:
+    for name in TOOLCHAIN:
         _entry(out, Path("/") / name, name)
     out.pair(Tag.ROOT_LINK, "etc/mtab", "/proc/self/mounts")
     _put_etc(out, sandbox, "etc")
