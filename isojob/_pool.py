@@ -26,7 +26,8 @@ from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
 from isojob._pair import Pair, PairResult, Place
 from isojob._process import IsolatedProcess, opened
-from isojob._session import Session, opened_session
+from isojob._session import Session
+from isojob._session_opening import opened_session
 from isojob._shield import in_thread
 from isojob._shutdown import end_with_process
 from isojob._stock import Stock

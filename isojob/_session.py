@@ -11,7 +11,6 @@ import anyio
 
 from isojob._cache import Cache
 from isojob._job import Content, Job, StrOrBytesPath, check_files, content_size, read_content
-from isojob._models import parse_bytes
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
 from isojob._outputs import below, misfits, refused, without
 from isojob._pair import Pair, PairResult, Place
@@ -19,16 +18,14 @@ from isojob._process import IsolatedProcess, opened
 from isojob._session_zygote import SessionStock, SessionZygote
 from isojob._shield import in_thread
 from isojob._turns import Turns
-from isojob._zygote import Zygote
-from isojob.errors import PoolClosedError, SandboxSetupError
+from isojob.errors import SandboxSetupError
 from isojob.limits import Limits
-from isojob.mounts import MIN_TMPFS
 from isojob.result import Result, Status, Usage
 
 if TYPE_CHECKING:
     from isojob._pool import Pool
 
-__all__ = ["Session", "opened_session"]
+__all__ = ["Session"]
 
 _NOTHING: Sequence[StrOrBytesPath] = ("(no program)",)
 _MORE_MEMORY = 16 << 20
@@ -344,57 +341,3 @@ class Session:
         for stock in (self._kept, self._private):
             stock.open = False
             stock.let_go()
-
-
-@asynccontextmanager
-async def opened_session(
-    pool: Pool,
-    sessions: set[Session],
-    *,
-    files: Mapping[str, Content] | None,
-    limits: Limits | None,
-    disk: int | str | None,
-    inodes: int | None,
-    cache: Cache | None,
-) -> AsyncIterator[Session]:
-    """`Pool.session`."""
-    limits = pool.limits if limits is None else limits
-    if not isinstance(limits, Limits):
-        raise TypeError(f"limits must be isojob.Limits, not {type(limits).__name__}")
-    if cache is not None and not isinstance(cache, Cache):
-        raise TypeError(f"cache must be isojob.Cache, not {type(cache).__name__}")
-    size = limits.disk if disk is None else parse_bytes(disk)
-    most = limits.inodes if inodes is None else inodes
-    if size is None or most is None:
-        raise ValueError("a session's directory has a size: give disk= and inodes=")
-    if size < MIN_TMPFS:
-        raise ValueError(f"disk must be at least {MIN_TMPFS}: tmpfs takes 0 for unlimited")
-    if isinstance(most, bool) or not isinstance(most, int):
-        raise TypeError(f"inodes must be an int, not {type(most).__name__}")
-    if not 1 <= most < 2**31:
-        raise ValueError("inodes must be at least 1, and less than 2**31")
-    if files is not None:
-        files = check_files(files, limits.model_copy(update={"disk": size}))
-    stock = pool.stock  # the pool has another when it is closed and opened again meanwhile
-    if not stock.open:
-        raise PoolClosedError
-    zygote = await stock.ready()
-    assert isinstance(zygote, Zygote)
-    made: list[SessionZygote] = []
-    stock.guests.append(zygote)
-    try:
-        await in_thread(lambda: made.append(SessionZygote(zygote, size, most)))
-        session = Session(pool, made[0], limits, cache)
-    except BaseException:  # a cancel may come after it was made
-        stock.guests.remove(zygote)
-        await in_thread(lambda: [one.close() for one in made])
-        raise
-    sessions.add(session)
-    try:
-        if files:
-            await session.put(files)
-        yield session
-    finally:
-        sessions.discard(session)
-        stock.guests.remove(zygote)
-        await session.aclose()

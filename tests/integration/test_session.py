@@ -590,15 +590,28 @@ async def test_dead_zygote(who: str) -> None:
                     with pytest.raises(PoolBrokenError):
                         await session.run(["cat", "a"])
         assert not settle(cells), "they would stay until the pool is closed"
-        for _ in range(20):
-            try:
-                async with pool.session(files={"a": b"2"}) as session:
-                    assert (await session.run(["cat", "a"])).stdout == b"2"
-                    break
-            except PoolBrokenError:  # met the dying one
-                await anyio.sleep(0.1)
-        else:
-            pytest.fail("no session any more")
+        async with pool.session(files={"a": b"2"}) as session:
+            assert (await session.run(["cat", "a"])).stdout == b"2"
+
+
+async def test_a_zygote_that_dies_as_it_is_asked() -> None:
+    """Nothing was begun: the session is one of the next zygote's."""
+    async with Pool() as pool, anyio.create_task_group() as others:
+
+        async def end_it() -> None:
+            assert pool.stock.zygote is not None
+            pid = pool.stock.zygote.pid
+            os.kill(pid, signal.SIGSTOP)
+            began.set()
+            await anyio.sleep(0.2 * SLOW)  # until it was asked
+            os.kill(pid, signal.SIGKILL)
+
+        for _ in range(3):
+            began = anyio.Event()
+            others.start_soon(end_it)
+            await began.wait()
+            async with pool.session(files={"a": b"1"}) as session:
+                assert (await session.run(["cat", "a"])).stdout == b"1"
 
 
 async def test_a_conversation(pool: Pool) -> None:
