@@ -178,6 +178,22 @@ async def warm(sandbox: Sandbox) -> AsyncIterator[tuple[Stock, Run]]:
         yield pool._pool.stock, run
 
 
+@asynccontextmanager
+async def parked_warm(sandbox: Sandbox) -> AsyncIterator[tuple[Stock, Run]]:
+    """A fork that waits for its job. It is traced with its init, not their makers."""
+    async with PythonPool(python=PYTHON, sandbox=sandbox, limits=LIMITS, parked=1) as pool:
+
+        async def run(script: str) -> Shown:
+            result = await pool.run_python(BECOME, argument=script)
+            return result.status, result.stdout_text
+
+        await run("true")
+        while not cell(pool._pool.stock):  # noqa: ASYNC110 - another process's doing
+            await anyio.sleep(0.01)
+        await anyio.sleep(0.1 * SLOW)  # until it waits
+        yield pool._pool.stock, run
+
+
 KINDS = {
     "read-only": Kind(usual, one_job),
     "writable": Kind(writable, one_job),
@@ -185,9 +201,13 @@ KINDS = {
     "parked": Kind(usual, parked),
     "session": Kind(usual, session),
     "warm": Kind(usual, warm),
+    "parked, warm": Kind(usual, parked_warm),
 }
 if os.geteuid() != 0:
-    del KINDS["parked"]  # its init is not dumpable: nobody else attaches to it
+    del (
+        KINDS["parked"],
+        KINDS["parked, warm"],
+    )  # an init is not dumpable: nobody else attaches to it
 STARTS = {"writable": Kind(writable, one_job), "layers, warm": Kind(layers, warm)}
 
 
@@ -250,9 +270,12 @@ def cell(stock: Stock) -> list[int]:
     """The init and the launcher of the one that there is; nothing, while there is another or none."""
     assert stock.zygote is not None
     with suppress(OSError):
-        init, *others = children_of(stock.zygote.pid) or [0]
-        if init and not others and (launchers := children_of(init)):
-            return [init, *launchers]
+        children = children_of(stock.zygote.pid)
+        # A template and what reaps it have no children of their own.
+        makers = 0 if stock.template is None else 2
+        cells = [[pid, *of] for pid in children if (of := children_of(pid))]
+        if len(cells) == 1 == len(children) - makers:
+            return cells[0]
     return []
 
 

@@ -75,7 +75,13 @@ NOT_REACHED: dict[str, str] = {
         ("setresgid", "setresuid", "seccomp listener"), "init's call of that number fails first"
     ),
     **dict.fromkeys(
-        ("execute", "template's /proc", "template's /tmp", "template's namespaces"),
+        (
+            "execute",
+            "template's /proc",
+            "template's /tmp",
+            "template's namespaces",
+            "template's working directory",
+        ),
         "the zygote's call of that number fails first",
     ),
     "proc of the template": "two calls would have to fail",
