@@ -12,20 +12,21 @@ from isojob.errors import IsojobError, PoolBrokenError, PoolClosedError
 from isojob.host import failures
 from isojob.wire import Failure
 
-__all__ = ["attempt"]
+__all__ = ["ATTEMPTS", "attempt"]
 
-_ATTEMPTS = 3
+ATTEMPTS = 3
+"""To begin something, where a zygote may be about to die."""
 _MAKERS = ("zygote", "template")
 _CLOSED = "the pool was closed while the job ran"
 
 
 async def attempt(stock: Stock, job: Job) -> Outcome:
-    for number in range(_ATTEMPTS):
+    for number in range(ATTEMPTS):
         taken = stock.take_parked(job.limits) if number == 0 else None
         try:
             lease, shelf = taken or await stock.make(job.limits)
         except PoolBrokenError:
-            if number == _ATTEMPTS - 1:
+            if number == ATTEMPTS - 1:
                 raise
             continue  # with a new zygote
         run = Run(lease, job)
@@ -38,7 +39,7 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
             stock.failed(lease, error.failure.stage)
             # And a maker may die under the next, too: then there is another one.
             last = number > 0 and error.failure.stage not in _MAKERS
-            if last or number == _ATTEMPTS - 1 or not stock.open:
+            if last or number == ATTEMPTS - 1 or not stock.open:
                 raise _why_failed(stock, error.failure) from None
         except (CellGoneError, wire.WireError) as error:
             raise _why_gone(stock, lease.zygote, error) from None

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from isojob._attempt import ATTEMPTS
 from isojob._cache import Cache
 from isojob._job import Content, check_files
 from isojob._models import parse_bytes
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from isojob._pool import Pool
 
 __all__ = ["opened_session"]
-
-_ATTEMPTS = 3
 
 
 @asynccontextmanager
@@ -58,7 +57,7 @@ async def opened_session(
     stock = pool.stock  # the pool has another when it is closed and opened again meanwhile
     if not stock.open:
         raise PoolClosedError
-    for number in range(1, _ATTEMPTS + 1):
+    for number in range(1, ATTEMPTS + 1):
         zygote = await stock.ready()
         assert isinstance(zygote, Zygote)
         made: list[SessionZygote] = []
@@ -77,7 +76,7 @@ async def opened_session(
         except PoolBrokenError:
             if not zygote.listens:
                 zygote.broken = True
-            if begun or number == _ATTEMPTS:
+            if begun or number == ATTEMPTS:
                 raise
         else:
             return

@@ -124,9 +124,7 @@ async def parked(sandbox: Sandbox) -> AsyncIterator[tuple[Stock, Run]]:
             return result.status, result.stdout_text
 
         await run("true")
-        while not cell(pool.stock):  # noqa: ASYNC110 - another process's doing
-            await anyio.sleep(0.01)
-        await anyio.sleep(0.1 * SLOW)  # until it waits
+        await one_waits(pool.stock)
         yield pool.stock, run
 
 
@@ -188,9 +186,7 @@ async def parked_warm(sandbox: Sandbox) -> AsyncIterator[tuple[Stock, Run]]:
             return result.status, result.stdout_text
 
         await run("true")
-        while not cell(pool._pool.stock):  # noqa: ASYNC110 - another process's doing
-            await anyio.sleep(0.01)
-        await anyio.sleep(0.1 * SLOW)  # until it waits
+        await one_waits(pool._pool.stock)
         yield pool._pool.stock, run
 
 
@@ -275,6 +271,13 @@ def cell(stock: Stock) -> list[int]:
         if len(cells) == 1 == len(children) - makers:
             return cells[0]
     return []
+
+
+async def one_waits(stock: Stock) -> None:
+    """Until a cell waits for its job, and there is no other."""
+    while not cell(stock):  # noqa: ASYNC110 - another process's doing
+        await anyio.sleep(0.01)
+    await anyio.sleep(0.1 * SLOW)  # until it waits
 
 
 def makers(stock: Stock) -> list[int]:
