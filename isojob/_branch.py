@@ -13,14 +13,11 @@ from isojob._lease import Lease
 from isojob._maker import Maker
 from isojob._python_statistics import memory_of
 from isojob._session_zygote import ask, hear
-from isojob._shelf import Level, Shelf
-from isojob._spec import CellSpec
 from isojob._stock import Stock
 from isojob._template import Imports, Template
 from isojob._zygote import Zygote
 from isojob.errors import PoolBrokenError, PoolClosedError
 from isojob.host import failures
-from isojob.limits import Limits
 from isojob.wire import MessageType, Tag, Writer
 
 __all__ = ["Branch", "BranchStock", "ParentGoneError"]
@@ -145,22 +142,8 @@ class BranchStock(Stock):
         self.pins = 0
         """Calls that hold it."""
         self.branch = branch
-        self.devices = of.devices
-        self._posture = of.posture
-        self.zygote = branch.zygote
-        most = self.wanted_range[1]
-        self._shelf = Shelf(self._spec(branch.zygote, self.limits), Level(min(1, most), most))
-        self.open = True
-
-    @override
-    def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(
-            zygote.driver,
-            limits,
-            self.devices,
-            own_ids=zygote.own_ids,
-            template=self.branch.number,
-        )
+        self._number = branch.number
+        self._open_beside(of, branch.zygote)
 
     @override
     def start(self) -> Maker:

@@ -17,7 +17,6 @@ from typing_extensions import override
 from isojob import wire
 from isojob._descriptors import close_all, receive_fds
 from isojob._maker import Maker
-from isojob._shelf import Level, Shelf
 from isojob._spec import CellSpec
 from isojob._stock import Stock
 from isojob._zygote import START_SECONDS, STOP_SECONDS, Zygote
@@ -190,22 +189,7 @@ class SessionStock(Stock):
     def __init__(self, of: Stock, zygote: SessionZygote, limits: Limits, *, private: bool) -> None:
         super().__init__(of.sandbox, limits, of.wanted_range, of.uid_range)
         self._private = private
-        self.devices = of.devices
-        self._posture = of.posture
-        self.zygote = zygote
-        most = self.wanted_range[1]
-        self._shelf = Shelf(self._spec(zygote, limits), Level(min(1, most), most))
-        self.open = True
-
-    @override
-    def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(
-            zygote.driver,
-            limits,
-            self.devices,
-            own_ids=zygote.own_ids,
-            private=self._private,
-        )
+        self._open_beside(of, zygote)
 
     @override
     def start(self) -> Maker:

@@ -52,6 +52,8 @@ class Stock:
 
     closed = "the pool is not open"
     """What is to be said of it when it is not."""
+    _private = False
+    _number = 0  # of the template
 
     def __init__(
         self,
@@ -173,8 +175,24 @@ class Stock:
                     return
             zygote.close()
 
+    def _open_beside(self, of: Stock, zygote: Maker) -> None:
+        """Opens it where the other one is open, with a zygote that is there and is not replaced."""
+        self.devices = of.devices
+        self._posture = of.posture
+        self.zygote = zygote
+        most = self.wanted_range[1]
+        self._shelf = Shelf(self._spec(zygote, self.limits), Level(min(1, most), most))
+        self.open = True
+
     def _spec(self, zygote: Maker, limits: Limits) -> CellSpec:
-        return CellSpec(zygote.driver, limits, self.devices, own_ids=zygote.own_ids)
+        return CellSpec(
+            zygote.driver,
+            limits,
+            self.devices,
+            own_ids=zygote.own_ids,
+            private=self._private,
+            template=self._number,
+        )
 
     def _discard(self, zygote: Maker) -> None:
         self._empty_shelves()

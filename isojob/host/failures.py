@@ -64,7 +64,10 @@ def _want(stage: str, number: int) -> str:
     if number in _TARGETS and stage.startswith(("mkdir /", "mount target /", "bind /", "open /")):
         return _TARGETS[number]
     if number == errno.EOWNERDEAD:
-        return "the zygote could not take the request: no descriptor was free, or it was dying"
+        return (
+            "the zygote could not take the request (no descriptor was free, or it was dying), or "
+            "the cell's init was killed"
+        )
     return ""
 
 

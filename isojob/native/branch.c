@@ -204,7 +204,10 @@ static void greet(struct zygote *z)
             }
             fail(&f, "send cell");
         }
-        give_up(z, &f);
+        if (f.error == EPERM) /* its namespace is not below ours, or has its maps already */
+            forget(z, &w->templates[s->template]);
+        else
+            give_up(z, &f);
     } else if (heard == 0 && now_ns() <= w->deadline) {
         /* It could not fork, or what it forked did not come far: this cell's misfortune. */
         errno = ECHILD;
@@ -237,8 +240,10 @@ static bool listen_to(struct zygote *z, struct template *t)
         forget(z, t);
         return false;
     }
-    if (t->ready)
-        return true; /* nothing is expected any more */
+    if (t->ready) { /* it has nothing more to say, and our time for hearing it is in no account */
+        forget(z, t);
+        return false;
+    }
     heard_of(t, from);
     if (n == 1 && buffer[0] == 'R') {
         t->ready = true;

@@ -8,13 +8,16 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
-from environment import SLOW, children_of, run_python
+from environment import PATIENT, SLOW, children_of, run_python, settle
+from injection import status, told, traced
 
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, run_isolated
@@ -65,6 +68,34 @@ async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pool._stock.retired == []
     os.close(read)
     os.close(write)
+
+
+async def test_init_that_dies_before_it_has_its_maps(is_root: bool) -> None:
+    """They are written by its pid, which nobody else gets: it is the zygote's child, and not reaped."""
+    seen = set()
+
+    def kill(zygote: int) -> None:
+        settle(lambda: not children_of(zygote), 10 * SLOW)
+        (child,) = children_of(zygote)
+        os.kill(child, signal.SIGKILL)
+        settle(lambda: "State:\tZ" not in status(child), 10 * SLOW)
+        for _ in range(20):
+            seen.add("State:\tZ" in status(child))
+            time.sleep(0.05)
+
+    async with Pool(limits=PATIENT, parked=0) as pool:
+        assert pool._stock.zygote is not None
+        zygote = pool._stock.zygote.pid
+        held_up = f"inject=clone3:delay_exit={1_500_000 + 500_000 * SLOW}:when=1"
+        with traced(zygote, options=("-e", "trace=clone3", "-e", held_up)), told() as said:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, kill, zygote)
+                assert (await pool.run(["true"])).ok, "the next cell has it"
+        assert seen == {True}
+        # Who has no memory any more has files in /proc that are root's.
+        end = ("start init", errno.EPIPE) if is_root else ("setgroups deny", errno.EACCES)
+        assert [(failure.stage, failure.errno) for failure in said] == [end]
+        assert pool.statistics().zygotes == 1
 
 
 async def test_long_jobs_are_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

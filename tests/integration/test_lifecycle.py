@@ -307,11 +307,15 @@ async def main():
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    done = run_python(program)
-    directories = [Path(word) for word in done.stdout.split()]
-    assert directories
-    time.sleep(0.2 * SLOW)
-    assert directories[0].exists(), "nothing was left: the test shows nothing"
+    for _ in range(5):  # somebody else's pool on this machine may sweep first
+        done = run_python(program)
+        directories = [Path(word) for word in done.stdout.split()]
+        assert directories
+        time.sleep(0.2 * SLOW)
+        if directories[0].exists():
+            break
+    else:
+        pytest.fail("nothing was left: the test shows nothing")
     assert isojob.run_isolated_sync(["true"]).ok
     assert not any(directory.exists() for directory in directories)
 

@@ -1,0 +1,128 @@
+"""Templates that have been taken over, by what they were to preload, and lie to their zygote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+from environment import PATIENT, PYTHON, SLOW, cmdline, dedent, settle
+
+from isojob import IsojobError, Mount, PoolBrokenError, PythonPool, Sandbox, SandboxSetupError
+from isojob._zygote import Zygote
+
+LIAR = dedent("""
+    import ctypes, os, socket, time
+
+    NEW_USER, PARENT, CHILD_ENDS = 0x10000000, 0x8000, 17
+    CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    kept = []
+
+    def clone(flags):
+        pid = libc.syscall(CLONE, flags | CHILD_ENDS, 0, 0, 0, 0)
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), "clone")
+        return pid
+
+    def greet(hello):
+        hello.send(b"hello")
+        time.sleep(600)
+
+    def itself(hello):  # to have the template's maps written, as if they were a cell's
+        hello.send(b"hello")
+
+    def stranger(hello):  # who is no child of the zygote
+        if os.fork() == 0:
+            greet(hello)
+
+    def reaped(hello):  # its pid may be somebody else's by now
+        if (pid := os.fork()) == 0:
+            hello.send(b"hello")
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def beside(hello):  # in the zygote's own user namespace
+        if clone(PARENT) == 0:
+            greet(hello)
+
+    def mapped(hello):  # by itself, to its own id
+        if clone(PARENT | NEW_USER) == 0:
+            with open("/proc/self/uid_map", "w") as file:
+                file.write(f"0 {MINE} 1")
+            greet(hello)
+
+    def dead(hello):  # when its maps are written, or before
+        if clone(PARENT | NEW_USER) == 0:
+            hello.send(b"hello")
+            os._exit(0)
+
+    def silent(hello):
+        kept.append(hello.dup())
+
+    def absent(hello):
+        pass
+
+    MINE = os.getuid()
+    answer = os.environ["ANSWER"]
+    requests = socket.socket(fileno=3)
+    requests.send(b"R")
+    while answer == "talkative":
+        requests.send(b"more")
+    while True:
+        data, fds, _, _ = socket.recv_fds(requests, 16384, 1)
+        if not data:
+            os._exit(0)
+        with socket.socket(fileno=fds[0]) as hello:
+            globals()[answer](hello)
+""")
+
+LIES = ["itself", "stranger", "reaped", "beside"]
+if os.geteuid() == 0:  # else its id is 0, to be mapped with CAP_SETFCAP alone (5.12)
+    LIES.append("mapped")
+
+
+def opened(folder: Path, answer: str, *preload: str) -> PythonPool:
+    """A pool that sees the module ``liar``."""
+    folder.chmod(0o755)
+    (folder / "modules").mkdir()
+    (folder / "modules/liar.py").write_text(LIAR)
+    env = {"PYTHONPATH": "/modules", "ANSWER": answer}
+    sandbox = Sandbox(mounts=[Mount.bind(folder / "modules", "/modules")], env=env)
+    return PythonPool(preload, python=PYTHON, sandbox=sandbox, limits=PATIENT, parked=0)
+
+
+@pytest.mark.parametrize("answer", [*LIES, pytest.param("silent", marks=pytest.mark.slow)])
+async def test_lies_about_a_cell(answer: str, tmp_path: Path) -> None:
+    """No cell but a new child of the zygote's, in a new user namespace: who says else is replaced."""
+    async with opened(tmp_path, answer, "liar") as pool:
+        with anyio.fail_after(60 * SLOW), pytest.raises(PoolBrokenError, match="template died"):
+            await pool.run_python("result = 1")
+        assert pool.statistics().zygotes == 3
+
+
+@pytest.mark.parametrize("answer", [*LIES, "absent", "dead"])
+async def test_a_branch_lies(answer: str, tmp_path: Path) -> None:
+    """It takes no job along but those that asked for it."""
+    async with opened(tmp_path, answer) as pool:
+        for _ in range(2):
+            with anyio.fail_after(30 * SLOW), pytest.raises(IsojobError) as caught:
+                await pool.run_python("result = 1", preload=["liar"])
+            if answer in LIES:
+                assert isinstance(caught.value, PoolBrokenError)
+            elif answer == "absent":
+                assert isinstance(caught.value, SandboxSetupError)
+                assert caught.value.stage == "fork of the template"
+            assert (await pool.run_python("result = 2")).value == 2
+        assert pool.statistics().zygotes == 1
+
+
+async def test_speaks_when_not_asked(tmp_path: Path) -> None:
+    """The zygote does not read on: it has ended it."""
+    async with opened(tmp_path, "talkative", "liar") as pool:
+        zygote = pool._pool.stock.zygote
+        assert isinstance(zygote, Zygote)
+        assert not settle(lambda: cmdline(zygote.template_pid), 10.0 * SLOW)
+        with pytest.raises(PoolBrokenError, match="template died"):
+            await pool.run_python("result = 1")
