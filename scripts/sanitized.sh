@@ -3,7 +3,7 @@
 # UBSan, the one in warm interpreters as well. A finding ends the process that it is in, and so fails
 # the test that meets it. On one backend, since the C is the same under both.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-(($#)) || set -- tests/integration/test_{run,limits,files,isolation,helpers,lifecycle,faults,kills,map,layers,writable,session,python,python_branches,python_hostile}.py
+(($#)) || set -- tests/integration/test_{run,limits,files,isolation,helpers,lifecycle,faults,kills,map,layers,writable,session,python,python_branches,python_hostile,template_hostile}.py
 python=$(default_python)
 scripts/venv.sh "$python" "$venv"
 rm -rf build/sanitized
