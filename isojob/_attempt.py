@@ -42,6 +42,8 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
             if last or number == ATTEMPTS - 1 or not stock.open:
                 raise _why_failed(stock, error.failure) from None
         except (CellGoneError, wire.WireError) as error:
+            if isinstance(error, wire.WireError):
+                stock.failed(lease, "template")  # what makes such inits is not asked again
             raise _why_gone(stock, lease.zygote, error) from None
         else:
             assert outcome.raw is not None

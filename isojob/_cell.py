@@ -33,6 +33,8 @@ STUCK_SECONDS = 30.0
 _PARKED, _EXEC, _NONE = int(JobState.PARKED), int(JobState.EXEC), CAUSES.index("none")
 BUDGET = 4 << 20
 """Bytes from one pipe before the others have their turn."""
+MOST_FILES = 2048
+"""That init tells of, collected or not, beside one for each pattern (native/collect.c)."""
 
 
 class CellFailedError(Exception):
@@ -61,6 +63,7 @@ class Run:
         "_feed",
         "_ready",
         "_started",
+        "_told",
         "job",
         "lease",
         "outcome",
@@ -74,6 +77,7 @@ class Run:
         self._feed: Feed | FileFeed | None = None
         self._captures: list[Capture] = []
         self._collected = 0
+        self._told = 0
         self._ready: select.epoll | None = None
         self._started: Capture | None = None
         self.was_started = False
@@ -152,7 +156,7 @@ class Run:
         Most jobs end before they have written what a pipe holds, and need no more than this look.
         """
         for capture in self._captures:
-            capture.drain()
+            capture.drain(budget=BUDGET)
             if capture.total:
                 return False
         return time.monotonic_ns() - self.outcome.host.sent_ns < YOUNG_NS
@@ -334,6 +338,9 @@ class Run:
     def _collect(self, reply: wire.FileReply, fds: list[int]) -> None:
         files, uncollected = self.outcome.files, self.outcome.uncollected
         name, parts = reply.name, reply.name.split("/")
+        self._told += 1
+        if self._told > MOST_FILES + len(self.job.collect):
+            raise wire.WireError("more files than there can be")
         if any(part in ("", ".", "..") for part in parts):
             raise wire.WireError("a collected file with a name that leads away")
         self.job.patterns[name] = reply.pattern  # they come in order

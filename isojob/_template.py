@@ -113,8 +113,15 @@ class Imports:
 
     @property
     def left(self) -> float:
-        """Seconds until it is too late."""
-        return max(0.001, self._deadline - time.monotonic())
+        """Seconds until it is too late.
+
+        Raises:
+            PreloadError: It is, however much it still says.
+        """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise self.late()
+        return left
 
     def hear(self, message: Message) -> None:
         """Takes one message.
@@ -139,7 +146,7 @@ class Imports:
             f"the template died while it imported this: it exited, crashed{most}",
         )
 
-    def late(self) -> IsojobError:
+    def late(self) -> PreloadError:
         """It is not ready in time."""
         return PreloadError(
             self._module or self._template.interpreter.executable,

@@ -9,8 +9,17 @@ import anyio
 import pytest
 from environment import PATIENT, PYTHON, SLOW, cmdline, dedent, settle
 
-from isojob import IsojobError, Mount, PoolBrokenError, PythonPool, Sandbox, SandboxSetupError
+from isojob import (
+    IsojobError,
+    Mount,
+    PoolBrokenError,
+    PreloadError,
+    PythonPool,
+    Sandbox,
+    SandboxSetupError,
+)
 from isojob._zygote import Zygote
+from isojob.wire import MessageType, Tag, Writer
 
 LIAR = dedent("""
     import ctypes, os, socket, time
@@ -64,9 +73,21 @@ LIAR = dedent("""
     def absent(hello):
         pass
 
+    def flood(hello):  # as the cell's init: words of files, more than there can be
+        if clone(PARENT | NEW_USER) == 0:
+            hello.send(b"hello")
+            _, fds, _, _ = socket.recv_fds(hello, 4096, 250)
+            lease = socket.socket(fileno=fds[0])
+            for _ in range(50_000):
+                lease.send(WORDS)
+            os._exit(0)
+
     MINE = os.getuid()
+    WORDS = bytes.fromhex(os.environ["WORDS"])
     answer = os.environ["ANSWER"]
     requests = socket.socket(fileno=3)
+    while answer == "never ready":
+        requests.send(b"Iliar")
     requests.send(b"R")
     while answer == "talkative":
         requests.send(b"more")
@@ -83,14 +104,21 @@ if os.geteuid() == 0:  # else its id is 0, to be mapped with CAP_SETFCAP alone (
     LIES.append("mapped")
 
 
-def opened(folder: Path, answer: str, *preload: str) -> PythonPool:
+def opened(folder: Path, answer: str, *preload: str, words: bytes = b"") -> PythonPool:
     """A pool that sees the module ``liar``."""
     folder.chmod(0o755)
     (folder / "modules").mkdir()
     (folder / "modules/liar.py").write_text(LIAR)
-    env = {"PYTHONPATH": "/modules", "ANSWER": answer}
+    env = {"PYTHONPATH": "/modules", "ANSWER": answer, "WORDS": words.hex()}
     sandbox = Sandbox(mounts=[Mount.bind(folder / "modules", "/modules")], env=env)
-    return PythonPool(preload, python=PYTHON, sandbox=sandbox, limits=PATIENT, parked=0)
+    return PythonPool(
+        preload,
+        python=PYTHON,
+        sandbox=sandbox,
+        limits=PATIENT,
+        parked=0,
+        preload_time=2 * SLOW if answer == "never ready" else 60,
+    )
 
 
 @pytest.mark.parametrize("answer", [*LIES, pytest.param("silent", marks=pytest.mark.slow)])
@@ -126,3 +154,21 @@ async def test_speaks_when_not_asked(tmp_path: Path) -> None:
         assert not settle(lambda: cmdline(zygote.template_pid), 10.0 * SLOW)
         with pytest.raises(PoolBrokenError, match="template died"):
             await pool.run_python("result = 1")
+
+
+async def test_speaks_for_ever(tmp_path: Path) -> None:
+    """Of its imports, before it is ready: it has its time like any other."""
+    with anyio.fail_after(30 * SLOW), pytest.raises(PreloadError, match="were not done after"):
+        async with opened(tmp_path, "never ready", "liar"):
+            pass
+
+
+async def test_floods_the_host(tmp_path: Path) -> None:
+    """The host reads no more of a cell's words than there can be, and believes none of them."""
+    words = Writer(MessageType.FILE)
+    words.text(Tag.NAME, "same")
+    async with opened(tmp_path, "flood", "liar", words=words.message()) as pool:
+        for number in (1, 2):
+            with anyio.fail_after(60 * SLOW), pytest.raises(PoolBrokenError, match="nonsense"):
+                await pool.run_python("result = 1")
+            assert pool.statistics().zygotes == number, "what has lied is not asked again"
