@@ -43,7 +43,7 @@ async def attempt(stock: Stock, job: Job) -> Outcome:
                 raise _why_failed(stock, error.failure) from None
         except (CellGoneError, wire.WireError) as error:
             if isinstance(error, wire.WireError):
-                stock.failed(lease, "template")  # what makes such inits is not asked again
+                stock.distrust(lease)
             raise _why_gone(stock, lease.zygote, error) from None
         else:
             assert outcome.raw is not None

@@ -159,6 +159,10 @@ class BranchStock(Stock):
             super().failed(lease, stage)
 
     @override
+    def distrust(self, lease: Lease) -> None:
+        self.branch.close()
+
+    @override
     def close(self) -> None:
         self.zygote = None  # it is the pool's
         super().close()

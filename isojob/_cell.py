@@ -22,7 +22,7 @@ from isojob._streams import Capture, Feed, FileFeed
 from isojob._watch import AGAIN_SECONDS, SECONDS
 from isojob.errors import PoolBrokenError
 from isojob.wire import Failure, JobState, MessageType, Stdio
-from isojob.wire_result import CAUSES, parse_result
+from isojob.wire_result import CAUSES
 
 __all__ = ["CellFailedError", "CellGoneError", "Run"]
 
@@ -34,7 +34,8 @@ _PARKED, _EXEC, _NONE = int(JobState.PARKED), int(JobState.EXEC), CAUSES.index("
 BUDGET = 4 << 20
 """Bytes from one pipe before the others have their turn."""
 MOST_FILES = 2048
-"""That init tells of, collected or not, beside one for each pattern (native/collect.c)."""
+"""That init tells of, collected or not, beside two for each pattern (native/collect.c): the first
+that cannot be collected, and that there are others."""
 
 
 class CellFailedError(Exception):
@@ -78,6 +79,7 @@ class Run:
         self._captures: list[Capture] = []
         self._collected = 0
         self._told = 0
+        job.patterns.clear()  # of an attempt before
         self._ready: select.epoll | None = None
         self._started: Capture | None = None
         self.was_started = False
@@ -206,6 +208,7 @@ class Run:
             outcome.err = job.attended.err or outcome.err
             stdio |= Stdio.STARTED | (Stdio.TERMINAL if job.attended.terminal else 0)
             self._started = Capture()
+            self._started.cap = 0
             lease.pipes.append(self._started)
             fds.append(self._started.write_end)
         return fds, stdio
@@ -249,7 +252,7 @@ class Run:
         try:
             message = wire.decode(datagram)
             if message.kind is MessageType.RESULT:
-                raw = parse_result(message)
+                raw = self.outcome.driver.usual.parse(message)
                 if raw.failure is not None and raw.failure.stage == "park":
                     raise CellFailedError(raw.failure)
                 self.outcome.raw = raw
@@ -329,9 +332,9 @@ class Run:
             self.job.attended.started()
 
     def _drain(self) -> None:
-        """Every writer is dead: what is in the pipes is all there will be."""
+        """Every writer is dead: what is in the pipes is all there will be, less than the budget."""
         for capture in self._captures:
-            capture.drain()
+            capture.drain(budget=BUDGET)
         if self.job.attended is not None:
             self.job.attended.ended()
 
@@ -339,7 +342,7 @@ class Run:
         files, uncollected = self.outcome.files, self.outcome.uncollected
         name, parts = reply.name, reply.name.split("/")
         self._told += 1
-        if self._told > MOST_FILES + len(self.job.collect):
+        if self._told > MOST_FILES + 2 * len(self.job.collect):
             raise wire.WireError("more files than there can be")
         if any(part in ("", ".", "..") for part in parts):
             raise wire.WireError("a collected file with a name that leads away")
@@ -356,7 +359,11 @@ class Run:
         elif cap is not None and self._collected + info.st_size > cap:
             uncollected[name] = f"{info.st_size} bytes, more than limits.collect leaves"
         else:
-            data = _read(fds[0], info.st_size)
+            try:
+                data = _read(fds[0], info.st_size)
+            except OSError as error:
+                uncollected[name] = os.strerror(error.errno or 0)
+                return
             self._collected += len(data)
             files[name] = data
             self.job.modes[name] = info.st_mode & 0o777

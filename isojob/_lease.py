@@ -143,7 +143,7 @@ class Lease(Watched):
             if not datagram and not fds:
                 return None
             # MSG_CTRUNC is no reason: no descriptor was free for the file that came with it.
-            if cut:
+            if cut or len(datagram) > wire.RECEIVE_SIZE:
                 close_all(fds)
                 raise wire.WireError("a message was cut off")
             return datagram, fds

@@ -289,6 +289,11 @@ class Stock:
         if stage in ("zygote", "template") or not lease.zygote.listens:
             lease.zygote.broken = True
 
+    def distrust(self, lease: Lease) -> None:
+        """Asks the template no more whose fork, as a cell's init, has spoken nonsense."""
+        if self.template is not None:
+            lease.zygote.broken = True
+
     def give_back(self, lease: Lease) -> None:
         """Ends an active lease; what that means happens when its caller has the result."""
         self.active.discard(lease)

@@ -44,6 +44,10 @@ MAX_FDS = 80
 FLAG_MEMFD = 1
 RECEIVE_SIZE = 32768
 """Longest datagram that a cell or zygote sends."""
+MAX_FIELDS = 64
+"""What they send has fewer; to read 4096 empty ones takes the caller's event loop milliseconds."""
+MAX_NAME, MAX_REASON = 6402, 256
+"""Bytes that init tells of a file (native/collect.c)."""
 
 HEADER = struct.Struct("<IHHII")
 FIELD = struct.Struct("<HHI")
@@ -298,7 +302,7 @@ def decode(datagram: bytes) -> Message:
     known = _KINDS.get(kind)
     if known is None:
         raise WireError(f"unknown message {kind}")
-    fields = []
+    fields: list[Field] = []
     at, field_header = _HEADER_SIZE, FIELD.unpack_from
     while at < end:
         start = at + _FIELD_SIZE
@@ -308,14 +312,18 @@ def decode(datagram: bytes) -> Message:
         at = start + length
         if at > end:
             raise WireError("a field is longer than its message")
+        if len(fields) == MAX_FIELDS:
+            raise WireError("more fields than any message has")
         fields.append((tag, index, datagram[start:at]))
     return Message(known, fields)
 
 
-def _string(data: bytes) -> str:
+def _string(data: bytes, errors: str = "surrogateescape") -> str:
     if not data.endswith(b"\0"):
         raise WireError("a string without its end")
-    return data[:-1].decode("utf-8", "surrogateescape")
+    if b"\0" in data[:-1]:
+        raise WireError("a string with two ends")
+    return data[:-1].decode("utf-8", errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,4 +369,7 @@ def parse_file(message: Message) -> FileReply:
         raise WireError("a file without a name")
     _, pattern, text = name
     reason = message.first(Tag.REASON)
-    return FileReply(_string(text), None if reason is None else _string(reason), pattern)
+    if len(text) > MAX_NAME or len(reason or b"") > MAX_REASON:
+        raise WireError("a name or a reason that is too long")
+    why = None if reason is None else _string(reason, "replace")
+    return FileReply(_string(text), why, pattern)

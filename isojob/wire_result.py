@@ -67,9 +67,10 @@ class UsualResult:
         counters: How many the cells of a pool report.
     """
 
-    __slots__ = ("_check", "_middle", "_prefix", "_size", "_unpack")
+    __slots__ = ("_check", "_counters", "_middle", "_prefix", "_size", "_unpack")
 
     def __init__(self, counters: int) -> None:
+        self._counters = counters
         report, counted = _REPORT.size, 8 * counters
         body = 2 * FIELD.size + report + counted
         self._prefix = HEADER.pack(MAGIC, VERSION, MessageType.RESULT, body, 0) + FIELD.pack(
@@ -95,6 +96,17 @@ class UsualResult:
         if words[0] > _LAST_STATE or words[1] >= len(CAUSES):
             return None  # `parse_result` says what is wrong
         return RawResult._make((*words[:_WORDS], words[_WORDS:], {}, None))
+
+    def parse(self, message: Message) -> RawResult:
+        """Any result of such a cell, read field by field.
+
+        Raises:
+            WireError: As `parse_result`, and if it has another number of counters.
+        """
+        raw = parse_result(message)
+        if len(raw.counters) != self._counters:
+            raise WireError(f"{len(raw.counters)} counters, not {self._counters}")
+        return raw
 
 
 _LAST_STATE = int(JobState.FAILED)

@@ -126,6 +126,11 @@ def known(value: int) -> int | None:
     return None if value < 0 else value
 
 
+def number(text: str) -> int | None:
+    """A count of the kernel's, 64 bits at most; None: it is none."""
+    return int(text) if text.isdecimal() and len(text) <= 20 else None
+
+
 def table(keys: Sequence[str], values: Sequence[int]) -> dict[str, int] | None:
     """Counters by name, without those that this kernel lacks; None if it has none of them."""
     return {key: value for key, value in zip(keys, values, strict=True) if value >= 0} or None

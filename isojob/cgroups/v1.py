@@ -27,6 +27,7 @@ from isojob.cgroups.base import (
     kill_processes,
     known,
     make_subtree,
+    number,
     sweep,
     table,
 )
@@ -247,8 +248,9 @@ def _blkio(bytes_served: bytes, operations: bytes) -> dict[str, dict[str, int]]:
     for data, suffix in ((bytes_served, "bytes"), (operations, "ios")):
         for line in data.decode("ascii", "replace").splitlines():
             words = line.split()
-            if len(words) == 3 and words[1] in ("Read", "Write"):
-                with suppress(ValueError):
-                    key = f"{words[1][0].lower()}{suffix}"
-                    out.setdefault(words[0], {})[key] = int(words[2])
+            if len(words) != 3 or words[1] not in ("Read", "Write"):
+                continue
+            if (count := number(words[2])) is not None:
+                key = f"{words[1][0].lower()}{suffix}"
+                out.setdefault(words[0], {})[key] = count
     return out

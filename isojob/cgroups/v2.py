@@ -25,6 +25,7 @@ from isojob.cgroups.base import (
     kill_processes,
     known,
     make_subtree,
+    number,
     sweep,
     table,
 )
@@ -235,12 +236,12 @@ def _io(data: bytes) -> dict[str, dict[str, int]]:
     """Reads the nested-keyed format: "8:0 rbytes=1 wbytes=2 ..."."""
     out = {}
     for line in data.decode("ascii", "replace").splitlines():
-        device, *pairs = line.split()
         counts: dict[str, int] = {}
-        for pair in pairs:
+        device, _, pairs = line.partition(" ")
+        for pair in pairs.split():
             key, _, value = pair.partition("=")
-            with suppress(ValueError):
-                counts[key] = int(value)
+            if (count := number(value)) is not None:
+                counts[key] = count
         out[device] = counts
     return out
 

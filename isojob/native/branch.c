@@ -245,12 +245,14 @@ static bool listen_to(struct zygote *z, struct template *t)
         return false;
     }
     heard_of(t, from);
+    bool first = !t->spoken;
+    t->spoken = true;
     if (n == 1 && buffer[0] == 'R') {
         t->ready = true;
         wire_begin(&w, out, sizeof(out), MSG_READY);
         wire_put_u64(&w, TAG_PID, (uint64_t)t->pid);
-    } else if (is_error(buffer, (size_t)n)) {
-        /* It failed before it was an interpreter. */
+    } else if (first && t == z->warm.templates && is_error(buffer, (size_t)n)) {
+        /* It failed before it was an interpreter: later it is what is preloaded that speaks. */
         (void)!send(host_of(z, t), buffer, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
         return true;
     } else {
@@ -270,7 +272,8 @@ void template_reaped(struct zygote *z, pid_t pid)
         if (t->pid != pid)
             continue;
         t->pid = 0;
-        while (t->sock >= 0 && listen_to(z, t)) /* its last words */
+        /* Its last words; what it has forked may go on. */
+        for (int n = 0; n < 256 && t->sock >= 0 && listen_to(z, t); n++)
             ;
         if (t->sock >= 0)
             forget(z, t);

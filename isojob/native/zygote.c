@@ -204,7 +204,8 @@ static void reap(struct zygote *z)
     pid_t pid;
     while (read(z->signals, &info, sizeof(info)) > 0)
         ;
-    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+    z->more = false;
+    for (int n = 0; (pid = waitpid(-1, NULL, WNOHANG)) > 0; n++) {
         template_reaped(z, pid);
         for (uint32_t i = 0; i < z->config.slots; i++)
             if (z->slots[i].pid == pid) {
@@ -213,6 +214,9 @@ static void reap(struct zygote *z)
                 retire(z, &z->slots[i]);
                 break;
             }
+        /* A template can make children of ours without end (CLONE_PARENT): others have their turn. */
+        if ((z->more = n == 63))
+            return;
     }
 }
 
@@ -301,14 +305,16 @@ static void serve_all(struct zygote *z)
             template_poll(&z->warm, p + TEMPLATES);
         /* One that takes more than two seconds has a process in uninterruptible sleep. */
         int patience = z->removing ? z->stubborn ? 500 : 5 : z->warm.pending ? 500 : -1;
+        if (z->more)
+            patience = 0;
         int ready = poll(p, warm ? ARRAY_LEN(p) : TEMPLATES, patience);
         if (ready < 0 && errno != EINTR)
             return;
         if (ready == 0 || z->removing)
             retry_removals(z);
-        if (p[SIGNALS].revents)
+        if (p[SIGNALS].revents || z->more)
             reap(z);
-        if (p[HOST].revents || p[PARENT].revents)
+        if (p[HOST].revents || p[PARENT].revents || (p[CONTROL].revents & POLLHUP))
             return;
         if (warm)
             template_serve(z, p + TEMPLATES);

@@ -201,7 +201,7 @@ struct template
     int sock; /* to it; -1: there is none */
     int host; /* to whoever asked for it, and ends it by closing; -1: the control socket */
     pid_t pid; /* 0: it has not said anything yet, or is dead */
-    bool begun, ready;
+    bool begun, spoken, ready;
 };
 /* All of them, and the cell that one was asked for: one at a time. */
 struct warm {
@@ -223,6 +223,7 @@ struct zygote {
     struct slot *slots;
     uint32_t next_slot, live, removing;
     bool stubborn; /* a cgroup that will not go */
+    bool more; /* dead children, perhaps */
     bool session; /* made by session.c */
     uint32_t ids; /* then all its cells have those of this slot */
     int parent; /* and this is the pool's zygote's pipe */

@@ -86,7 +86,7 @@ async def test_init_that_dies_before_it_has_its_maps(is_root: bool) -> None:
     async with Pool(limits=PATIENT, parked=0) as pool:
         assert pool._stock.zygote is not None
         zygote = pool._stock.zygote.pid
-        held_up = f"inject=clone3:delay_exit={1_500_000 + 500_000 * SLOW}:when=1"
+        held_up = f"inject=clone3:delay_exit={2_500_000 + 500_000 * SLOW}:when=1"
         with traced(zygote, options=("-e", "trace=clone3", "-e", held_up)), told() as said:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(anyio.to_thread.run_sync, kill, zygote)

@@ -159,6 +159,15 @@ async def test_many_files() -> None:
     assert set(result.uncollected.values()) == {"too many files"}
 
 
+async def test_most_that_is_told() -> None:
+    """As many files as can be collected, and as many more as are named, and that there are others."""
+    code = "for i in range(2100): open(f'{i:04}', 'x')"
+    patterns = ["*", "0*", "1*"]
+    result = await run_isolated(["python3", "-I", "-c", code], collect=patterns)
+    assert len(result.files) == 1024
+    assert len(result.uncollected) == 1025 + len(patterns)
+
+
 @pytest.mark.parametrize("long", [False, True])
 async def test_many_that_cannot_be_collected(long: bool) -> None:
     """Their names are the job's: so many are told, of so many bytes, and of each pattern that there are more."""

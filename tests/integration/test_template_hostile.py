@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 from pathlib import Path
 
 import anyio
@@ -23,6 +25,7 @@ from isojob.wire import MessageType, Tag, Writer
 
 LIAR = dedent("""
     import ctypes, os, socket, time
+    from contextlib import suppress
 
     NEW_USER, PARENT, CHILD_ENDS = 0x10000000, 0x8000, 17
     CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
@@ -82,12 +85,20 @@ LIAR = dedent("""
                 lease.send(WORDS)
             os._exit(0)
 
+    def reapers(hello):  # more children for the zygote than it can bury
+        while True:
+            if clone(PARENT) == 0:
+                os._exit(0)
+
+    me = os.getpid()
     MINE = os.getuid()
     WORDS = bytes.fromhex(os.environ["WORDS"])
     answer = os.environ["ANSWER"]
     requests = socket.socket(fileno=3)
     while answer == "never ready":
         requests.send(b"Iliar")
+    if answer == "absent" and WORDS:
+        requests.send(WORDS)
     requests.send(b"R")
     while answer == "talkative":
         requests.send(b"more")
@@ -95,8 +106,10 @@ LIAR = dedent("""
         data, fds, _, _ = socket.recv_fds(requests, 16384, 1)
         if not data:
             os._exit(0)
-        with socket.socket(fileno=fds[0]) as hello:
+        with socket.socket(fileno=fds[0]) as hello, suppress(Exception):
             globals()[answer](hello)
+        if os.getpid() != me:  # then nobody says hello, which is no lie
+            os._exit(1)
 """)
 
 LIES = ["itself", "stranger", "reaped", "beside"]
@@ -121,7 +134,10 @@ def opened(folder: Path, answer: str, *preload: str, words: bytes = b"") -> Pyth
     )
 
 
-@pytest.mark.parametrize("answer", [*LIES, pytest.param("silent", marks=pytest.mark.slow)])
+SLOW_ONES = [pytest.param(answer, marks=pytest.mark.slow) for answer in ("silent", "reapers")]
+
+
+@pytest.mark.parametrize("answer", [*LIES, *SLOW_ONES])
 async def test_lies_about_a_cell(answer: str, tmp_path: Path) -> None:
     """No cell but a new child of the zygote's, in a new user namespace: who says else is replaced."""
     async with opened(tmp_path, answer, "liar") as pool:
@@ -169,6 +185,44 @@ async def test_floods_the_host(tmp_path: Path) -> None:
     words.text(Tag.NAME, "same")
     async with opened(tmp_path, "flood", "liar", words=words.message()) as pool:
         for number in (1, 2):
-            with anyio.fail_after(60 * SLOW), pytest.raises(PoolBrokenError, match="nonsense"):
+            with anyio.fail_after(60 * SLOW), pytest.raises(PoolBrokenError, match="more files"):
                 await pool.run_python("result = 1")
             assert pool.statistics().zygotes == number, "what has lied is not asked again"
+
+
+async def test_forges_a_failure(tmp_path: Path) -> None:
+    """What it says is no word of the zygote's, who would name a cure: to loosen the host."""
+    words = Writer(MessageType.ERROR)
+    words.text(Tag.STAGE, "uid_map")
+    words.put(Tag.ERRNO, struct.pack("<i", errno.EPERM))
+    async with opened(tmp_path, "absent", "liar", words=words.message()) as pool:
+        with pytest.raises(SandboxSetupError) as caught:
+            await pool.run_python("result = 1")
+    assert caught.value.stage == "fork of the template"
+
+
+async def test_no_socket_that_holds_up_who_closes_it(tmp_path: Path) -> None:
+    """It could be sent to the zygote, or as a cell's to the host, which close what they do not want."""
+    tmp_path.chmod(0o755)
+    code = dedent("""
+        import socket
+
+        def refused(make, *words):
+            try:
+                make(*words)
+            except OSError as error:
+                return error.errno
+
+        tcp = socket.socket()
+        seen = [
+            refused(tcp.setsockopt, socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0" * 2),
+            refused(tcp.setsockopt, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            refused(socket.socket, socket.AF_PACKET, socket.SOCK_RAW),
+        ]
+        tcp.close()
+    """)
+    (tmp_path / "prober.py").write_text(code)
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/modules")], env={"PYTHONPATH": "/modules"})
+    async with PythonPool(["prober"], python=PYTHON, sandbox=sandbox, limits=PATIENT) as pool:
+        result = await pool.run_python("import prober; result = prober.seen")
+    assert result.value == [errno.ENOPROTOOPT, None, errno.EAFNOSUPPORT]

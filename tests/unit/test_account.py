@@ -6,6 +6,8 @@ import os
 import pickle
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from isojob import Limits, Posture, Result, Sandbox, Status, wire, wire_result
+from isojob import IsojobError, Limits, Posture, Result, Sandbox, Status, wire, wire_result
 from isojob._account import Outcome, has_simply_ended, make_evidence, make_result
 from isojob._cell import Run
 from isojob._descriptors import send_fds
@@ -28,7 +30,7 @@ from isojob.cgroups import Driver as AnyDriver
 from isojob.cgroups.discovery import NoCgroups
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
-from isojob.verdict import verdict
+from isojob.verdict import explain, verdict
 
 
 class Driver(NoCgroups):
@@ -166,14 +168,68 @@ def test_the_short_way_to_a_verdict_is_the_long_one(
         assert verdict(make_evidence(case, limits)) is expected
 
 
+POSTURE = Posture(cgroup="v2", privilege="root", kernel="6", namespaces=("net",), seccomp="default")
+EXTREMES = st.sampled_from([-(2**63), -(2**31), -1, 0, 1, 2**31 - 1, 2**63 - 1])
+REPORTS = st.tuples(
+    st.sampled_from(list(wire.JobState)),
+    st.integers(0, len(wire_result.CAUSES) - 1),
+    st.sampled_from([1, 1, 1, 2, 3, 0, -1]),
+    st.integers(-(2**31), 2**31 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(-(2**31), 2**31 - 1),
+    st.lists(EXTREMES | st.integers(-(2**63), 2**63 - 1), min_size=11, max_size=11),
+)
+LONG = b"9" * 4300
+LINES = st.sampled_from(
+    [
+        b"",
+        b" \n",
+        b"=",
+        b"8:0 rbytes=1\n",
+        b"8:0 Read 5\n",
+        b"8:0 Read x\n",
+        b"8:0 rbytes=%s\n8:1 rbytes=%s\n" % (LONG, LONG),
+        b"8:0 Read %s\n8:1 Read %s\n" % (LONG, LONG),
+    ]
+)
+
+
+@given(st.data())
+def test_whatever_an_init_reports(made: list[AnyDriver], data: st.DataObject) -> None:
+    """One that somebody has taken over: refused by name, or a result that can be looked at."""
+    driver = data.draw(st.sampled_from(made))
+    count = sum(len(file.counters) for file in driver.files.evidence)
+    count = max(0, count + data.draw(st.sampled_from([0, 0, 0, -1, 1, -count])))
+    *words, rest = data.draw(REPORTS)
+    counters = data.draw(st.lists(EXTREMES, min_size=count, max_size=count))
+    out = wire.Writer(wire.MessageType.RESULT)
+    out.put(wire.Tag.REPORT, struct.pack("<IIiiIi11q", *words, *rest))
+    out.put(wire.Tag.COUNTERS, struct.pack(f"<{count}q", *counters))
+    for index, lines in data.draw(st.dictionaries(st.integers(0, 9), LINES | st.binary())).items():
+        out.put(wire.Tag.EVIDENCE, lines, index)
+    if data.draw(st.booleans()):
+        out.text(wire.Tag.STAGE, data.draw(st.sampled_from(["", "execve", "uid_map", "bind /x"])))
+        out.put(wire.Tag.ERRNO, struct.pack("<i", data.draw(st.integers(-(2**31), 2**31 - 1))))
+    case = Outcome(driver)
+    job = Job.make(["true"], sandbox=Sandbox(), limits=Limits())
+    try:
+        datagram = out.message()
+        case.raw = driver.usual.read(datagram) or driver.usual.parse(wire.decode(datagram))
+        result = make_result(job, case, POSTURE, None)
+    except (IsojobError, wire.WireError):
+        return
+    assert str(result)
+    assert repr(result.usage)
+    assert explain(result.evidence, result.status)
+    assert result.signal is None or result.exit_code is None
+    assert Result.model_validate_json(result.model_dump_json()).usage == result.usage
+
+
 def finished() -> Result:
     """What a caller gets of a job that simply ended."""
     job = Job.make(["true"], sandbox=Sandbox(), limits=Limits(cpu_time=None))
-    posture = Posture(
-        cgroup="v2", privilege="root", kernel="6", namespaces=("net",), seccomp="default"
-    )
     case = outcome(Counters(memory_peak=4096), cpu_base=0, cpu_end=40)
-    return make_result(job, case, posture, 5)
+    return make_result(job, case, POSTURE, 5)
 
 
 class Holder(BaseModel):
@@ -214,19 +270,45 @@ def test_an_account_is_written_when_somebody_asks(look: object) -> None:
     assert '"memory_peak":4096' in Holder(result=finished()).model_dump_json()
 
 
-def test_a_report_with_descriptors_leaves_none() -> None:
-    """A cell sends none with its report; one that does costs its host nothing."""
+@contextmanager
+def spoken_to() -> Iterator[tuple[Run, socket.socket]]:
+    """A job whose cell is ours to play."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
     with ours, theirs:
         zygote = SimpleNamespace(driver=NoCgroups("", ""))
         lease = Lease((ours, 0), cast("Zygote", zygote), None, None)
-        job = Job.make(["true"], sandbox=Sandbox(), limits=Limits())
+        yield Run(lease, Job.make(["true"], sandbox=Sandbox(), limits=Limits())), theirs
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Is not collected, and that is told: it is no error of the call's."""
+    with spoken_to() as (run, cell), (tmp_path / "x").open("wb") as file:
+        file.write(b"x")
+        file.flush()
+        out = wire.Writer(wire.MessageType.FILE)
+        out.text(wire.Tag.NAME, "x")
+        send_fds(cell, out.message(), [file.fileno()])
+        assert not run._take_all()
+        assert run.outcome.uncollected == {"x": "Bad file descriptor"}
+
+
+def test_a_message_that_is_longer_than_any() -> None:
+    """Is not even looked at: that takes time."""
+    with spoken_to() as (run, cell):
+        cell.send(bytes(wire.RECEIVE_SIZE + 1))
+        with pytest.raises(wire.WireError, match="cut off"):
+            run._take_all()
+
+
+def test_a_report_with_descriptors_leaves_none() -> None:
+    """A cell sends none with its report; one that does costs its host nothing."""
+    with spoken_to() as (run, theirs):
         out = wire.Writer(wire.MessageType.RESULT)
         out.put(wire.Tag.REPORT, struct.pack("<IIiiIi11q", wire.JobState.EXEC, 0, 1, *range(14)))
         out.put(wire.Tag.COUNTERS, b"")
         send_fds(theirs, out.message(), [0, 1])
         before = len(os.listdir("/proc/self/fd"))
-        run = Run(lease, job)
         assert run._take_all()
         assert run.outcome.raw is not None
         assert len(os.listdir("/proc/self/fd")) == before

@@ -98,7 +98,10 @@ def test_random_fields(body: bytes, kind: MessageType) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(list(Tag)), st.integers(0, 65535), st.binary(max_size=60)))
+    st.lists(
+        st.tuples(st.sampled_from(list(Tag)), st.integers(0, 65535), st.binary(max_size=60)),
+        max_size=wire.MAX_FIELDS,
+    )
 )
 def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
     """Any list of fields survives; a result of wrong sizes or values is refused."""
@@ -133,6 +136,35 @@ def test_damaged(damage: object) -> None:
     out.put(Tag.REPORT, REPORT.pack(*range(17)))
     with pytest.raises(WireError):
         wire.decode(damage(out.message()))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [(Tag.NAME, b"x\0")] * (wire.MAX_FIELDS + 1),
+        [(Tag.NAME, b"a/" * 4000 + b"x\0")],
+        [(Tag.NAME, b"x\0"), (Tag.REASON, b"y" * 300 + b"\0")],
+        [(Tag.NAME, b"x\0y\0")],
+        [(Tag.NAME, b"x")],
+        [],
+    ],
+)
+def test_impossible_files(fields: list[tuple[Tag, bytes]]) -> None:
+    """More than init says of a file, or less, or in another way."""
+    out = Writer(MessageType.FILE)
+    for tag, data in fields:
+        out.put(tag, data)
+    with pytest.raises(WireError):
+        wire.parse_file(wire.decode(out.message()))
+
+
+def test_reasons_are_text() -> None:
+    """A name may be any bytes; a reason has to survive JSON."""
+    out = Writer(MessageType.FILE)
+    out.put(Tag.NAME, b"a\xff\0", 3)
+    out.put(Tag.REASON, b"b\xff\0")
+    reply = wire.parse_file(wire.decode(out.message()))
+    assert reply == wire.FileReply("a\udcff", "b\ufffd", 3)
 
 
 def result(*fields: tuple[Tag, bytes]) -> wire_result.RawResult:
