@@ -7,6 +7,9 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian strace strace
 with_debian debootstrap debootstrap
+with_debian umoci umoci
+with_debian skopeo skopeo
+with_debian musl-gcc musl-tools
 . "$(dirname "${BASH_SOURCE[0]}")/beside.sh"
 
 failed=()

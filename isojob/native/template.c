@@ -30,16 +30,18 @@ _Noreturn static void reaper_main(const struct zygote *z)
     struct pollfd alive = {.fd = z->alive_read};
     prctl(PR_SET_NAME, "isojob-reaper");
     close(z->alive_write);
-    /* The zygote may have ended before it could take us along. */
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || poll(&alive, 1, 0) != 0)
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
         _exit(1);
     /* First this: without its capabilities, a template of the same uid could trace it. */
-    if (prctl(PR_SET_DUMPABLE, 0) < 0 || set_capabilities(0) < 0 || close_all_but(NULL, 0) < 0)
+    if (prctl(PR_SET_DUMPABLE, 0) < 0 || set_capabilities(0) < 0 || close_all_but(&alive.fd, 1) < 0)
         _exit(1);
     struct sigaction ignore = {.sa_handler = SIG_IGN}; /* no zombies */
     sigaction(SIGCHLD, &ignore, NULL);
-    for (;;)
-        pause();
+    /* The zygote may have ended before we asked for the signal, and a template that has just begun still
+     * hold the pipe, too: one look would not tell. */
+    while (poll(&alive, 1, -1) < 0 && errno == EINTR)
+        ;
+    _exit(0);
 }
 
 static bool mounts_in_workdir(const struct config *c)

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from environment import SLOW, WHOLE, cgroup_version, seeded, settle
+from environment import PYTHON, SLOW, WHOLE, cgroup_version, children_of, seeded, settle
 from injection import (
     HOG,
     KINDS,
@@ -34,7 +35,14 @@ from injection import (
     traced_from_birth,
 )
 
-from isojob import HostNotSupportedError, IsojobError, PoolBrokenError, Sandbox, Status
+from isojob import (
+    HostNotSupportedError,
+    IsojobError,
+    PoolBrokenError,
+    PythonPool,
+    Sandbox,
+    Status,
+)
 from isojob.errors import SandboxSetupError
 from isojob.wire import Failure
 
@@ -227,6 +235,28 @@ async def test_each_call_fails_in_turn(
     print(f"{ran} jobs ran, {failed} failed; stages so far: {sorted(_hit)}")
     assert not wrong
     assert failed > (ran + failed) // 8, "no failure was hit: is strace at work?"
+
+
+async def test_zygote_that_dies_while_its_template_starts() -> None:
+    """Before that, and its pid 1, have asked for a signal then: nothing of them is left."""
+    delay = 1.5 * max(1, SLOW / 4)
+    held_up = f"inject=prctl:delay_enter={round(delay * 1e6)}:when=1"
+
+    async def open_it() -> None:
+        with pytest.raises(PoolBrokenError):
+            async with PythonPool(python=PYTHON, parked=0):
+                pass
+
+    with traced_from_birth("-f", "-o", "/dev/null", "-e", held_up) as programs:
+        with anyio.fail_after(30 * SLOW):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(open_it)
+                while len(found := executing(programs)) < 3:  # noqa: ASYNC110 - another's doing
+                    await anyio.sleep(0.01)
+                assert [len(children_of(pid)) for pid in sorted(found)] == [2, 0, 0]
+                os.kill(min(found), signal.SIGKILL)
+        await anyio.sleep(3 * delay)
+        assert not settle(partial(executing, programs))
 
 
 @pytest.mark.parametrize("name", STARTS)
