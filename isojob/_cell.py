@@ -332,9 +332,9 @@ class Run:
             self.job.attended.started()
 
     def _drain(self) -> None:
-        """Every writer is dead: what is in the pipes is all there will be, less than the budget."""
+        """Every writer is dead: what is in the pipes is all there will be."""
         for capture in self._captures:
-            capture.drain(budget=BUDGET)
+            capture.drain_now()
         if self.job.attended is not None:
             self.job.attended.ended()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import io
 import os
 import signal
@@ -14,6 +15,7 @@ from isojob._descriptors import read_into
 
 if sys.platform != "win32":
     import fcntl
+    import termios
 
 __all__ = [
     "JOBS_BOTH",
@@ -146,6 +148,12 @@ class Capture(_Pipe):
             else:
                 self._whole.write(data)
         return False
+
+    def drain_now(self) -> None:
+        """Reads what there is at this moment, and no more: whoever still writes is no job."""
+        there = array.array("i", [0])
+        fcntl.ioctl(self.read_end, termios.FIONREAD, there)
+        self.drain(budget=there[0])
 
     def data(self) -> bytes:
         """What was kept."""

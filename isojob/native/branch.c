@@ -273,7 +273,7 @@ void template_reaped(struct zygote *z, pid_t pid)
             continue;
         t->pid = 0;
         /* Its last words; what it has forked may go on. */
-        for (int n = 0; n < 256 && t->sock >= 0 && listen_to(z, t); n++)
+        for (int n = 0; n < 1024 && t->sock >= 0 && listen_to(z, t); n++)
             ;
         if (t->sock >= 0)
             forget(z, t);

@@ -247,7 +247,7 @@ static void shut_down(struct zygote *z)
         if (z->slots[i].pid > 0 && !z->slots[i].session)
             kill(z->slots[i].pid, SIGKILL);
     while ((z->live || z->removing || z->warm.reaper > 0) && now_ns() < deadline) {
-        poll(&p, 1, 5);
+        poll(&p, 1, z->more ? 0 : 5);
         reap(z);
         retry_removals(z);
     }

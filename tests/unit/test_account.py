@@ -7,7 +7,7 @@ import pickle
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -291,6 +291,25 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         send_fds(cell, out.message(), [file.fileno()])
         assert not run._take_all()
         assert run.outcome.uncollected == {"x": "Bad file descriptor"}
+
+
+def test_all_that_a_pipe_holds() -> None:
+    """Far more than its size: splice(2) fills its slots with pages of a socket, eight at a time."""
+    with spoken_to() as (run, _):
+        capture = Capture()
+        capture.widen()
+        from_here, to_pipe = socket.socketpair()
+        os.set_blocking(capture.write_end, False)
+        written = 0
+        with from_here, to_pipe, suppress(BlockingIOError):
+            while True:
+                from_here.send(bytes(32768))
+                written += os.splice(to_pipe.fileno(), capture.write_end, 32768)
+        run._captures.append(capture)
+        run._drain()
+        assert capture.total == written
+        assert written > 4 << 20
+        capture.close()
 
 
 def test_a_message_that_is_longer_than_any() -> None:
