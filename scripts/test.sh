@@ -60,12 +60,14 @@ stage lint scripts/lint.sh "$wheel"
 stage 'static analysis' scripts/analyse.sh
 
 kernel="$(uname -r), $([[ -e /sys/fs/cgroup/cgroup.controllers ]] && echo cgroup v2 || echo cgroup v1), uid $(id -u)"
-# One interpreter runs everything twice, on asyncio and on trio; the others share.
-declare -A backends=([3.12]=asyncio [3.13]=trio)
+# Every test runs on each interpreter, and on both event loops: the interpreters take turns. Where
+# there is a single one, it has both.
+loops=(asyncio trio)
 mapfile -t pythons < <(scripts/pythons.sh)
-for line in "${pythons[@]}"; do
-    IFS=$'\t' read -r version python <<<"$line"
-    backend=${backends[$version]:-}
+for index in "${!pythons[@]}"; do
+    IFS=$'\t' read -r version python <<<"${pythons[index]}"
+    backend=${loops[index % 2]}
+    ((${#pythons[@]} > 1)) || backend=
     ISOJOB_TEST_BACKEND=$backend stage \
         "Python $version on this kernel ($kernel): unit, integration${backend:+, on $backend}" \
         scripts/test-native.sh "$python" "$wheel"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -34,3 +35,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is no garbage: `no_leaks` does not look through it each time.
+
+    That was a third of the time of all tests (100 ms, twice a test).
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Hypothesis may be imported yet, by its plugin, and trio's hook there asks who refers to what."""
+    gc.unfreeze()

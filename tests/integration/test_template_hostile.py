@@ -134,17 +134,30 @@ def opened(folder: Path, answer: str, *preload: str, words: bytes = b"") -> Pyth
     )
 
 
-LATE = [pytest.param(answer, marks=pytest.mark.slow) for answer in ("silent", "reapers")]
-"""The zygote waits for ten seconds, three times: once is enough of that, on a fast machine."""
-
-
-@pytest.mark.parametrize("answer", [*LIES, *(LATE if SLOW == 1 else ())])
-async def test_lies_about_a_cell(answer: str, tmp_path: Path) -> None:
-    """No cell but a new child of the zygote's, in a new user namespace: who says else is replaced."""
-    async with opened(tmp_path, answer, "liar") as pool:
+async def is_replaced(answer: str, folder: Path) -> None:
+    """What lies is no cell's, and the pool tries twice more."""
+    async with opened(folder, answer, "liar") as pool:
         with anyio.fail_after(60 * SLOW), pytest.raises(PoolBrokenError, match="template died"):
             await pool.run_python("result = 1")
         assert pool.statistics().zygotes == 3
+
+
+@pytest.mark.parametrize("answer", LIES)
+async def test_lies_about_a_cell(answer: str, tmp_path: Path) -> None:
+    """No cell but a new child of the zygote's, in a new user namespace: who says else is replaced."""
+    await is_replaced(answer, tmp_path)
+
+
+if SLOW == 1:  # the zygote waits for ten seconds, three times
+
+    @pytest.mark.slow
+    async def test_takes_the_zygotes_patience(tmp_path: Path) -> None:
+        """Who says nothing, or keeps it busy meanwhile, is replaced when that is over."""
+        async with anyio.create_task_group() as tasks:
+            for answer in ("silent", "reapers"):
+                folder = tmp_path / answer
+                folder.mkdir()
+                tasks.start_soon(is_replaced, answer, folder)
 
 
 @pytest.mark.parametrize("answer", [*LIES, "absent", "dead"])
