@@ -14,15 +14,15 @@ PR_SET_CHILD_SUBREAPER = 36
 def children() -> set[tuple[int, str]]:
     """Our own children, dead or alive, by pid and name."""
     found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            name = stat[stat.index("(") + 1 : stat.rindex(")")]
-            if int(stat[stat.rindex(")") + 2 :].split()[1]) == os.getpid():
-                found.add((int(entry.name), name))
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                stat = os.fsdecode(file.read())
+        except OSError:
+            continue
+        name = stat[stat.index("(") + 1 : stat.rindex(")")]
+        if int(stat[stat.rindex(")") + 2 :].split()[1]) == os.getpid():
+            found.add((int(pid), name))
     return found
 
 
