@@ -26,6 +26,8 @@ if sys.platform != "win32":
 __all__ = ["CHUNK", "Receiver", "Sender", "drop_after_fork"]
 
 CHUNK = 65536
+TERMINAL_HOLDS = 1 << 20
+"""Bytes: many times what a pseudoterminal buffers (8 KiB, and a page or two; drivers/tty/pty.c)."""
 
 
 class _Droppable(Protocol):
@@ -186,8 +188,9 @@ class Receiver(_End, ByteReceiveStream):
         left = array.array("i", [0])
         with suppress(OSError):  # of a terminal: there is no more
             if os.isatty(self._fd):
-                # FIONREAD tells of 4095 bytes at most, of some 20 KB that can be there.
-                while data := os.read(self._fd, CHUNK):
+                # FIONREAD tells of 4095 bytes at most, of some 20 KB that can be there. More is
+                # somebody else's, whom the job has given the terminal, and who may never stop.
+                while len(self._left) < TERMINAL_HOLDS and (data := os.read(self._fd, CHUNK)):
                     self._left += data
             else:
                 fcntl.ioctl(self._fd, termios.FIONREAD, left)
