@@ -6,10 +6,7 @@ import gc
 import os
 
 import pytest
-from environment import SLOW
 
-BOTH = ("test_run",)
-"""Modules whose tests run on both backends on a slow machine, too."""
 ONLY = os.environ.get("ISOJOB_TEST_BACKEND", "")
 """The one backend to run on, where another run has the other."""
 
@@ -22,16 +19,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On an emulated CPU most tests run on one backend: as root on asyncio, else on trio."""
-    if SLOW == 1 and not ONLY:
+    """Leaves out what is for the other backend."""
+    if not ONLY:
         return
-    one = ONLY or ("asyncio" if os.geteuid() == 0 else "trio")
-    other = "trio" if one == "asyncio" else "asyncio"
 
     def left_out(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
         backend = callspec.params.get("anyio_backend") if callspec is not None else None
-        return backend == other and (bool(ONLY) or item.path.stem not in BOTH)
+        return backend not in (None, ONLY)
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
