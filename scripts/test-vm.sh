@@ -22,8 +22,8 @@ fi
 # What systemd does otherwise is the cgroup that a job starts from.
 if (($# == 0)); then
     case $who in
-    root) set -- attack disk_io kills lifecycle limits run sweep template_hostile ;;
-    user) set -- attack exhaustion hosts isolation kills layers session verdicts writable ;;
+    root) set -- attack disk_io hosts kills lifecycle limits run sweep template_hostile ;;
+    user) set -- attack exhaustion isolation kills layers session verdicts writable ;;
     systemd) set -- run ;;
     esac
     set -- "${@/#/tests/integration/test_}"

@@ -2,8 +2,8 @@
 # Everything that has to hold before a change lands: lint, a build without warnings, the tests on
 # each interpreter here, the distributions, and the integration tests once more on a cgroup v2
 # kernel where $TEST_VM leads to one (scripts/test-vm.sh). A failed stage does not hide the next.
-# Tests mostly wait, so guests, and what runs no jobs, work beside the tests on this kernel; what they
-# say is printed when they are done.
+# The guests, one after the other, work beside all that is tested on this kernel; what they say is
+# printed when they are done.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 with_debian newuidmap uidmap
@@ -32,15 +32,6 @@ stage() {
     [[ $word == passed ]] || { grep -E '^(FAILED|ERROR|E  ) ?' "$log" || tail -n 20 "$log"; } |
         tail -n 40 | cut -c 1-300 | sed 's/^/         | /' >>"$report"
 }
-# aside NAME COMMAND...: stages that run beside those that follow, in a process group of their own.
-aside() {
-    local name=$1
-    shift
-    set -m
-    report=$work/report-$name "$@" >"$work/output-$name" 2>&1 </dev/null &
-    set +m
-    beside[$name]=$!
-}
 absent() {
     printf '%-8s %6s  %s\n' 'not run' '' "$1" >>"$report"
 }
@@ -52,21 +43,24 @@ printf '%s\n' "$wheel"
 report=$work/report
 : >"$report"
 read -ra users <<<"${TEST_VM_USERS:-root user systemd}"
+guests() {
+    local who report=$work/report-guests
+    for who in "${users[@]}"; do
+        stage "cgroup v2 guest as $who: integration" scripts/test-vm.sh "$who" "$wheel"
+    done
+}
 if [[ -n ${TEST_VM:-} ]]; then
     scripts/test-vm.sh --prepare "$wheel"
-    for who in "${users[@]}"; do
-        aside "$who" stage "cgroup v2 guest as $who: integration" scripts/test-vm.sh "$who" "$wheel"
-    done
+    set -m
+    guests >"$work/output-guests" 2>&1 </dev/null &
+    set +m
+    beside[guests]=$!
 else
     absent "cgroup v2 guest: TEST_VM is not set"
 fi
 
-without_jobs() {
-    stage lint scripts/lint.sh "$wheel"
-    stage 'static analysis' scripts/analyse.sh
-    stage 'fuzzers, 20 s each' scripts/fuzz.sh 20
-}
-aside checks without_jobs
+stage lint scripts/lint.sh "$wheel"
+stage 'static analysis' scripts/analyse.sh
 
 kernel="$(uname -r), $([[ -e /sys/fs/cgroup/cgroup.controllers ]] && echo cgroup v2 || echo cgroup v1), uid $(id -u)"
 # Every test runs on each interpreter, and on both event loops: the interpreters take turns. Where
@@ -95,12 +89,14 @@ stage packaging scripts/test-native.sh "${pythons[0]#*$'\t'}" "$wheel" tests/pac
 
 stage 'integration with ASan and UBSan' scripts/sanitized.sh
 
-for name in "${!beside[@]}"; do
-    wait "${beside[$name]}" || true
-    unset "beside[$name]"
-    cat "$work/output-$name"
-    cat "$work/report-$name" >>"$report" || printf 'FAILED            %s\n' "$name" >>"$report"
-done
+stage 'fuzzers, 20 s each' scripts/fuzz.sh 20
+
+if [[ -n ${beside[guests]:-} ]]; then
+    wait "${beside[guests]}" || printf 'FAILED            cgroup v2 guests\n' >>"$report"
+    unset "beside[guests]"
+    cat "$work/output-guests"
+    cat "$work/report-guests" >>"$report" || true
+fi
 
 printf '\n'
 cat "$report"
