@@ -5,6 +5,7 @@ work=$(mktemp -d)
 declare -A beside=()
 cleanup() {
     local group
+    trap '' HUP INT TERM  # make sends what it gets once more, which would end this half way
     # Whole process groups: a guest has children of its own.
     for group in "${beside[@]}"; do
         kill -- "-$group" 2>/dev/null || true
