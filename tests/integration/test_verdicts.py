@@ -236,8 +236,8 @@ JOBS: dict[str, Known] = {
 def began_too_late(name: str, result: Result) -> bool:
     """Whether it had used its limit before it could look.
 
-    What a stall of the machine costs whoever runs is its own by every account: once, in thousands of
-    starts, 1.9 s for what takes 20 ms.
+    Once, in thousands of starts, the kernel charged one 1.9 s, most of it the system's, for what takes
+    20 ms. The machine may have stalled; nobody saw why.
     """
     if name != "CPU, almost" or result.status != Status.CPU_TIME_LIMIT:
         return False
