@@ -59,7 +59,8 @@ def peak_of(size: int) -> Callable[[Result], object]:
 
 
 BURN = "import os, time\nwhile sum(os.times()[:4]) < %s: pass\n"
-LOOKS = "import os\nprint(sum(os.times()[:4]) < 0.95, flush=True)\n" + BURN % 0.95
+TOLD = "import os\nprint(os.times(), flush=True)\n"
+"""What its start cost by its own account: a limit can be used up before a program looks at its clock."""
 TOUCH = "m = bytearray(%d)\nfor i in range(0, len(m), 4096): m[i] = 1\n"
 MARGIN = 1.0 * max(1, SLOW / 4)
 """Seconds that starting `sleep` may take on a busy machine: nearer than that no wall clock is honest."""
@@ -103,7 +104,7 @@ JOBS: dict[str, Known] = {
         ["sh", "-c", "kill -XCPU $$"], Status.SIGNALED, check=ended_by(signal.SIGXCPU)
     ),
     "CPU": Known(python(BURN % 9), Status.CPU_TIME_LIMIT, {"cpu_time": 0.3}),
-    "CPU, almost": Known(python(LOOKS), Status.OK, {"cpu_time": 1.0 * SLOW}),
+    "CPU, almost": Known(python(TOLD + BURN % 0.95), Status.OK, {"cpu_time": 1.0 * SLOW}),
     "CPU of orphans": Known(
         python("import os\nfor _ in range(2): os.fork()\nos.fork() and os.wait()\nwhile 1: pass"),
         Status.CPU_TIME_LIMIT,
@@ -233,17 +234,6 @@ JOBS: dict[str, Known] = {
 }  # fmt: skip
 
 
-def began_too_late(name: str, result: Result) -> bool:
-    """Whether it had used its limit before it could look.
-
-    Once, in thousands of starts, the kernel charged one 1.9 s, most of it the system's, for what takes
-    20 ms. The machine may have stalled; nobody saw why.
-    """
-    if name != "CPU, almost" or result.status != Status.CPU_TIME_LIMIT:
-        return False
-    return result.stdout != b"True\n" and (result.usage.cpu_time or 0) >= 1.0 * SLOW
-
-
 async def test_known_ends(disk: Sandbox) -> None:
     """Each has its status, whatever runs beside it."""
     assert disk.mounts[0].source
@@ -256,7 +246,6 @@ async def test_known_ends(disk: Sandbox) -> None:
     ]
     chance.shuffle(names)
     wrong: list[str] = []
-    stalled: list[str] = []
     seen: Counter[str] = Counter()
     slots = anyio.CapacityLimiter(AT_ONCE)
     base = {"wall_time": 20 * SLOW, "cpu_time": 10 * SLOW, "memory": 256 * MIB}
@@ -267,16 +256,13 @@ async def test_known_ends(disk: Sandbox) -> None:
             async with slots:
                 limits = Limits(**{**base, **job.limits})
                 result = await pool.run(job.command, limits=limits, collect=job.collect)
-            if began_too_late(name, result):
-                stalled.append(f"{result} {result.evidence}")
-                return
             seen[str(result.status)] += 1
             if result.status != job.status or not job.check(result):
-                wrong.append(f"{name}: {result} {result.evidence}")
+                said = (result.stdout or b"")[:200]
+                wrong.append(f"{name}: {result} {said!r} {result.evidence}")
 
         async with anyio.create_task_group() as tasks:
             for name in names:
                 tasks.start_soon(one, name)
-    print(len(names), "jobs on cgroup", cgroup_version(), dict(seen), *stalled)
+    print(len(names), "jobs on cgroup", cgroup_version(), dict(seen))
     assert not wrong, "\n".join(wrong)
-    assert len(stalled) <= names.count("CPU, almost") // 100, "\n".join(stalled)
