@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # soak.sh [FUZZ-SECONDS]: the tests that go by rounds in full (500 kills, 1,000 and more cancels,
 # 10,000 known verdicts, each system call made to fail) and beside them each fuzzer for so long
-# (600 s); then with TEST_VM (see test-vm.sh) 500 kills on cgroup v2, as root and, beside it, as
-# uid 1000. Seventy minutes. A part that fails does not hide the next.
+# (600 s); after the tests, with TEST_VM (see test-vm.sh), 500 kills on cgroup v2, as root and, beside
+# it, as uid 1000. An hour. A part that fails does not hide the next.
 # ISOJOB_TEST_SEED repeats the tests of a run; the seeds are printed.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian strace strace
@@ -36,15 +36,20 @@ begin fuzzers scripts/fuzz.sh "${1:-600}"
 scripts/test-native.sh "$(default_python)" "$wheel" -s -o faulthandler_timeout=7200 \
     tests/integration/test_{kills,cancels,verdicts,exhaustion,lifecycle,injection,attack,image_tools}.py ||
     failed+=(tests)
-await fuzzers
+# The guests begin beside what is left of the fuzzers.
+parts=(fuzzers)
 if [[ -n ${TEST_VM:-} ]]; then
-    scripts/test-vm.sh --prepare "$wheel"
-    for who in root user; do
-        ISOJOB_TEST_ROUNDS=125 begin "kills in the guest as $who" \
-            scripts/test-vm.sh "$who" "$wheel" -s tests/integration/test_kills.py
-    done
-    for who in root user; do
-        await "kills in the guest as $who"
-    done
+    if scripts/test-vm.sh --prepare "$wheel"; then
+        for who in root user; do
+            ISOJOB_TEST_ROUNDS=125 begin "kills in the guest as $who" \
+                scripts/test-vm.sh "$who" "$wheel" -s tests/integration/test_kills.py
+            parts+=("kills in the guest as $who")
+        done
+    else
+        failed+=("preparing the guests")
+    fi
 fi
+for part in "${parts[@]}"; do
+    await "$part"
+done
 ((${#failed[@]} == 0)) || die "failed: ${failed[*]}"
