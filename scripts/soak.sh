@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # soak.sh [FUZZ-SECONDS]: the tests that go by rounds in full (500 kills, 1,000 and more cancels,
-# 10,000 known verdicts, each system call made to fail) and beside them each fuzzer for so long
-# (600 s); after the tests, with TEST_VM (see test-vm.sh), 500 kills on cgroup v2, as root and, beside
-# it, as uid 1000. An hour. A part that fails does not hide the next.
+# 10,000 known verdicts, each system call made to fail, as uid 1000 too) and beside them each fuzzer
+# for so long (600 s); with TEST_VM (see test-vm.sh), 500 kills on cgroup v2, as root and, beside it, as
+# uid 1000. An hour. A part that fails does not hide the next.
 # ISOJOB_TEST_SEED repeats the tests of a run; the seeds are printed.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 with_debian strace strace
@@ -48,6 +48,11 @@ if [[ -n ${TEST_VM:-} ]]; then
     else
         failed+=("preparing the guests")
     fi
+fi
+# An ordinary user's pool starts by calls of its own; on v1, as in test.sh.
+if [[ $(id -u) == 0 && ! -e /sys/fs/cgroup/cgroup.controllers ]]; then
+    scripts/test-user.sh "$(default_python)" "$wheel" -s -o faulthandler_timeout=7200 \
+        tests/integration/test_injection.py || failed+=("tests as uid 1000")
 fi
 for part in "${parts[@]}"; do
     await "$part"
