@@ -18,7 +18,7 @@ from isojob._template import Imports, Template
 from isojob.wire import MessageType, Tag, WireError, Writer
 from isojob.wire_result import UsualResult, parse_result
 
-REPORT = struct.Struct("<IIiiIi11q")
+REPORT = struct.Struct("<IIiiIi12q")
 TEMPLATE = Template(Interpreter("/usr/bin/python3", (), (3, 11)), ("numpy",), Limits(), 30.0)
 
 
@@ -33,7 +33,7 @@ def messages(chance: random.Random) -> bytes:
     out = Writer(kind)
     if kind is MessageType.RESULT:
         numbers = [chance.choice((0, 1, 2, 3, 4, 5, 6)) for _ in range(6)]
-        out.put(Tag.REPORT, REPORT.pack(*numbers, *(chance.getrandbits(62) for _ in range(11))))
+        out.put(Tag.REPORT, REPORT.pack(*numbers, *(chance.getrandbits(62) for _ in range(12))))
         out.put(Tag.COUNTERS, struct.pack("<4q", *(chance.getrandbits(62) for _ in range(4))))
         if chance.random() < 0.3:
             out.put(Tag.EVIDENCE, chance.randbytes(20), chance.randrange(4))

@@ -95,6 +95,9 @@ def make_evidence(outcome: Outcome, limits: Limits) -> Evidence:
     raw, host, out, err = outcome.raw, outcome.host, outcome.out, outcome.err
     assert raw is not None
     counters = outcome.driver.counters(raw.counters, raw.files)
+    events = counters.memory_events
+    if events is not None and raw.ooms >= 0:
+        events = {"oom": raw.ooms, **events}
     whole = raw.cpu_end_ns >= 0
     if whole:
         cpu_ns = max(0, raw.cpu_end_ns - raw.cpu_base_ns)
@@ -131,8 +134,8 @@ def make_evidence(outcome: Outcome, limits: Limits) -> Evidence:
         teardown_ns=max(0, raw.done_ns - raw.end_ns),
         reply_ns=host.reply_ns - raw.done_ns,
         memory_peak=counters.memory_peak,
-        memory_events=counters.memory_events,
-        memory_limit=limits.memory if counters.memory_events is not None else None,
+        memory_events=events,
+        memory_limit=limits.memory if events is not None else None,
         pids_peak=counters.pids_peak,
         pids_events_max=counters.pids_events_max,
         cpu_stat=counters.cpu_stat,

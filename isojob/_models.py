@@ -320,7 +320,7 @@ class Evidence(Model, frozen=True):
         teardown_ns: Until the rest is killed, files are collected, counters read.
         reply_ns: Until the host has the report.
         memory_events: v2: ``memory.events`` (low, high, max, oom, oom_kill, oom_group_kill);
-            v1: ``oom_kill`` of ``memory.oom_control``.
+            v1: ``oom_kill`` of ``memory.oom_control``, and ``oom``, counted by init.
         memory_limit: The memory limit in force, bytes.
         cpu_stat: ``cpu.stat``; v1's throttled_time comes as ``throttled_usec``, too.
         io: Per device (``"8:0"``): rbytes, wbytes, rios, wios.

@@ -15,8 +15,6 @@ from isojob._models import Evidence, Status, Usage
 __all__ = ["explain", "signal_name", "usage", "verdict"]
 
 _NS = 1_000_000_000
-# v1 charges pages in batches per CPU, so that the peak can stay a little below the limit.
-_V1_SLACK = 2**20
 
 
 def verdict(evidence: Evidence) -> Status:
@@ -65,18 +63,10 @@ def _oom_at_own_limit(evidence: Evidence) -> bool:
     An OOM kill is also counted when an outer cgroup or the whole host ran out of memory. v2 counts
     a failed charge against the job's own limit apart, as ``oom`` of memory.events, before it kills
     (cgroup-v2.rst). ``max`` is no sign: it also counts page cache that was simply reclaimed at the
-    limit, and on Linux 6.12 a job with max 124, oom 0, oom_kill 1 had died of an outer limit. v1
-    counts no ``oom`` and has only the peak: its ``failcnt`` stays 0 where the limit of memory and
-    swap together is the same (Linux 6.18), and counts reclaim as well.
+    limit, and on Linux 6.12 a job with max 124, oom 0, oom_kill 1 had died of an outer limit. Nor
+    is a peak at the limit, for the same reason. v1 counts no ``oom``, but init does (cgroup.c).
     """
-    events = evidence.memory_events
-    if events is None:
-        return False
-    if "oom" not in events:
-        if evidence.memory_peak is None or evidence.memory_limit is None:
-            return False
-        at_limit = evidence.memory_peak >= evidence.memory_limit - _V1_SLACK
-        return events.get("oom_kill", 0) > 0 and at_limit
+    events = evidence.memory_events or {}
     killed = events.get("oom_kill", 0) > 0 or events.get("oom_group_kill", 0) > 0
     return killed and events.get("oom", 0) > 0
 

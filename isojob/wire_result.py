@@ -48,12 +48,13 @@ class RawResult(NamedTuple):
     max_rss_kib: int
     voluntary: int
     involuntary: int
+    ooms: int
     counters: tuple[int, ...]
     files: dict[int, bytes]
     failure: Failure | None
 
 
-_REPORT = struct.Struct("<IIiiIi11q")
+_REPORT = struct.Struct("<IIiiIi12q")
 # Plain ints: comparing with an IntEnum member goes through its attribute lookup each time.
 _RESULT_TAGS = tuple(map(int, (Tag.REPORT, Tag.COUNTERS, Tag.EVIDENCE, Tag.STAGE, Tag.ERRNO)))
 
@@ -110,7 +111,7 @@ class UsualResult:
 
 
 _LAST_STATE = int(JobState.FAILED)
-_WORDS = 17
+_WORDS = 18
 
 
 def parse_result(message: Message) -> RawResult:

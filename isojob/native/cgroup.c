@@ -94,19 +94,35 @@ void cgroup_lift(const struct cell *cell)
         (void)!pwrite(cell->lift_fd, data, len, 0);
 }
 
-static int open_oom(struct cell *cell, struct failure *f)
+static int watch_oom(int dir, int *events, struct failure *f)
 {
     char line[32];
-    const struct config *c = cell->config;
-    const struct cg_file control = {.hier = (unsigned)c->oom_hier, .name = "memory.oom_control"};
-    const struct cg_file event = {.hier = (unsigned)c->oom_hier, .name = "cgroup.event_control"};
-    int control_fd = kept(c->evidence, cell->evidence_fd, c->nevidence, &control);
-    cleanup_close int event_fd = open_in(cell, &event, O_WRONLY);
-    cell->oom = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (control_fd < 0 || event_fd < 0 || cell->oom < 0)
+    cleanup_close int control = openat(dir, "memory.oom_control", O_RDONLY | O_CLOEXEC);
+    cleanup_close int event_control = openat(dir, "cgroup.event_control", O_WRONLY | O_CLOEXEC);
+    *events = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (control < 0 || event_control < 0 || *events < 0)
         return fail(f, "cgroup memory.oom_control");
-    int n = snprintf(line, sizeof(line), "%d %d", cell->oom, control_fd);
-    return write_all(event_fd, line, (size_t)n) < 0 ? fail(f, "cgroup cgroup.event_control") : 0;
+    int n = snprintf(line, sizeof(line), "%d %d", *events, control);
+    return write_all(event_control, line, (size_t)n) < 0 ? fail(f, "cgroup cgroup.event_control")
+                                                         : 0;
+}
+
+/* v1 tells of an OOM where the limit is and in all cgroups below, from the top down
+ * (memcg1_oom_notify), and of a host's in none. What we are told and the pool's cgroup is not is of
+ * our own limit. The pool's is watched first: what comes in between is not taken for ours. */
+static int open_oom(struct cell *cell, struct failure *f)
+{
+    int dir = cell->dir[cell->config->oom_hier];
+    cleanup_close int above = openat(dir, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (above < 0)
+        return fail(f, "cgroup memory.oom_control");
+    return watch_oom(above, &cell->oom_above, f) < 0 ? -1 : watch_oom(dir, &cell->oom, f);
+}
+
+int64_t cgroup_events(int events)
+{
+    uint64_t n;
+    return read(events, &n, sizeof(n)) == sizeof(n) ? (int64_t)n : 0;
 }
 
 int cgroup_open(struct cell *cell, struct failure *f)
@@ -144,6 +160,7 @@ void cgroup_close(struct cell *cell)
     for (unsigned i = 0; i < MAX_HIERARCHIES; i++)
         close_fd(&cell->attach_fd[i]);
     close_fd(&cell->oom);
+    close_fd(&cell->oom_above);
     close_fd(&cell->kill_fd);
     close_fd(&cell->lift_fd);
 }
@@ -232,6 +249,10 @@ void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
         if (c->evidence[i].raw && length)
             wire_put(w, TAG_EVIDENCE, (uint16_t)i, text, length);
     }
+    if (cell->oom < 0)
+        r->ooms = -1;
+    else if ((r->ooms += cgroup_events(cell->oom) - cgroup_events(cell->oom_above)) < 0)
+        r->ooms = 0;
     r->cpu_end_ns = c->cpu < 0 || numbers[c->cpu] < 0 ? -1 : numbers[c->cpu] * c->cpu_unit;
     memcpy(counters, numbers, sizeof(numbers[0]) * c->ncounters);
 }

@@ -7,7 +7,7 @@
 
 #include "zygote.h"
 
-enum { FIXED = 10, ALL = FIXED + 2 * MAX_CG_FILES + MAX_HIERARCHIES };
+enum { FIXED = 11, ALL = FIXED + 2 * MAX_CG_FILES + MAX_HIERARCHIES };
 _Static_assert(ALL <= WIRE_MAX_FDS, "more descriptors than a message takes");
 
 void cell_clear(struct cell *cell, const struct config *c)
@@ -21,6 +21,7 @@ void cell_clear(struct cell *cell, const struct config *c)
                           .wall = -1,
                           .cpu = -1,
                           .oom = -1,
+                          .oom_above = -1,
                           .listener = -1,
                           .kill_fd = -1,
                           .lift_fd = -1,
@@ -40,9 +41,9 @@ static const uint16_t tags[] = {TAG_DISK, TAG_INODES};
 /* Where each descriptor belongs, in the order of the bits of TAG_CELL_FDS. */
 static void list_fds(struct cell *cell, int *at[ALL])
 {
-    int *fixed[FIXED] = {&cell->lease,     &cell->out[0], &cell->out[1], &cell->alive,
-                         &cell->config_fd, &cell->wall,   &cell->cpu,    &cell->oom,
-                         &cell->kill_fd,   &cell->lift_fd};
+    int *fixed[FIXED] = {&cell->lease,     &cell->out[0],  &cell->out[1], &cell->alive,
+                         &cell->config_fd, &cell->wall,    &cell->cpu,    &cell->oom,
+                         &cell->oom_above, &cell->kill_fd, &cell->lift_fd};
     unsigned n = 0;
     for (unsigned i = 0; i < FIXED; i++)
         at[n++] = fixed[i];
@@ -57,7 +58,8 @@ static void list_fds(struct cell *cell, int *at[ALL])
 /* What the launcher has no business with. */
 static void keep_from_launcher(struct cell *cell)
 {
-    cell->alive = cell->config_fd = cell->oom = cell->kill_fd = cell->lift_fd = -1;
+    cell->alive = cell->config_fd = cell->oom = cell->oom_above = cell->kill_fd = cell->lift_fd =
+        -1;
     memset(cell->evidence_fd, -1, sizeof(cell->evidence_fd));
 }
 

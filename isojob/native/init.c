@@ -228,14 +228,12 @@ static void check_cpu(struct cell *cell, struct account *a)
     timerfd_settime(cell->cpu, 0, &t, NULL);
 }
 
-/* v1 tells of an OOM in our cgroup or in any above it, just before it picks a victim. It is ours
- * when one of our processes was killed: v1 has no group kill, so the rest is ended here. */
+/* v1 tells of an OOM in our cgroup or in any above it, just before it picks a victim. If that is one of
+ * our processes the rest is ended here: v1 has no group kill. */
 static void check_oom(struct cell *cell, struct account *a)
 {
-    uint64_t events;
     struct timespec moment = {.tv_nsec = 500000};
-    if (read(cell->oom, &events, sizeof(events)) < 0)
-        return;
+    a->report.ooms += cgroup_events(cell->oom);
     for (int i = 0; i < 20; i++) {
         if (cgroup_counter(cell, cell->config->oom_kills) > 0)
             finish(cell, a, CAUSE_OOM);

@@ -49,7 +49,7 @@ enum tag {
     TAG_CG_EVIDENCE = 10, /* index: hierarchy, CG_RAW; file init reads at the end */
     TAG_CG_CPU = 11,      /* index: which counter is the CPU time; nanoseconds of its unit */
     TAG_CG_KILL = 12,     /* file to write "1" to (v2) */
-    TAG_CG_OOM = 13,      /* index: memory hierarchy: an OOM eventfd (v1); the counter of kills */
+    TAG_CG_OOM = 13,      /* index: memory hierarchy: OOM eventfds (v1); the counter of kills */
     TAG_CG_INTO = 14,     /* J is born in hierarchy 0 (CLONE_INTO_CGROUP); else writes `tasks` */
     TAG_CG_BASE = 15,     /* index: hierarchy; name; its parent follows as a descriptor */
     TAG_ROOT_DIR = 16,    /* index: mode */
@@ -144,6 +144,7 @@ struct report {
     int64_t received_ns, start_ns, end_ns, done_ns; /* CLOCK_MONOTONIC */
     int64_t cpu_base_ns, cpu_end_ns; /* of the cgroup; -1: unknown */
     int64_t user_us, system_us, max_rss_kib, voluntary, involuntary; /* of what was reaped */
+    int64_t ooms; /* v1: at the own memory limit; -1: unknown */
 };
 
 struct header {

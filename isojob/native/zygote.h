@@ -143,7 +143,7 @@ struct cell {
     int channel;   /* init <-> launcher, until the launcher parks */
     int signals;   /* signalfd of init */
     int wall, cpu; /* timerfds, armed by the launcher */
-    int oom;       /* eventfd (v1) */
+    int oom, oom_above; /* eventfds (v1): of our cgroup, of the pool's */
     int listener;  /* seccomp notifications */
     int dir[MAX_HIERARCHIES]; /* this cell's cgroup directories, O_PATH; -1: none */
     int limit_fd[MAX_CG_FILES], evidence_fd[MAX_CG_FILES];
@@ -332,6 +332,7 @@ int cgroup_attach(const struct cell *cell, struct failure *f);
 void cgroup_lift(const struct cell *cell);
 int64_t cgroup_counter(const struct cell *cell, unsigned which); /* -1: unknown */
 int64_t cgroup_cpu_ns(const struct cell *cell); /* the same */
+int64_t cgroup_events(int events); /* since they were last asked for */
 /* Reads all counters, CPU time among them, into the message. */
 void cgroup_report(const struct cell *cell, struct report *r, struct writer *w);
 int write_all(int fd, const void *data, size_t len);

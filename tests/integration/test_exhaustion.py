@@ -19,7 +19,7 @@ import anyio
 import pytest
 from environment import SLOW, cgroup_version, run_python
 
-from isojob import IsojobError, Pool
+from isojob import IsojobError, Pool, Sandbox
 from isojob.cgroups import find
 from isojob.cgroups.base import LEAF
 
@@ -84,6 +84,46 @@ def test_outer_memory_limit(outer: list[Path]) -> None:
     )
     lines = printed.splitlines()
     assert lines == ["signaled True", "signaled True", "memory_limit", "ok"]
+
+
+FULL = """\
+import os, sys
+file = os.open("/disk/file", os.O_RDONLY)
+while os.read(file, 1 << 17):
+    pass
+print(flush=True)
+sys.stdin.readline()
+memory = bytearray(200 << 20)
+for at in range(0, len(memory), 4096):
+    memory[at] = 1
+"""
+"""Fills its limit of 256 MiB with page cache; when told to, takes 200 MiB."""
+
+
+def test_outer_memory_limit_after_page_cache(outer: list[Path], disk: Sandbox) -> None:
+    """Nor is what once had all of its own limit as page cache, which is no sign of it."""
+    name = "memory.max" if cgroup_version() == 2 else "memory.limit_in_bytes"
+    directory = str(disk.mounts[0].source)
+    with Path(directory, "file").open("wb") as file:
+        file.truncate(300 << 20)
+    printed = host(
+        outer,
+        f"sandbox = isojob.Sandbox(mounts=[isojob.Mount.bind({directory!r}, '/disk')])",
+        f"program = ['/usr/bin/python3', '-I', '-S', '-c', {FULL!r}]",
+        "limits = isojob.Limits(memory='256MiB', cpu_time=None, wall_time=None)",
+        "async def main():",
+        "    async with isojob.open_isolated(program, limits=limits, sandbox=sandbox) as process:",
+        "        await process.stdout.receive()",
+        f"        limit({name!r}, 150 << 20)",
+        "        await process.stdin.send(b'on\\n')",
+        "        r = await process.result()",
+        "    print(r.status, r.evidence.memory_peak >> 20, r.evidence.memory_events)",
+        "anyio.run(main)",
+    )
+    status, peak, events = printed.split(maxsplit=2)
+    assert int(peak) >= 250
+    assert ast.literal_eval(events)["oom_kill"] > 0
+    assert status == "signaled", events
 
 
 KILLED_AT_START = (

@@ -65,6 +65,15 @@ def outcome(counters: Counters, *, cpu_base: int, cpu_end: int) -> Outcome:
     return made
 
 
+@pytest.mark.parametrize(("counted", "events"), [(-1, {}), (0, {"oom": 0}), (2, {"oom": 2})])
+def test_ooms_of_v1(counted: int, events: dict[str, int]) -> None:
+    """What init has counted stands beside the kernel's kills, and nothing where it cannot."""
+    made = outcome(Counters(memory_events={"oom_kill": 1}), cpu_base=2, cpu_end=42)
+    assert made.raw is not None
+    made.raw = made.raw._replace(ooms=counted)
+    assert make_evidence(made, Limits()).memory_events == {**events, "oom_kill": 1}
+
+
 @pytest.mark.parametrize(
     ("user", "system", "expected"), [(4, 14, (10, 30)), (0, 4, (0, 40)), (0, 0, (0, 40))]
 )
@@ -177,7 +186,7 @@ REPORTS = st.tuples(
     st.integers(-(2**31), 2**31 - 1),
     st.integers(0, 2**32 - 1),
     st.integers(-(2**31), 2**31 - 1),
-    st.lists(EXTREMES | st.integers(-(2**63), 2**63 - 1), min_size=11, max_size=11),
+    st.lists(EXTREMES | st.integers(-(2**63), 2**63 - 1), min_size=12, max_size=12),
 )
 LONG = b"9" * 4300
 LINES = st.sampled_from(
@@ -203,7 +212,7 @@ def test_whatever_an_init_reports(made: list[AnyDriver], data: st.DataObject) ->
     *words, rest = data.draw(REPORTS)
     counters = data.draw(st.lists(EXTREMES, min_size=count, max_size=count))
     out = wire.Writer(wire.MessageType.RESULT)
-    out.put(wire.Tag.REPORT, struct.pack("<IIiiIi11q", *words, *rest))
+    out.put(wire.Tag.REPORT, struct.pack("<IIiiIi12q", *words, *rest))
     out.put(wire.Tag.COUNTERS, struct.pack(f"<{count}q", *counters))
     for index, lines in data.draw(st.dictionaries(st.integers(0, 9), LINES | st.binary())).items():
         out.put(wire.Tag.EVIDENCE, lines, index)
@@ -324,7 +333,7 @@ def test_a_report_with_descriptors_leaves_none() -> None:
     """A cell sends none with its report; one that does costs its host nothing."""
     with spoken_to() as (run, theirs):
         out = wire.Writer(wire.MessageType.RESULT)
-        out.put(wire.Tag.REPORT, struct.pack("<IIiiIi11q", wire.JobState.EXEC, 0, 1, *range(14)))
+        out.put(wire.Tag.REPORT, struct.pack("<IIiiIi12q", wire.JobState.EXEC, 0, 1, *range(15)))
         out.put(wire.Tag.COUNTERS, b"")
         send_fds(theirs, out.message(), [0, 1])
         before = len(os.listdir("/proc/self/fd"))

@@ -30,18 +30,15 @@ V2_CACHE = {"memory_events": {"low": 0, "high": 0, "max": 512, "oom": 0, "oom_ki
 V2_OOM_NO_KILL = {"memory_events": {"max": 5, "oom": 1, "oom_kill": 0}}
 V2_QUIET = {"memory_events": {"low": 0, "high": 0, "max": 0, "oom": 0, "oom_kill": 0}}
 
-# v1 has no count of ooms: the peak tells the own limit apart; it may stay a little below.
-V1_OWN = {
-    "memory_events": {"oom_kill": 1},
-    "memory_peak": 64 * MIB,
-    "memory_limit": 64 * MIB,
-}
-V1_JUST_BELOW = {**V1_OWN, "memory_peak": 63 * MIB}
-V1_TOO_FAR_BELOW = {**V1_OWN, "memory_peak": 63 * MIB - 1}
-V1_ELSEWHERE = {**V1_OWN, "memory_peak": 20 * MIB}
-V1_CACHE = {**V1_OWN, "memory_events": {"oom_kill": 0}}
-V1_UNLIMITED = {**V1_OWN, "memory_limit": None}
-V1_NO_PEAK = {**V1_OWN, "memory_peak": None}
+# v1: init has counted the ooms. Page cache may have brought the peak to the limit before.
+V1_AT_LIMIT = {"memory_peak": 64 * MIB, "memory_limit": 64 * MIB}
+V1_OWN = {"memory_events": {"oom": 1, "oom_kill": 1}, **V1_AT_LIMIT}
+V1_BELOW = {**V1_OWN, "memory_peak": 20 * MIB}
+V1_ELSEWHERE = {**V1_BELOW, "memory_events": {"oom": 0, "oom_kill": 1}}
+V1_ELSEWHERE_AFTER_CACHE = {**V1_ELSEWHERE, **V1_AT_LIMIT}
+V1_CACHE = {"memory_events": {"oom": 0, "oom_kill": 0}, **V1_AT_LIMIT}
+V1_OOM_NO_KILL = {"memory_events": {"oom": 1, "oom_kill": 0}, **V1_AT_LIMIT}
+V1_NOT_COUNTED = {"memory_events": {"oom_kill": 1}, **V1_AT_LIMIT}
 
 CPU_OVER = {"cpu_ns": 1_000_000_001, "cpu_limit_ns": 1_000_000_000}
 CPU_EXACT = {"cpu_ns": 1_000_000_000, "cpu_limit_ns": 1_000_000_000}
@@ -113,13 +110,13 @@ TABLE: list[tuple[str, Status, dict[str, Any]]] = [
     ("v1 own limit", Status.MEMORY_LIMIT, {**SIGKILL, **V1_OWN}),
     ("v1 own limit, exit 0", Status.MEMORY_LIMIT, {**EXIT_0, **V1_OWN}),
     ("v1 own limit, seen", Status.MEMORY_LIMIT, {"cause": "oom", **SIGKILL, **V1_OWN}),
-    ("v1 peak just below", Status.MEMORY_LIMIT, {**SIGKILL, **V1_JUST_BELOW}),
-    ("v1 peak too far below", Status.SIGNALED, {**SIGKILL, **V1_TOO_FAR_BELOW}),
+    ("v1 own limit, a peak below", Status.MEMORY_LIMIT, {**SIGKILL, **V1_BELOW}),
     ("v1 outer cgroup or host", Status.SIGNALED, {"cause": "oom", **SIGKILL, **V1_ELSEWHERE}),
+    ("v1 outer after cache", Status.SIGNALED, {**SIGKILL, **V1_ELSEWHERE_AFTER_CACHE}),
     ("v1 page cache at the limit", Status.OK, {**EXIT_0, **V1_CACHE}),
     ("v1 page cache, SIGKILL of itself", Status.SIGNALED, {**SIGKILL, **V1_CACHE}),
-    ("v1 no limit in force", Status.SIGNALED, {**SIGKILL, **V1_UNLIMITED}),
-    ("v1 peak unknown", Status.SIGNALED, {**SIGKILL, **V1_NO_PEAK}),
+    ("v1 failed allocation, no kill", Status.NONZERO_EXIT, {"si_status": 1, **V1_OOM_NO_KILL}),
+    ("v1 not counted", Status.SIGNALED, {**SIGKILL, **V1_NOT_COUNTED}),
     ("no cgroup, seen", Status.SIGNALED, {"cause": "oom", **SIGKILL}),
     # Ended by itself, and over a limit all the same; in the order of the rules.
     ("stdout over", Status.OUTPUT_LIMIT, {**EXIT_0, **STDOUT}),
@@ -165,7 +162,7 @@ EVENTS_V2 = st.fixed_dictionaries(
     {"oom": COUNTER},
     optional=dict.fromkeys(["low", "high", "max", "oom_kill", "oom_group_kill"], COUNTER),
 )
-EVENTS_V1 = st.fixed_dictionaries({"oom_kill": COUNTER})
+EVENTS_V1 = st.fixed_dictionaries({"oom": COUNTER, "oom_kill": COUNTER})
 OUTCOME = {
     "si_code": st.sampled_from(["exited", "killed", "dumped"]),
     "si_status": st.integers(0, 255),
@@ -257,7 +254,7 @@ def test_without_an_own_limit_memory_is_never_to_blame(fields: dict[str, Any]) -
     """No kill, or a kill without a trace of the own limit, is not memory_limit."""
     events = fields["memory_events"] or {}
     killed = events.get("oom_kill", 0) + events.get("oom_group_kill", 0) > 0
-    own = events.get("oom", 0) > 0 or "oom" not in events
+    own = events.get("oom", 0) > 0
     if verdict(Evidence(**fields)) is Status.MEMORY_LIMIT:
         assert killed
         assert own

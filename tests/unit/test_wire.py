@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from isojob import wire, wire_result
 from isojob.wire import JobState, MessageType, Tag, WireError, Writer
 
-REPORT = struct.Struct("<IIiiIi11q")
+REPORT = struct.Struct("<IIiiIi12q")
 """``struct report``; `test_the_report_is_that_of_the_c_twin` compares."""
 HEADER = Path(__file__).parents[2] / "isojob" / "native" / "wire.h"
 
@@ -49,8 +49,8 @@ def test_the_report_is_that_of_the_c_twin() -> None:
             form += letters[kind]
     assert tuple(names) == wire_result.RawResult._fields[:-3]
     assert struct.Struct(form).size == REPORT.size
-    packed = struct.pack(form, *range(17))
-    assert packed == REPORT.pack(*range(17))
+    packed = struct.pack(form, *range(18))
+    assert packed == REPORT.pack(*range(18))
 
 
 def test_round_trip() -> None:
@@ -133,7 +133,7 @@ def test_well_formed_fields(fields: list[tuple[Tag, int, bytes]]) -> None:
 def test_damaged(damage: object) -> None:
     """Cut, lengthened, of another version or kind, with a lying length: refused."""
     out = Writer(MessageType.RESULT)
-    out.put(Tag.REPORT, REPORT.pack(*range(17)))
+    out.put(Tag.REPORT, REPORT.pack(*range(18)))
     with pytest.raises(WireError):
         wire.decode(damage(out.message()))  # type: ignore[operator]
 
@@ -177,7 +177,7 @@ def result(*fields: tuple[Tag, bytes]) -> wire_result.RawResult:
 
 def test_result() -> None:
     """A report comes back word by word, with the files of evidence by their index."""
-    words = (JobState.EXEC, 5, -1, 9, 0xC000003E, 59, *range(100, 111))
+    words = (JobState.EXEC, 5, -1, 9, 0xC000003E, 59, *range(100, 112))
     raw = result(
         (Tag.EVIDENCE, b"8:0 rbytes=1\n"),
         (Tag.COUNTERS, struct.pack("<2q", -1, 2**40)),
@@ -185,12 +185,12 @@ def test_result() -> None:
     )
     assert raw == (*words, (-1, 2**40), {3: b"8:0 rbytes=1\n"}, None)
     assert (raw.state, raw.code, raw.status) == (JobState.EXEC, -1, 9)
-    assert (raw.received_ns, raw.cpu_end_ns, raw.involuntary) == (100, 105, 110)
+    assert (raw.received_ns, raw.cpu_end_ns, raw.ooms) == (100, 105, 111)
 
 
 def test_impossible_results() -> None:
     """Values out of range are refused, and a report that is not there or not whole."""
-    good = (JobState.EXEC, *range(16))
+    good = (JobState.EXEC, *range(17))
     assert result((Tag.REPORT, REPORT.pack(*good))).state == JobState.EXEC
     for words in ((99, *good[1:]), (good[0], 99, *good[2:])):
         with pytest.raises(WireError):
@@ -216,7 +216,7 @@ def test_the_usual_result_in_one_go() -> None:
             out.put(tag, data)
         return out.message()
 
-    words = (JobState.EXEC, 1, 1, 137, 0, -1, *range(2**40, 2**40 + 11))
+    words = (JobState.EXEC, 1, 1, 137, 0, -1, *range(2**40, 2**40 + 12))
     report = (Tag.REPORT, REPORT.pack(*words))
     whole = message(report, counted)
     assert usual.read(whole) == wire_result.parse_result(wire.decode(whole))
