@@ -31,8 +31,6 @@ YOUNG_NS = 100_000_000
 STUCK_SECONDS = 30.0
 """How long zygote and init may be silent when a word from them is due."""
 _PARKED, _EXEC, _NONE = int(JobState.PARKED), int(JobState.EXEC), CAUSES.index("none")
-BUDGET = 4 << 20
-"""Bytes from one pipe before the others have their turn."""
 MOST_FILES = 2048
 """That init tells of, collected or not, beside two for each pattern (native/collect.c): the first
 that cannot be collected, and that there are others."""
@@ -158,7 +156,7 @@ class Run:
         Most jobs end before they have written what a pipe holds, and need no more than this look.
         """
         for capture in self._captures:
-            capture.drain(budget=BUDGET)
+            capture.drain_some()
             if capture.total:
                 return False
         return time.monotonic_ns() - self.outcome.host.sent_ns < YOUNG_NS
@@ -312,7 +310,7 @@ class Run:
                     # registration.
                     self._ready.unregister(fd)
                     self._feed.close_write()
-            elif captures[fd].drain(budget=BUDGET):
+            elif captures[fd].drain_some():
                 self._ready.unregister(fd)
                 if captures[fd].exceeded:
                     self.outcome.stop_reason("output")

@@ -117,9 +117,11 @@ class Sender(_End, ByteSendStream):
             try:
                 left = left[write_some(self._fd, left) :]
             except BlockingIOError:
-                await anyio.wait_writable(self._fd)
+                pass
             except OSError as error:  # EPIPE
                 raise anyio.BrokenResourceError from error
+            if left:  # always: a job that reads as fast must not keep the event loop
+                await anyio.wait_writable(self._fd)
 
 
 class Receiver(_End, ByteReceiveStream):

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 WIDE = 1 << 20
+TURN, TURN_CALLS = 4 << 20, 1024
+"""Bytes that a pipe takes of one turn of the host's loop, and system calls: a job decides how much
+comes with each. With O_DIRECT a pipe gives one packet at a time (pipe(2)), of a byte if need be."""
 JOBS_READ, JOBS_WRITE, JOBS_BOTH = 0o444, 0o222, 0o666
 """What jobs do with a pipe."""
 
@@ -128,9 +131,9 @@ class Capture(_Pipe):
         self._whole.writelines(self._chunks)
         self._chunks.clear()
 
-    def drain(self, budget: int = 1 << 62) -> bool:
+    def drain(self, budget: int = 1 << 62, calls: int = 1 << 62) -> bool:
         """Reads what is there, without waiting; true at end of file or beyond the cap."""
-        while budget > 0:
+        while budget > 0 and calls > 0:
             # One byte beyond the cap is enough to know.
             room = WIDE if self.cap is None else self.cap + 1 - self.total
             if room <= 0:
@@ -143,17 +146,22 @@ class Capture(_Pipe):
                 return True
             self.total += len(data)
             budget -= len(data)
+            calls -= 1
             if self._whole is None:
                 self._chunks.append(bytes(data))
             else:
                 self._whole.write(data)
         return False
 
+    def drain_some(self) -> bool:
+        """As `drain`, but leaves the others their turn."""
+        return self.drain(TURN, TURN_CALLS)
+
     def drain_now(self) -> None:
         """Reads what there is at this moment, and no more: whoever still writes is no job."""
         there = array.array("i", [0])
         fcntl.ioctl(self.read_end, termios.FIONREAD, there)
-        self.drain(budget=there[0])
+        self.drain(there[0])
 
     def data(self) -> bytes:
         """What was kept."""
@@ -204,10 +212,14 @@ class Feed(_Pipe):
         return done
 
     def step(self) -> bool:
-        """Writes what fits; true when nothing is left, or nobody reads."""
+        """Writes what fits, for one turn; true when nothing is left, or nobody reads."""
+        end, calls = len(self._left) - TURN, TURN_CALLS
         try:
             while self._left:
+                if len(self._left) <= end or not calls:
+                    return False
                 self._left = self._left[write_some(self.write_end, self._left[:WIDE]) :]
+                calls -= 1
         except BlockingIOError:
             return False
         except BrokenPipeError:
