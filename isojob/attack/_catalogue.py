@@ -153,7 +153,7 @@ def _all() -> Iterator[Attack]:
 
     uncounted = partial(_harmless, "memory", "uncounted")
     yield uncounted("uncounted_sockets", "kernel memory behind sockets that no limit counts")
-    yield uncounted("uncounted_inodes", "kernel memory behind inodes that no limit counts")
+    yield uncounted("uncounted_inodes", "kernel memory behind inodes and more that no limit counts")
     yield uncounted("huge_pages", "huge pages, outside the memory limit")
     yield uncounted("counted_for_root", "what is counted for the host's user and then runs out")
 
@@ -187,6 +187,7 @@ def _all() -> Iterator[Attack]:
     yield time(
         "other_cpus", "run on other processors", "other_cpus", _CPU_SET, limits={"cpuset": _CPU_SET}
     )
+    yield time("whole_cores", "keep everybody else off its cores")
     yield time("strange_name", "a name that breaks /proc parsers", ends=_CPU, limits=_SHORT_CPU)
     yield time("leader_gone", "burn behind a dead first thread", ends=_CPU, limits=_SHORT_CPU)
     yield time("set_the_clock", "change the clock", ends=WALL, limits=SHORT_WALL)
@@ -269,6 +270,7 @@ def _all() -> Iterator[Attack]:
     yield watching("watch_files", "see who uses the files that all share")
     yield watching("leases", "make whoever opens a file wait")
     yield watching("flush_disks", "have the host write out all it holds")
+    yield watching("file_system_keys", "leave keys in file systems that all share")
 
     def spaces(name: str, title: str, *program: str, **rest: Any) -> Attack:
         program = ("spaces", *(program or (name,)))

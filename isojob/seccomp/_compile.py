@@ -14,15 +14,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from isojob.errors import HostNotSupportedError, ProfileError
+from isojob.seccomp._answers import ENOSYS, USER_NOTIF
 from isojob.seccomp._architectures import X32_BIT, Architecture, architecture
 from isojob.seccomp._bpf import ARCH, NR, Graph, argument
 from isojob.seccomp._names import Unnumbered, number
-from isojob.seccomp._policy import ENOSYS, USER_NOTIF, build_policy
+from isojob.seccomp._policy import build_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from isojob.seccomp._policy import Answer, Condition, Policy
+    from isojob.seccomp._answers import Answer, Condition
+    from isojob.seccomp._policy import Policy
     from isojob.seccomp._profile import SeccompProfile
 
 __all__ = ["SETUP_SYSCALLS", "CompiledProfile", "compile_profile", "running_kernel"]

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isojob.errors import ProfileError
+from isojob.seccomp._answers import (
+    ALLOW,
+    ENOSYS,
+    ERRNO,
+    LOG,
+    USER_NOTIF,
+    Answer,
+    Condition,
+    severity,
+)
 from isojob.seccomp._arguments import argument_bits
+from isojob.seccomp._guards import GUARDS, INIT_GUARDS, SYNCED
 from isojob.seccomp._names import Unnumbered, number
 
 if TYPE_CHECKING:
@@ -15,14 +26,7 @@ if TYPE_CHECKING:
     from isojob.seccomp._format import Comparison, Rule
     from isojob.seccomp._profile import SeccompProfile
 
-__all__ = ["ALLOW", "ENOSYS", "USER_NOTIF", "Answer", "Condition", "Policy", "build_policy"]
-
-# SECCOMP_RET constants of linux/seccomp.h.
-ALLOW = 0x7FFF0000
-LOG = 0x7FFC0000
-USER_NOTIF = 0x7FC00000
-ERRNO = 0x00050000
-ENOSYS = ERRNO | errno.ENOSYS
+__all__ = ["Policy", "build_policy"]
 
 # All that ends a process ends the job, by init, which hears of the call and can name it: waitid(2)
 # does not tell a filter's SIGSYS from one that the job raised.
@@ -34,159 +38,6 @@ _RETURNS = {
     "SCMP_ACT_ERRNO": ERRNO,
     "SCMP_ACT_LOG": LOG,
     "SCMP_ACT_ALLOW": ALLOW,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One comparison, with the width at which it is made.
-
-    Attributes:
-        index: Position of the argument.
-        bits: How many of its low bits are compared: 16, 32 or 64.
-        op: EQ, NE, LT, LE, GT, GE or MASKED_EQ.
-        value: What with; the mask of MASKED_EQ.
-        second: What the masked argument must be.
-    """
-
-    index: int
-    bits: int
-    op: str
-    value: int
-    second: int = 0
-
-    def holds(self, argument: int) -> bool:
-        """Whether an argument, already cut to its width, meets the condition."""
-        match self.op:
-            case "EQ":
-                return argument == self.value
-            case "NE":
-                return argument != self.value
-            case "LT":
-                return argument < self.value
-            case "LE":
-                return argument <= self.value
-            case "GT":
-                return argument > self.value
-            case "GE":
-                return argument >= self.value
-        return argument & self.value == self.second
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the filter returns if all conditions hold."""
-
-    value: int
-    conditions: tuple[Condition, ...] = ()
-
-
-def severity(value: int) -> int:
-    """How restrictive a return value is."""
-    return [ALLOW, LOG, ERRNO, USER_NOTIF].index(value if value & 0xFFFF == 0 else ERRNO)
-
-
-def _refusal(error: int, *comparisons: tuple[int, str, int]) -> Answer:
-    """An error if all comparisons hold: position, operator, value, each of 32 bits."""
-    conditions = (Condition(index, 32, op, value) for index, op, value in comparisons)
-    return Answer(ERRNO | error, tuple(conditions))
-
-
-def _flag(index: int, flag: int) -> Answer:
-    return Answer(ERRNO | errno.ENOMEM, (Condition(index, 32, "MASKED_EQ", flag, flag),))
-
-
-def _values(error: int, index: int, *values: int) -> tuple[Answer, ...]:
-    return tuple(_refusal(error, (index, "EQ", value)) for value in values)
-
-
-# A job that changes the limits of process 1 takes the sandbox's init apart; no other protection of
-# the kernel stands before prlimit(2) where both have one uid.
-_INIT_GUARDS: dict[str, tuple[Answer, ...]] = {"prlimit64": _values(errno.EPERM, 0, 1)}
-
-_UNIX, _INET, _INET6 = 1, 2, 10
-_TCP, _UDP = 6, 17
-
-
-def _unless_unix(error: int, *more: Condition) -> Answer:
-    return Answer(ERRNO | error, (Condition(0, 32, "NE", _UNIX), *more))
-
-
-def _kind(mask: int, value: int) -> Condition:
-    return Condition(1, 32, "MASKED_EQ", mask, value)
-
-
-_SOCKET = (
-    # Each other family, protocol and type, and each that do not match, has the kernel look for a
-    # module, and so does a raw socket of protocol 0. What NETLINK queues is memory of the kernel's
-    # that no cgroup is charged with, AF_ALG shares the host's page cache (CVE-2026-31431), AF_VSOCK
-    # passes network namespaces by.
-    _refusal(errno.EAFNOSUPPORT, *((0, "NE", family) for family in (_UNIX, _INET, _INET6))),
-    _unless_unix(errno.EPERM, _kind(15, 3)),
-    _unless_unix(
-        errno.EPROTONOSUPPORT,
-        *(Condition(2, 32, "NE", protocol) for protocol in (0, _TCP, _UDP)),
-    ),
-    _unless_unix(errno.EPROTONOSUPPORT, _kind(15, 1), Condition(2, 32, "EQ", _UDP)),
-    _unless_unix(errno.EPROTONOSUPPORT, _kind(15, 2), Condition(2, 32, "EQ", _TCP)),
-    *(_unless_unix(errno.ESOCKTNOSUPPORT, _kind(*kind)) for kind in ((15, 0), (12, 4), (8, 8))),
-)
-_IOCTL = _values(
-    errno.EPERM,
-    1,
-    # asm-generic/ioctls.h. TIOCSTI and TIOCLINUX type into a terminal (CVE-2017-5226); TIOCSETD
-    # loads line disciplines, a row of kernel holes (CVE-2017-2636, CVE-2023-6546).
-    *(0x5412, 0x541C, 0x5423),
-    # linux/sockios.h: SIOC[GS]IFBR, SIOC[GS]IFVLAN, SIOCBR(ADD|DEL)(BR|IF) load modules on any
-    # socket; the last two since Linux 6.14, which looks at capabilities later.
-    *(0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3),
-)
-_OPTIONS = {
-    # SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF: code of the machine-wide bpf_jit_limit.
-    # SO_RESERVE_MEM: of the machine-wide tcp_mem.
-    1: (26, 51, 73),
-    # TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY, TCP_AO_INFO: no cgroup is charged with the keys.
-    6: (14, 32, 38, 40),
-    # Memberships, likewise: IP_ADD_(SOURCE_)MEMBERSHIP, MCAST_JOIN_(SOURCE_)GROUP; of IPv6 also
-    # IPV6_JOIN_ANYCAST; IPV6_2292PKTOPTIONS, of 64 KiB, and IPV6_RTHDR. IPV6_FLOWLABEL_MGR: the
-    # table is the machine's.
-    0: (35, 39, 42, 46),
-    41: (6, 20, 27, 32, 42, 46, 57),
-}
-_NO_SUCH_CALL = (Answer(ENOSYS),)
-_NO_ATTRIBUTES = (Answer(ERRNO | errno.EOPNOTSUPP),)
-_SYNCED = (Answer(ERRNO),)
-_GUARDS: dict[str, tuple[Answer, ...]] = {
-    **_INIT_GUARDS,
-    "socket": _SOCKET,
-    # The kernel makes the sockets before it says that only UNIX has pairs.
-    "socketpair": (_unless_unix(errno.EAFNOSUPPORT),),
-    "ioctl": _IOCTL,
-    "setsockopt": tuple(
-        _refusal(errno.ENOPROTOOPT, (1, "EQ", level), (2, "EQ", option))
-        for level, options in _OPTIONS.items()
-        for option in options
-    ),
-    # Access control lists: up to 64 KiB an inode that no cgroup is charged with. Their names are
-    # in memory, where no filter sees them.
-    **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "setxattrat"), _NO_ATTRIBUTES),
-    # A policy for each range of a mapping, of shared memory for as long as that lasts, charged to
-    # nobody.
-    "mbind": _NO_SUCH_CALL,
-    # Watches of bound directories tell what the host and other jobs open; the instances count for
-    # who made the user namespace, up to the host's root (ucounts), and so does fanotify.
-    **dict.fromkeys(("inotify_init", "inotify_init1", "fanotify_init"), _NO_SUCH_CALL),
-    # It makes these calls where no filter sees them.
-    "io_uring_setup": _NO_SUCH_CALL,
-    # F_SETLEASE and F_SETDELEG (Linux 6.19) make the host's next open wait for the job, F_NOTIFY
-    # watches.
-    "fcntl": _values(errno.EINVAL, 1, 1024, 1026, 1040),
-    # MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB: the host's own pool, outside of the memory limit.
-    "mmap": (_flag(3, 0x40000),),
-    "memfd_create": (_flag(1, 4),),
-    "shmget": (_flag(2, 0o4000),),
-    # They flush the whole host. Said to be done: neither promises what fsync(2) does.
-    **dict.fromkeys(("sync", "syncfs"), _SYNCED),
 }
 
 
@@ -285,13 +136,13 @@ def _refuse(guards: tuple[Answer, ...], answers: list[Answer]) -> list[Answer]:
 
     A guard that says to have done what it was asked counts only for what is allowed.
     """
-    if answers[-1].value != USER_NOTIF and _SYNCED[0] not in guards:
+    if answers[-1].value != USER_NOTIF and SYNCED[0] not in guards:
         return [*guards, *answers]
     found: list[Answer] = []
     for answer in answers:
         for guard in guards:
             allowed = answer.value in (ALLOW, LOG)
-            if allowed or (answer.value != USER_NOTIF and guard not in _SYNCED):
+            if allowed or (answer.value != USER_NOTIF and guard not in SYNCED):
                 found.append(Answer(guard.value, (*answer.conditions, *guard.conditions)))
         found.append(answer)
     return found
@@ -335,7 +186,7 @@ def build_policy(
         ProfileError: A rule cannot be enforced.
         HostNotSupportedError: libseccomp is missing.
     """
-    choices = {"all": _GUARDS, "init": _INIT_GUARDS, "none": {}}
+    choices = {"all": GUARDS, "init": INIT_GUARDS, "none": {}}
     rules: dict[int, list[Answer]] = {}
     unresolved: dict[str, None] = {}
     default = _return_value(profile.default_action, profile.default_errno)

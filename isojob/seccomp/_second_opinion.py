@@ -7,13 +7,14 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from isojob.errors import ProfileError
+from isojob.seccomp._answers import ENOSYS, USER_NOTIF
 from isojob.seccomp._architectures import architecture
 from isojob.seccomp._compile import running_kernel
 from isojob.seccomp._names import library
-from isojob.seccomp._policy import ENOSYS, USER_NOTIF, build_policy
+from isojob.seccomp._policy import build_policy
 
 if TYPE_CHECKING:
-    from isojob.seccomp._policy import Answer
+    from isojob.seccomp._answers import Answer
     from isojob.seccomp._profile import SeccompProfile
 
 __all__ = ["libseccomp_filter"]

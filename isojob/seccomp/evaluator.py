@@ -174,6 +174,7 @@ def _option(words: list[int]) -> int | None:
 _REQUESTS = (
     *(0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983),
     *(0x89A0, 0x89A1, 0x89A2, 0x89A3),
+    *(0x9408, 0x80089418, 0xC0506617),
 )
 _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
@@ -182,6 +183,8 @@ _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
     "setsockopt": _option,
     "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
+    "pipe2": lambda words: errno.ENOPKG if words[1] & 0o200 else None,
+    "prctl": lambda words: errno.EINVAL if words[0] in (62, 0x53564D41) else None,
     "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
     "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
     "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,

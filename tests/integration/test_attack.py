@@ -33,7 +33,7 @@ def named(*names: str) -> list[Attack]:
 FILTERED = named(
     *("io_uring", "dangerous", "families", "module_requests"),
     *("uncounted_sockets", "uncounted_inodes", "huge_pages"),
-    *("watch_files", "watch_jobs", "leases", "flush_disks"),
+    *("watch_files", "watch_jobs", "leases", "flush_disks", "file_system_keys"),
 )
 """Those that nothing but the filter stops."""
 

@@ -53,7 +53,7 @@ X86_64 = {
     "lookup_dcookie": 212, "mq_open": 240, "shmget": 29, "shmat": 30, "msgget": 68, "semget": 64,
     "clone": 56, "inotify_init": 253, "inotify_add_watch": 254, "mbind": 237, "mq_unlink": 241,
     "setsockopt": 54, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463,
-    "sync": 162, "syncfs": 306,
+    "sync": 162, "syncfs": 306, "pipe2": 293, "prctl": 157,
 }  # fmt: skip
 AARCH64 = {
     "ptrace": 117, "syslog": 116, "personality": 92, "pivot_root": 41, "adjtimex": 171,
@@ -69,7 +69,7 @@ AARCH64 = {
     "kexec_file_load": 294, "lookup_dcookie": 18, "mq_open": 180, "shmget": 194, "shmat": 196,
     "msgget": 186, "semget": 190, "clone": 220, "inotify_add_watch": 27, "mbind": 235,
     "mq_unlink": 181, "setsockopt": 208, "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7,
-    "setxattrat": 463, "sync": 81, "syncfs": 267,
+    "setxattrat": 463, "sync": 81, "syncfs": 267, "pipe2": 59, "prctl": 167,
 }  # fmt: skip
 NUMBERS = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine(), {})
 

@@ -7,9 +7,11 @@ import signal
 import threading
 import time
 
-from attacker import attempt, denied, escaped, main, refused, say, stopped
+from attacker import attempt, denied, escaped, main, refused, say, stopped, syscall
 
 BURNERS = 4
+SCHED_CORE = 62
+"""PR_SCHED_CORE of linux/prctl.h."""
 MARGIN = 1.5
 
 
@@ -146,6 +148,15 @@ def closed_streams():
     for descriptor in range(3):
         os.close(descriptor)
     time.sleep(900)
+
+
+def whole_cores():
+    """Keeps everybody else off the other threads of its cores, whatever its quota."""
+    got, number = syscall("prctl", SCHED_CORE, 1, 0, 1, None)
+    if got == 0:
+        escaped("cores whose other threads run nothing else meanwhile")
+    else:
+        denied("core scheduling", number)
 
 
 def unread_input():

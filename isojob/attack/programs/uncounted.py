@@ -92,10 +92,12 @@ def _option(what, kind, level, option, value):
 
 
 ACL = "system.posix_acl_access"
+# linux/prctl.h, linux/watch_queue.h.
+SET_VMA, NOTIFICATION_PIPE = 0x53564D41, 0x80
 
 
 def uncounted_inodes():
-    """What hangs on inodes: access lists, and policies for where their pages are."""
+    """What hangs on inodes, mappings and pipes: access lists, policies, names, notifications."""
     entries = [(1, 7, -1), *[(2, 7, os.getuid())] * 500, *((tag, 7, -1) for tag in (4, 16, 32))]
     value = struct.pack("=I", 2) + b"".join(struct.pack("=HHi", *entry) for entry in entries)
     with tempfile.NamedTemporaryFile() as file:
@@ -119,11 +121,23 @@ def uncounted_inodes():
         mask = ctypes.c_ulong(1)
         arguments = (ctypes.addressof(pages), mmap.PAGESIZE, 2, ctypes.byref(mask), 64, 0)
         got, number = syscall("mbind", *arguments)
+        named = syscall("prctl", SET_VMA, 0, ctypes.addressof(pages), mmap.PAGESIZE, b"x" * 79)
         del pages
     if got == 0:
         escaped("a policy for shared memory by mbind, which no limit counts")
     else:
         denied("mbind", number, "seccomp" if "mbind" in FILTERED else None)
+    _is_refused("a name for a mapping", *named)
+    ends = (ctypes.c_int * 2)()
+    _is_refused("a notification pipe", *syscall("pipe2", ends, NOTIFICATION_PIPE))
+
+
+def _is_refused(what, got, number):
+    """Many kernels do without, and answer as the filter does."""
+    if got == 0:
+        escaped(f"{what}, which no limit counts")
+    else:
+        denied(what, number)
 
 
 def _setxattrat(path, value):

@@ -26,6 +26,8 @@ FILE = f"{PLACE}/env"
 IN_OPEN, DN_ACCESS = 0x20, 0x1
 F_SETLEASE, F_GETLEASE, F_NOTIFY = 1024, 1025, 1026
 FAN_REPORT_FID = 0x200
+# linux/btrfs.h, linux/fscrypt.h.
+BTRFS_SYNC, ADD_KEY = 0x9408, 0xC0506617
 STEP = 0.02
 
 
@@ -133,6 +135,24 @@ def flush_disks():
         escaped("surface: syncfs reached the kernel")
     else:
         denied("syncfs", number)
+    _request("BTRFS_IOC_SYNC", BTRFS_SYNC)
+
+
+def file_system_keys():
+    """Has a file system that all share keep a key; one that it cannot use."""
+    _request("FS_IOC_ADD_ENCRYPTION_KEY", ADD_KEY, bytes(80))
+
+
+def _request(what, number, *argument):
+    """An ioctl on a shared file, which other file systems answer with ENOTTY."""
+    with open(FILE, "rb") as file:
+        try:
+            fcntl.ioctl(file, number, *argument)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                denied(what, error.errno, "seccomp")
+                return
+        escaped(f"surface: {what} reached the kernel")
 
 
 if __name__ == "__main__":
