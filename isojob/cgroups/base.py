@@ -169,6 +169,8 @@ class Subtree:
     def remove(self) -> None:
         """Takes the directories away, if the zygote could not: idempotent."""
         for directory in self.directories:
+            lift_quotas(directory)
+        for directory in self.directories:
             remove_tree(directory, kill_processes)
 
 
@@ -254,9 +256,19 @@ def sweep(parent: Path, kill: Callable[[Path], None]) -> None:
                 fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lift_quotas(Path(entry.path))
                     remove_tree(Path(entry.path), kill)
                 finally:
                     os.close(fd)
+
+
+def lift_quotas(directory: Path) -> None:
+    """Gives a pool's cells all of the CPU: throttled processes would die in the next period only."""
+    with suppress(OSError):
+        for entry in os.scandir(directory):
+            for name, value in (("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")):
+                with suppress(OSError), open(f"{entry.path}/{name}", "r+b", 0) as file:
+                    file.write(value.encode())
 
 
 def remove_tree(directory: Path, kill: Callable[[Path], None] | None = None) -> None:

@@ -24,6 +24,8 @@ enum cause { CAUSE_NONE, CAUSE_WALL, CAUSE_CPU, CAUSE_OOM, CAUSE_SECCOMP, CAUSE_
 struct account {
     bool ended, empty; /* the main process; all of them */
     bool more; /* others may have ended, too */
+    int64_t cpu_seen; /* what the CPU account said last */
+    unsigned still; /* looks at it since it has moved */
     struct report report;
 };
 
@@ -220,10 +222,14 @@ static void check_cpu(struct cell *cell, struct account *a)
     if (used >= 0 && left <= 0)
         finish(cell, a, CAUSE_CPU);
     /* At worst all CPUs burn at once. Never less than half a millisecond: the account is brought up
-     * to date by ticks and switches, not continuously. */
-    int64_t wait = left / s->ncpus;
-    if (wait < 500000)
-        wait = 500000;
+     * to date by ticks and switches, not continuously. Where it has not moved for some ticks the job
+     * sleeps, and is looked at less and less often. */
+    a->still = used == a->cpu_seen ? a->still + 1 : 0;
+    a->cpu_seen = used;
+    unsigned sleepy = a->still / 32;
+    int64_t least = 500000LL << (sleepy < 4 ? sleepy : 4), wait = left / s->ncpus;
+    if (wait < least)
+        wait = least;
     struct itimerspec t = {.it_value = {.tv_sec = wait / 1000000000, .tv_nsec = wait % 1000000000}};
     timerfd_settime(cell->cpu, 0, &t, NULL);
 }
@@ -292,8 +298,10 @@ _Noreturn static void loop(struct cell *cell)
             if (a.ended)
                 finish(cell, &a, CAUSE_NONE);
         }
-        if (p[LEASE].revents & (POLLHUP | POLLERR))
+        if (p[LEASE].revents & (POLLHUP | POLLERR)) {
+            cgroup_lift(cell);
             _exit(0); /* nobody listens any more; our end is the end of all */
+        }
         if (p[LEASE].revents) {
             if (give_up(cell))
                 _exit(0);

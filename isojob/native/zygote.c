@@ -106,12 +106,16 @@ int zygote_slots(struct zygote *z)
  * without children to wait for. */
 static int own_signals(struct failure *f)
 {
-    /* Not signal(): glibc keeps 32 and 33 to itself and would leave them ignored. */
-    static const uint64_t by_default[4]; /* struct kernel_sigaction: SIG_DFL, no flags, no mask */
+    /* Not signal(): glibc keeps 32 and 33 to itself and would leave them ignored. This is struct
+     * kernel_sigaction: SIG_DFL, flags, no mask. Of children only ends are of interest: one that stops
+     * and goes on without end would wake init each time. execve takes the flag away. */
+    static const uint64_t by_default[4], of_children[4] = {0, SA_NOCLDSTOP};
     sigset_t all;
-    for (int s = 1; s <= 64; s++)
-        if (syscall(SYS_rt_sigaction, s, by_default, NULL, 8) < 0 && errno != EINVAL)
+    for (int s = 1; s <= 64; s++) {
+        const uint64_t *action = s == SIGCHLD ? of_children : by_default;
+        if (syscall(SYS_rt_sigaction, s, action, NULL, 8) < 0 && errno != EINVAL)
             return fail(f, "signals");
+    }
     sigfillset(&all);
     if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
         return fail(f, "signals");
@@ -237,20 +241,27 @@ static void remove_base(const struct config *c)
             unlinkat(c->base_parent[i], c->base_name[i], AT_REMOVEDIR);
 }
 
-static void shut_down(struct zygote *z)
+static void wait_for_cells(struct zygote *z, int64_t ns)
 {
     struct pollfd p = {.fd = z->signals, .events = POLLIN};
-    int64_t deadline = now_ns() + 8 * (int64_t)1000000000;
-    close(z->alive_write); /* sessions see to their own cells */
-    template_end(&z->warm);
-    for (uint32_t i = 0; i < z->config.slots; i++)
-        if (z->slots[i].pid > 0 && !z->slots[i].session)
-            kill(z->slots[i].pid, SIGKILL);
+    int64_t deadline = now_ns() + ns;
     while ((z->live || z->removing || z->warm.reaper > 0) && now_ns() < deadline) {
         poll(&p, 1, z->more ? 0 : 5);
         reap(z);
         retry_removals(z);
     }
+}
+
+static void shut_down(struct zygote *z)
+{
+    close(z->alive_write); /* sessions see to their own cells */
+    template_end(&z->warm);
+    /* Whose host has let go leaves at once by itself, and lifts its CPU quota before (init.c). */
+    wait_for_cells(z, 50000000);
+    for (uint32_t i = 0; i < z->config.slots; i++)
+        if (z->slots[i].pid > 0 && !z->slots[i].session)
+            kill(z->slots[i].pid, SIGKILL);
+    wait_for_cells(z, 8000000000);
     for (uint32_t i = 0; i < z->config.slots; i++)
         if (z->slots[i].pid > 0) /* somebody has stopped it */
             kill(z->slots[i].pid, SIGKILL);

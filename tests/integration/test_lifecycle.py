@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -172,6 +173,36 @@ async def test_dead_init_is_an_error() -> None:
         assert (await pool.run(["true"])).ok
     os.close(read)
     os.close(write)
+
+
+async def test_a_child_that_stops_does_not_wake_init(python: str) -> None:
+    """An orphan, init's own child, that stops and goes on 300 times: init sleeps on."""
+    code = (
+        "import os, signal, sys, time\n"
+        "read, write = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    if (orphan := os.fork()) == 0: signal.pause()\n"
+        "    os.write(write, b'%d' % orphan)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "orphan = int(os.read(read, 20))\n"
+        "for _ in range(300):\n"
+        "    for number in (signal.SIGSTOP, signal.SIGCONT):\n"
+        "        os.kill(orphan, number)\n"
+        "        time.sleep(0.001)\n"
+        "print(flush=True)\n"
+        "sys.stdin.readline()"
+    )
+    async with Pool(parked=0) as pool, pool.open([python, "-I", "-S", "-c", code]) as process:
+        await process.stdout.receive()
+        assert pool._stock.zygote is not None
+        (init,) = children_of(pool._stock.zygote.pid)
+        status = Path(f"/proc/{init}/status").read_text()
+        await process.stdin.send(b"\n")
+        assert (await process.result()).ok
+    switches = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
+    assert switches is not None
+    assert int(switches[1]) < 100
 
 
 async def test_stalled_loop_does_not_stretch_wall_time() -> None:

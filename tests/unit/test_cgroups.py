@@ -327,6 +327,24 @@ def v1(tmp_path: Path) -> V1:
     return V1(own)
 
 
+def test_quotas_are_lifted(tmp_path: Path) -> None:
+    """Of all cells, in the words of either version; nothing is made where there is no quota."""
+    for cell, name, value in (
+        ("cell-1", "cpu.max", "1000 100000"),
+        ("cell-2", "cpu.cfs_quota_us", "1000"),
+        ("cell-3", "pids.max", "5"),
+    ):
+        (tmp_path / cell).mkdir()
+        (tmp_path / cell / name).write_text(value)
+    base.lift_quotas(tmp_path)
+    base.lift_quotas(tmp_path / "none")
+    there = {file.name: file.read_text() for file in tmp_path.glob("*/*")}
+    assert there["pids.max"] == "5"
+    assert there["cpu.max"].startswith("max")
+    assert there["cpu.cfs_quota_us"].startswith("-1")
+    assert len(there) == 3
+
+
 def test_v1_hierarchies_by_need(v1: V1) -> None:
     """cpu, cpuset and blkio are made only for limits that ask for them."""
     mask, writes = v1.cell(Limits(), ())
