@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import random
 import shutil
@@ -45,7 +46,8 @@ def archive(chance: random.Random) -> bytes:
     """Some members, in one of tar's three formats."""
     out = io.BytesIO()
     form = chance.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
-    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+    said = {"comment": "c", "size": "3"} if chance.random() < 0.1 else {}
+    with tarfile.open(fileobj=out, mode="w", format=form, pax_headers=said) as tar:
         for _ in range(chance.randrange(1, 12)):
             member = tarfile.TarInfo(chance.choice(NAMES))
             member.type = chance.choice(
@@ -68,8 +70,11 @@ def archive(chance: random.Random) -> bytes:
                             "GNU.sparse.map",
                             "GNU.sparse.realsize",
                             "mtime",
+                            "SCHILY.xattr.user.x",
                         )
-                    ): chance.choice(("-5", "1e9", "../../x", "1,2,3", "\0", "9" * 30))
+                    ): chance.choice(
+                        ("-5", "1e9", "../../x", "1,2,3", "\0", "9" * 30, "", "x" * 900)
+                    )
                 }
             try:
                 tar.addfile(member, io.BytesIO(data) if member.isreg() else None)
@@ -104,8 +109,11 @@ def damage(data: bytes, chance: random.Random) -> bytes:
 def make(chance: random.Random) -> bytes:
     """One layer or two, each with its length before it."""
     layers = [damage(archive(chance), chance) for _ in range(chance.choice((1, 2)))]
-    if chance.random() < 0.5:
+    packing = chance.random()
+    if packing < 0.5:
         layers = [gzip.compress(layer, mtime=0) for layer in layers]
+    elif packing < 0.6:
+        layers = [lzma.compress(layer, preset=0) for layer in layers]
     if layers[-1] and chance.random() < 0.1:
         layers[-1] = damage(layers[-1], chance)
     return b"".join(LENGTH.pack(len(layer)) + layer for layer in layers)

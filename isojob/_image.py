@@ -38,6 +38,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _EVERY_MACHINES = ("", "v1", "v8")  # variants: of amd64, of arm64
+_MAX_LAYERS = 500  # more than the kernel's overlay would stack
 
 
 class Image(Model, frozen=True):
@@ -209,6 +210,8 @@ def _find(source: Source, reference: str | None) -> _Found:
         found = _look(source, reference)
         if not isinstance(found.config, dict):
             raise ImageError("its configuration is broken")
+        if len(found.layers) > _MAX_LAYERS:
+            raise ImageError(f"it has {len(found.layers)} layers, over {_MAX_LAYERS}")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ImageError(f"its description is broken: {error!r}") from error
     return found

@@ -16,13 +16,14 @@ from typing import IO, Any
 
 from typing_extensions import override
 
-from isojob._tar import BROKEN, COMPRESSED, Archive, decompressed
+from isojob._tar import BROKEN, COMPRESSED, Allowance, Archive, decompressed
 from isojob.errors import ImageError
 
 __all__ = ["MAX_JSON", "Source", "opened"]
 
 MAX_JSON = 8 << 20
 _MAX_PARTS = 10_000
+_MAX_HEADERS = 8 << 20
 
 
 class Source:
@@ -77,18 +78,14 @@ class _Directory(Source):
         return (self._path / name).is_file()
 
 
-class _Outer(Archive):
-    headers_left = 8 << 20  # its members are all kept
-
-
 class _Archive(Source):
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
         self._members: dict[str, tarfile.TarInfo] = {}
-        for member in archive:
-            self._members[member.name.removeprefix("./")] = member
-            if len(self._members) > _MAX_PARTS:
+        for number, member in enumerate(archive, 1):
+            if number > _MAX_PARTS:  # not names: tarfile keeps the members of one name, too
                 raise ImageError("too many files in the archive")
+            self._members[member.name.removeprefix("./")] = member
 
     @override
     def open(self, name: str) -> IO[bytes]:
@@ -126,7 +123,7 @@ def opened(path: Path, store: Path, max_bytes: int) -> Iterator[Source]:
     with path.open("rb") as file, TemporaryFile(dir=store) as room:
         try:
             plain = _plain(file, room, max_bytes)
-            archive = _Outer.open(fileobj=plain, mode="r:")
+            archive = Archive.over(plain, "r:", Allowance(_MAX_HEADERS))
             source = _Archive(archive)
         except BROKEN as error:
             # gzip and bz2 say OSError, without a number, of what they cannot read; and a seek that
@@ -137,7 +134,10 @@ def opened(path: Path, store: Path, max_bytes: int) -> Iterator[Source]:
                 raise
             raise ImageError(f"{path} is no image: {error}") from error
         with archive:
-            yield source
+            try:
+                yield source
+            except tarfile.TarError as error:
+                raise ImageError(f"{path} is no image: {error}") from error
 
 
 def _plain(file: IO[bytes], room: IO[bytes], most: int) -> IO[bytes]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TypeAlias
 
-from isojob._tar import BROKEN, Archive, Ended, decompressed
+from isojob._tar import BROKEN, Allowance, Archive, Ended, decompressed
 from isojob.errors import ImageError
 
 __all__ = ["MAX_BYTES", "MAX_ENTRIES", "Unpacker"]
@@ -23,6 +23,7 @@ __all__ = ["MAX_BYTES", "MAX_ENTRIES", "Unpacker"]
 MAX_BYTES = 16 << 30
 """Of all files of an image together."""
 MAX_ENTRIES = 2_000_000
+_MAX_HEADERS = 1 << 30  # each entry may have a short one
 _MAX_LINKS = 40
 _MAX_DEPTH = 200
 _MAX_TIME = 2**32
@@ -42,14 +43,21 @@ class Unpacker:
         directory: An empty directory of ours.
         max_bytes: Of all files together.
         max_entries: Names in all layers together.
+        max_headers: Bytes of extended headers in all layers together.
     """
 
     def __init__(
-        self, directory: str, *, max_bytes: int = MAX_BYTES, max_entries: int = MAX_ENTRIES
+        self,
+        directory: str,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_entries: int = MAX_ENTRIES,
+        max_headers: int = _MAX_HEADERS,
     ) -> None:
         self._root = os.open(directory, _DIRECTORY)
         self._bytes = max_bytes
         self._entries = max_entries
+        self._headers = Allowance(max_headers)
         self._emptied: set[int] = set()
         """Inodes of directories that hold nothing but what the layer at hand has put there."""
         self.used = 0
@@ -74,12 +82,10 @@ class Unpacker:
             # Not by tarfile itself: it reads the first of several gzip members, which pgzip writes.
             with (
                 decompressed(stream) as plain,
-                Archive.open(fileobj=Ended(plain), mode="r|") as archive,
+                Archive.over(Ended(plain), "r|", self._headers) as archive,
             ):
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # kept for ever before 3.13
-                    if member.size < 0:  # by a pax record
-                        raise ImageError(f"{member.name!r} has a negative size")
                     self._take(1, member.size + len(member.name))
                     self.used += member.size
                     self._member(archive, member, made)

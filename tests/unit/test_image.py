@@ -13,14 +13,17 @@ import platform
 import re
 import shutil
 import tarfile
+import time
+import tracemalloc
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isojob import Image, ImageError, Root, Sandbox
-from isojob._tar import Archive
+from isojob import Image, ImageError, Root, Sandbox, _image_source
+from isojob._image_source import opened
 from isojob._unpack import Unpacker
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -569,14 +572,22 @@ def header(name: str, kind: bytes, size: int, **fields: Any) -> bytes:
     return bytes(block)
 
 
+def extended(kind: bytes, body: bytes) -> bytes:
+    """An extended header with whatever in it."""
+    return header("x", kind, len(body)) + body + bytes(-len(body) % 512)
+
+
+def record(key: str, value: str) -> bytes:
+    rest = f" {key}={value}\n".encode()
+    length = len(rest)
+    while len(str(length)) + len(rest) != length:
+        length = len(str(length)) + len(rest)
+    return str(length).encode() + rest
+
+
 def records(kind: bytes, **given: str) -> bytes:
     """A pax header."""
-    data = b""
-    for key, value in given.items():
-        record = f" {key}={value}\n".encode()
-        length = len(record) + len(str(len(record) + 3))
-        data += str(length).encode() + record
-    return header("x", kind, len(data)) + data + bytes(-len(data) % 512)
+    return extended(kind, b"".join(record(key, value) for key, value in given.items()))
 
 
 HUGE = 1 << 80
@@ -595,8 +606,12 @@ ENDLESS = {
     "sparse 1.0": records(PAX, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
     + header("f", REG, 4)
     + b"999999999\n".ljust(512, b"0"),
-    "globals": b"".join(records(GLOBAL, **{f"k{n}": "v" * 400}) for n in range(20))
-    + header("f", REG, 0),
+    "size below zero": records(PAX, size="-1024") + header("f", REG, 0),
+    "size beyond any": records(PAX, size="9" * 5000) + header("f", REG, 0),
+    "size that is none": records(PAX, size="1_0") + header("f", REG, 0),
+    "long header": extended(PAX, record("k", "v" * (256 << 10))) + header("f", REG, 0),
+    "long name": extended(tarfile.GNUTYPE_LONGNAME, b"./" * (33 << 10)) + header("f", REG, 0),
+    "headers before headers": extended(PAX, b"") * 5000 + header("f", REG, 0),
 }
 
 
@@ -613,15 +628,178 @@ def test_endless_archives(name: str, layout: Layout, store: Path, tmp_path: Path
     assert list(store.iterdir()) == []
 
 
-def test_headers_together(layout: Layout, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All headers of a layer are bounded, however small each is; an ordinary layer has room."""
-    monkeypatch.setattr(Archive, "headers_left", 100_000)
-    many = b"".join(records(PAX, comment="c" * 900) + header("f", REG, 0) for _ in range(100))
-    with pytest.raises(ImageError, match="headers of unlikely size"):
-        Image.load(layout.image(many + bytes(1024)), store=store)
+@pytest.mark.parametrize("kind", [PAX, GLOBAL, tarfile.SOLARIS_XHDTYPE])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"2 " * 500 + b"x=",
+        b"7 k=v\n" + b"6 k=v\n",
+        b"6 k=v\n" + b"99 k=v\n",
+        b"6 k=vv",
+        b"6 k=v\n" + b"junk",
+        b"6 k=v\n" + bytes(3) + b"6 k=v\n",
+        b"5 kv\n",
+        b"5 =v\n",
+        b"0 k=v\n",
+        b"-6 k=v\n",
+        b"6  k=v\n",
+        b"1" * 5000,
+        b"1" * 5000 + b" k=v\n",
+        b"=",
+    ],
+)
+def test_pax_records_that_are_none(store: Path, layout: Layout, kind: bytes, body: bytes) -> None:
+    """Records that overlap, or leave something over: Pythons of before CVE-2024-6232 take them."""
+    with pytest.raises(ImageError, match="records"):
+        Image.load(layout.image(extended(kind, body) + header("f", REG, 0)), store=store)
+    assert list(store.iterdir()) == []
+
+
+@pytest.mark.parametrize("body", [b"1" * 60_000, record("k", "1" * 60_000)])
+def test_pax_records_of_digits(layout: Layout, store: Path, body: bytes) -> None:
+    """They take no time that grows by the square, broken or whole: tarfile's own patterns do."""
+    path = layout.image(extended(PAX, body) + header("f", REG, 0))
+    began = time.process_time()
+    if body.endswith(b"\n"):
+        assert tree(Image.load(path, store=store)) == {"f": ""}
+    else:
+        with pytest.raises(ImageError, match="records"):
+            Image.load(path, store=store)
+    assert time.process_time() - began < 1
+
+
+def test_pax_records(layout: Layout, store: Path) -> None:
+    """What writers put there is understood: padding, attributes of any bytes, long and odd names."""
+    capability = record("SCHILY.xattr.security.capability", "\1\0\n=\0\n")
+    large = "".join(chr(n % 128) for n in range(64 << 10))
+    bodies = [
+        record("path", "a\nb=c") + bytes(600),
+        capability + record("SCHILY.xattr.user.x", large) * 3 + record("path", "attributes"),
+        record("hdrcharset", "BINARY") + b"13 path=\xff\xe4/x\n",
+        record("path", "") + record("mtime", "5.5"),
+        record("path", "linked") + record("comment", "é"),
+        b"",
+    ]
+    data = b"".join(extended(PAX, body) + header(f"f{n}", REG, 0) for n, body in enumerate(bodies))
+    data += records(PAX, path="sized", size="3", mtime="no time") + header("s", REG, 0)
+    data += b"abc".ljust(512, b"\0") + records(PAX, path="l/l", linkpath="d" * 300 + "/../sized")
+    data += header("s", tarfile.SYMTYPE, 0)
+    image = Image.load(layout.image(data + bytes(1024)), store=store)
+    assert set(tree(image)) == {
+        "a\nb=c", "attributes", "\udcff\udce4", "\udcff\udce4/x", "f3", "linked", "f5", "sized",
+        "l", "l/l",
+    }  # fmt: skip
+    assert tree(image)["sized"] == "abc" and tree(image)["l/l"] == "-> " + "d" * 300 + "/../sized"
+    assert Path(image.path, "f3").stat().st_mtime == 5.5
+
+
+def test_global_headers(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """As container runtimes do, they are passed over; and so cost nothing with each file below."""
+    said = records(GLOBAL, comment="c" * 40, path="g", size="9", mtime="9")
+    data = said + header("f", REG, 2) + b"{}".ljust(512, b"\0") + said + header("h", REG, 0)
+    image = Image.load(layout.image(data + bytes(1024)), store=store)
+    assert tree(image) == {"f": "{}", "h": ""}
+    many = extended(GLOBAL, b"".join(record(f"k{n}", "") for n in range(400)))
+    (tmp_path / "outer.tar").write_bytes(many + header("f", REG, 0) * 1000 + bytes(1024))
+    tracemalloc.start()
+    try:
+        with opened(tmp_path / "outer.tar", store, 0):
+            assert tracemalloc.get_traced_memory()[0] < 3 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_parts_together(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of an archive count, whatever they are called: tarfile keeps all of them."""
+    monkeypatch.setattr(_image_source, "_MAX_PARTS", 100)
+    path = tmp_path / "outer.tar"
+    for names in (["a"] * 101, [f"{n}" for n in range(101)]):
+        path.write_bytes(layer(*((name, b"") for name in names)))
+        with pytest.raises(ImageError, match="too many files"):
+            Image.load(path, store=store)
+    path.write_bytes(layer(*[("a", b"")] * 100))
+    with pytest.raises(ImageError, match="neither"):
+        Image.load(path, store=store)
+
+
+def dictionary(packed: bytes, size: int) -> bytes:
+    """The same, but that it says it needs a dictionary of that size: 4 GiB by 40."""
+    length = (packed[12] + 1) * 4
+    block = bytearray(packed[12 : 12 + length - 4])
+    block[4] = size
+    check = zlib.crc32(block).to_bytes(4, "little")
+    return packed[:12] + block + check + packed[12 + length :]
+
+
+def test_dictionaries(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """As large as xz makes any; not the gigabytes that a few bytes may ask for."""
+    data = layer(("a", b"1"))
+    packed = lzma.compress(data, preset=0)
+    assert tree(Image.load(layout.image(dictionary(packed, 28)), store=store)) == {"a": "1"}
     layout.manifests.clear()
-    few = records(GLOBAL, comment="c" * 40) + records(PAX, path="g") + header("f", REG, 0)
-    assert tree(Image.load(layout.image(few + bytes(1024)), store=store)) == {"g": ""}
+    large = dictionary(packed, 40)
+    (tmp_path / "outer.tar").write_bytes(large)
+    docker(tmp_path / "docker.tar", large, digests=[data])
+    for path in (layout.image(large), tmp_path / "outer.tar", tmp_path / "docker.tar"):
+        with pytest.raises(ImageError, match="[Mm]emory"):
+            Image.load(path, store=tmp_path / "other")
+
+
+def test_streams_of_xz(layout: Layout, store: Path) -> None:
+    """One after the other, with padding or without; cut, or with something else behind, is broken."""
+    data = layer(("a", b"1" * 100_000))
+    half = len(data) // 2
+    first, last = (lzma.compress(part, preset=0) for part in (data[:half], data[half:]))
+    empty = lzma.compress(b"") * 1000
+    for packed in (first + last, first + bytes(4) + empty + last + bytes(20_000)):
+        layout.manifests.clear()
+        assert tree(Image.load(layout.image(packed), store=store)) == {"a": "1" * 100_000}
+    for broken in (first, first[:-1], first + b"more" + last, first + last[:20]):
+        layout.manifests.clear()
+        with pytest.raises(ImageError, match="no tar archive"):
+            Image.load(layout.image(broken), store=store)
+
+
+def test_headers_together(tmp_path: Path) -> None:
+    """All headers of an image are bounded, however small each is, and in however many layers."""
+    some = records(PAX, comment="c" * 900) + header("f", REG, 0)
+    unpacker = Unpacker(str(tmp_path), max_headers=100_000)
+    try:
+        for _ in range(3):
+            unpacker.layer(io.BytesIO(some * 20 + bytes(1024)))
+        with pytest.raises(ImageError, match="headers of unlikely size"):
+            unpacker.layer(io.BytesIO(some * 20 + bytes(1024)))
+    finally:
+        unpacker.close()
+
+
+def test_many_layers(layout: Layout, store: Path, tmp_path: Path) -> None:
+    """More than any runtime could stack are refused, though a blob may be there but once."""
+    data = layer(("a", b"1"))
+    assert tree(Image.load(layout.image(*[data] * 500), store=store)) == {"a": "1"}
+    layout.manifests.clear()
+    made = docker(tmp_path / "docker.tar", data, digests=[data] * 501, names=["0/layer.tar"] * 501)
+    for path in (layout.image(*[data] * 501), made):
+        with pytest.raises(ImageError, match="501 layers"):
+            Image.load(path, store=store)
+
+
+def test_what_ends_while_it_is_read(store: Path, tmp_path: Path) -> None:
+    """Sizes that only a global header gives, and an archive that somebody cuts meanwhile."""
+    path = tmp_path / "outer.tar"
+    said = records(GLOBAL, size="99999999") + header("index.json", REG, 2)
+    path.write_bytes(said + b"{}".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(ImageError):
+        Image.load(path, store=store)
+
+    def cut() -> None:
+        path.write_bytes(layer(("index.json", bytes(1 << 20))))
+        with opened(path, store, 0) as source:
+            os.truncate(path, 1024)
+            source.json("index.json")
+
+    with pytest.raises(ImageError, match="is no image"):
+        cut()
 
 
 def test_links_do_not_lead_out(layout: Layout, store: Path, tmp_path: Path) -> None:
