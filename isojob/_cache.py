@@ -70,7 +70,7 @@ class Cache:
         for argument in job.argv:
             add(argument)
         add(job.environment.fields)
-        add((job.cwd or "").encode())
+        add((job.cwd or "").encode("utf-8", "surrogateescape"))
         add(job.limits.model_dump_json().encode())
         add(f"{job.stdout} {job.stderr} {job.no_exec}".encode())
         add(str(outputs).encode())

@@ -197,7 +197,7 @@ class Results(AsyncIterator[Result]):
         """Ends the jobs that run and waits until nothing of them is left. Idempotent."""
         self._closed = True
         work = self._work
-        if work is None or work.workers == 0:
+        if work is None:
             return
         work.cancel()
 

@@ -328,9 +328,11 @@ class PythonPool:
         with self._lock:
             if self._renewal is not None and self._renewal.is_alive():
                 return
-            self._jobs, self._born = 0, time.monotonic()
-            self._renewal = threading.Thread(target=self._renew, name="isojob-rotate", daemon=True)
-            self._renewal.start()
+            renewal = threading.Thread(target=self._renew, name="isojob-rotate", daemon=True)
+            with suppress(RuntimeError):  # none can be started: the next job tries again
+                renewal.start()
+                self._renewal = renewal
+                self._jobs, self._born = 0, time.monotonic()
 
     def _renew(self) -> None:
         with suppress(IsojobError, OSError):  # the old one stays; the next count tries again

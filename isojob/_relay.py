@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -95,7 +96,11 @@ class Relay:
         both = False
         with suppress(OSError):
             left = fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)
-            while left > 0 and not both:
+            # One takes a page at least, which may be a packet of one byte (O_DIRECT, pipe(2)); and
+            # one finds the end.
+            reads = left // mmap.PAGESIZE + 1
+            while left > 0 and reads > 0 and not both:
+                reads -= 1
                 data = os.read(self._pipe, min(CHUNK, left))
                 both = not data
                 self._transcript.note(self._side, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from isojob._descriptors import read_into
+from isojob.host import failures
+from isojob.wire import Failure
 
 if sys.platform != "win32":
     import fcntl
@@ -259,11 +262,20 @@ class FileFeed(_Pipe):
         self.close_read()
 
     def start(self) -> bool:
-        """Starts the thread, which owns file and write end from now on; nothing is left to us."""
+        """Starts the thread, which owns file and write end from now on; nothing is left to us.
+
+        Raises:
+            SandboxSetupError: No thread can be started.
+        """
         self.widen()
         # By their numbers: `close` forgets what is the thread's.
         ours = (self._file, self.write_end)
-        threading.Thread(target=self._copy, args=ours, name="isojob-stdin", daemon=True).start()
+        thread = threading.Thread(target=self._copy, args=ours, name="isojob-stdin", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            failure = Failure("start of the thread for stdin", errno.EAGAIN)
+            raise failures.to_exception(failure) from error
         self._owner = os.getpid()
         return True
 

@@ -40,11 +40,13 @@ class Watched:
         self._heard = False
         self._service: Service | None = None
 
-    def ready(self) -> None:
+    def ready(self, watch: Watch) -> None:
         """There is something to read, or the other end has gone. Said once (EPOLLET)."""
         self._heard = True
-        if self._service is not None:
-            self._service.ready()
+        service = self._service
+        # In this order: another loop's thread that takes it over is told by its own epoll.
+        if service is not None and self.watch is watch:
+            service.ready()
 
     async def heard(
         self, loop: asyncio.AbstractEventLoop, step: Callable[[], bool], idle: Callable[[], bool]
@@ -66,7 +68,7 @@ class Watched:
         self._service = Service(step, future)
         watch.expect(loop, future, idle)
         if self._heard:  # before anybody listened
-            self.ready()
+            self.ready(watch)
         try:
             ended: bool = await future
         finally:
@@ -156,7 +158,7 @@ class Watch:
         for fd, _ in self._epoll.poll(0):
             watched = self._watched.get(fd)
             if watched is not None:
-                watched.ready()
+                watched.ready(self)
 
     def expect(
         self,

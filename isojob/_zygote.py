@@ -246,9 +246,11 @@ class Zygote(Maker):
             ("newgidmap", os.getgid(), subordinate.gid),
         ):
             numbers = (self._process.pid, 0, own, 1, 1, first, subordinate.count)
-            done = subprocess.run(
-                [program, *map(str, numbers)], capture_output=True, check=False, timeout=10
-            )
+            command = [program, *map(str, numbers)]
+            try:
+                done = subprocess.run(command, capture_output=True, check=False, timeout=10)
+            except subprocess.TimeoutExpired as error:
+                raise SandboxSetupError(program, errno.ETIMEDOUT) from error
             if done.returncode != 0:
                 raise SandboxSetupError(
                     program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()

@@ -263,7 +263,7 @@ def sweep(parent: Path, kill: Callable[[Path], None]) -> None:
 
 
 def lift_quotas(directory: Path) -> None:
-    """Gives a pool's cells all of the CPU: throttled processes would die in the next period only."""
+    """Gives a pool's cells all of the CPU: throttled processes die in the next period only."""
     with suppress(OSError):
         for entry in os.scandir(directory):
             for name, value in (("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")):

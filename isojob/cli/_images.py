@@ -82,7 +82,11 @@ def prune(
     store: _Store = None,
 ) -> int:
     """Remove unpacked images. Pools that use one of them fail from then on."""
-    for one in Image.prune(keep, store):
+    try:
+        removed = Image.prune(keep, store)
+    except OSError as error:
+        raise OptionError("--store", str(error)) from error
+    for one in removed:
         typer.echo(f"removed {one.digest} {_plain(one.name)}".rstrip())
     return 0
 

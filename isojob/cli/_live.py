@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio.abc import TaskStatus
 
 from isojob._job import CAPTURE, DEVNULL
 from isojob._pool import Pool
+from isojob._streams import Meter
 from isojob.cli._relay import Feed, Relay
 from isojob.limits import Limits
 from isojob.result import Result, Status
 from isojob.sandbox import Sandbox
 from isojob.verdict import verdict
+
+if TYPE_CHECKING:
+    from isojob._account import Outcome
+    from isojob._lease import Lease
 
 __all__ = ["Foreground", "Request"]
 
@@ -41,11 +46,12 @@ class Request:
 
 
 class Foreground:
-    """One job with our own standard streams, or with its output in the result.
+    """One job with our own standard streams, or with its output in the result; its `Attended`.
 
     The library ends a job over its output limit only where it captures the output, so here the
     relays count. Whatever ends the job (too much output, Ctrl-C), init is asked to, so that its
-    report still comes and the account is whole; a second signal does not wait for it.
+    report still comes and the account is whole; a second signal does not wait for it. A job that
+    has not started is given up, without one.
 
     Attributes:
         signal: The first signal that asked us to end, or SIGPIPE if nobody reads our output.
@@ -53,10 +59,16 @@ class Foreground:
         read_error: Why our own stdin could not be read to its end.
     """
 
+    out: Meter | None = None
+    err: Meter | None = None
+    terminal = False
+
     def __init__(self, request: Request) -> None:
         self._request = request
         self._pool = Pool(request.sandbox, request.limits, max_jobs=1, parked=0)
-        self._scope: anyio.CancelScope | None = None
+        self._scope: anyio.CancelScope
+        self._lease: Lease | None = None
+        self._is_started = False
         self._relays: dict[Literal["stdout", "stderr"], Relay] = {}
         self._feed: Feed | None = None
         self._result: Result | None = None
@@ -75,6 +87,7 @@ class Foreground:
             ValueError: An argument that makes no sense.
             OSError: One of ``files`` cannot be read.
         """
+        self._scope = anyio.CancelScope()
         with ExitStack() as stack:
             if not self._request.capture:
                 for fd, name in ((1, "stdout"), (2, "stderr")):
@@ -110,10 +123,11 @@ class Foreground:
             for name in ("stdout", "stderr")
         }
         try:
-            with anyio.CancelScope() as self._scope:
+            with self._scope:
                 async with self._pool:
-                    self._result = await self._pool.run(
+                    job = self._pool.job(
                         request.command,
+                        None,
                         stdin=DEVNULL if self._feed is None else self._feed.given,
                         env=request.env,
                         cwd=request.cwd,
@@ -121,6 +135,8 @@ class Foreground:
                         collect=request.collect,
                         **streams,
                     )
+                    job.attended = self
+                    self._result = await self._pool.perform(job)
         except Exception as error:  # noqa: BLE001 - raised by run, not as part of a group
             self._error = error
 
@@ -144,12 +160,25 @@ class Foreground:
             self.write_error = error
         self._stop()
 
+    def began(self, lease: Lease, outcome: Outcome) -> None:
+        """See `Attended`."""
+        del outcome
+        self._lease = lease
+
+    def started(self) -> None:
+        """See `Attended`."""
+        self._is_started = True
+
+    def ended(self) -> None:
+        """See `Attended`."""
+
     def _stop(self) -> None:
-        # The one job's lease, once it has one: init kills everything and reports.
-        leases = list(self._pool._stock.active)
-        for lease in leases:
-            lease.stop()
-        if not leases and self._scope is not None:
+        # A cell that is told to stop while it is made fails, and the job would begin in another.
+        # What has come of the output may be known before the start is.
+        started = self._is_started or any(relay.total for relay in self._relays.values())
+        if self._lease is not None and started:
+            self._lease.stop()
+        else:
             self._scope.cancel()
 
     def _amend(self, result: Result) -> Result:

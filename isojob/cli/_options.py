@@ -212,7 +212,11 @@ def mount(text: str) -> Mount:
         OptionError: It does not read like that.
     """
     fields: dict[str, str] = {}
-    for field in next(csv.reader([text]), []):
+    try:
+        read = next(csv.reader([text]), [])
+    except csv.Error as error:
+        raise OptionError("--mount", f"{text!r}: {error}") from error
+    for field in read:
         name, equals, value = field.partition("=")
         name = _MOUNT_KEYS.get(name, name)
         if name in fields:

@@ -7,12 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from environment import SLOW, write_image
 
-from isojob import Result, Status
+from isojob import Limits, Result, Sandbox, Status, _job
+from isojob._lease import Lease
+from isojob.cli._live import Foreground, Request
 
 ISOJOB = (sys.executable, "-m", "isojob.cli")
 PATIENCE = 60 * SLOW
@@ -274,6 +279,63 @@ def test_signals_end_the_job(number: signal.Signals) -> None:
     assert process.returncode == 128 + number
     assert "killed: the caller killed the job" in err.decode()
     assert b"Traceback" not in err
+
+
+def early(monkeypatch: pytest.MonkeyPatch, when: str, interrupt: Callable[[], None]) -> None:
+    """Has something happen at a moment of a job of `isojob run` that is before its start."""
+
+    def after(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def wrapped(*args: Any) -> Any:
+            monkeypatch.setattr(owner, name, function)  # a second signal would be another story
+            value = function(*args)
+            interrupt()
+            return value
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    async def job(self: Foreground) -> None:
+        interrupt()
+        while self.signal is None:  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.01)
+        await begin(self)
+
+    begin = Foreground._job
+    if when == "before the pool":
+        monkeypatch.setattr(Foreground, "_job", job)
+    elif when == "files are read":
+        after(_job, "read_content")
+    else:
+        after(Lease, "send")
+
+
+@pytest.mark.parametrize("collect", [[], ["made"]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["before the pool", "files are read", "the job was sent"])
+async def test_a_signal_before_the_start(
+    when: str,
+    number: signal.Signals,
+    collect: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one counts, whatever is being made ready: the job does not run, or not on."""
+    early(monkeypatch, when, lambda: os.kill(os.getpid(), number))
+    (tmp_path / "file").write_bytes(b"x")
+    request = Request(
+        ["sh", "-c", f"sleep {2 * SLOW}; touch made"],
+        Limits(),
+        Sandbox(),
+        files={"file": tmp_path / "file"},
+        collect=collect,
+        capture=True,
+    )
+    foreground = Foreground(request)
+    with anyio.fail_after(PATIENCE):
+        result = await foreground.run()
+    assert foreground.signal == number
+    assert result is None or result.status is Status.KILLED, result
 
 
 def test_json() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -238,6 +239,40 @@ async def test_idleness() -> None:
     result = await run_pair(python(work % (3 * idle)), ["cat"], idle_time=idle, limits=limits)
     assert not result.idle
     assert result.solution.ok and result.interactor.ok
+
+
+class Talker:
+    """What `watch_idle` asks of a job."""
+
+    def __init__(self) -> None:
+        self.cpu = 1
+        self.was_ended = False
+
+    def cpu_ns(self) -> int:
+        return self.cpu
+
+    def end_idle(self) -> None:
+        self.was_ended = True
+
+
+async def test_idleness_beside_a_loop_that_stands_still() -> None:
+    """Two that wait for the host's relay are not idle; when it relays, and they rest, they are."""
+    idle = 0.4
+    pair: Any = [Talker(), Talker()]
+    found: list[bool] = []
+    since = 0.0
+    with anyio.fail_after(20 * SLOW):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_pair.watch_idle, pair, idle, found)
+            for _ in range(4):
+                await anyio.sleep(idle / 4)  # it looks
+                time.sleep(2 * idle)  # the host stands still
+                await anyio.sleep(idle / 16)  # it looks, before a relay had its turn
+                assert not found
+                pair[0].cpu += 1
+            since = time.monotonic()
+    assert found == [True] and all(one.was_ended for one in pair)
+    assert time.monotonic() - since >= idle
 
 
 async def test_apart_but_for_the_pipes() -> None:

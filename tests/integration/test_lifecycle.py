@@ -194,6 +194,8 @@ async def test_a_child_that_stops_does_not_wake_init(python: str) -> None:
         "sys.stdin.readline()"
     )
     async with Pool(parked=0) as pool, pool.open([python, "-I", "-S", "-c", code]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         await process.stdout.receive()
         assert pool._stock.zygote is not None
         (init,) = children_of(pool._stock.zygote.pid)

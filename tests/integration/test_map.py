@@ -245,3 +245,23 @@ async def test_source_is_told() -> None:
     async with Pool(max_jobs=2) as pool, pool.map(jobs()) as results:
         assert (await anext(results)).ok
     assert ended == [True]
+
+
+@pytest.mark.parametrize("bad", ["no-such-program", ""])
+async def test_source_is_told_of_a_failure(bad: str) -> None:
+    """Also where the last job that ran was the one that failed; nobody waits for the collector."""
+    ended: list[bool] = []
+
+    async def jobs() -> AsyncIterator[list[str]]:
+        try:
+            while True:
+                yield [bad]
+        finally:
+            ended.append(True)
+
+    source = jobs()  # held, as callers do
+    async with Pool(max_jobs=1) as pool:
+        with pytest.raises((CommandNotFoundError, ValueError)):
+            async for _ in pool.map(source):
+                pass
+        assert ended == [True]

@@ -570,6 +570,31 @@ async def test_rotation() -> None:
         assert pool.statistics().zygotes >= 2
 
 
+async def test_rotation_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread for it is no job's fault, nor the end's; a later job's is started."""
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def full(self: threading.Thread) -> None:
+        if self.name == "isojob-rotate":
+            refused.append(self.name)
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=1, rotate_jobs=2) as pool:
+        monkeypatch.setattr(threading.Thread, "start", full)
+        assert [(await pool.run_python("result = 1")).value for _ in range(3)] == [1] * 3
+        assert len(refused) == 2
+        await pool.aclose()
+        async with pool:
+            monkeypatch.undo()
+            await pool.run_python("result = 1")
+            await pool.run_python("result = 1")
+            with anyio.fail_after(60):
+                while pool.statistics().zygotes < 2:  # noqa: ASYNC110 - nobody tells
+                    await anyio.sleep(0.01)
+
+
 async def test_cancelled(pool: PythonPool) -> None:
     """Cancelling ends the job; the pool goes on."""
     with anyio.move_on_after(0.5) as scope:

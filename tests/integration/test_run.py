@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 import isojob
-from isojob import Limits, Pool, Status, _run, run_isolated
+from isojob import Limits, Pool, SandboxSetupError, Status, _run, run_isolated
 from isojob import _stock as stock
 
 
@@ -153,6 +155,27 @@ async def test_stdin_from_a_file(tmp_path: Path) -> None:
     link, count = result.stdout.split(b"\n", 1)
     assert link.startswith(b"pipe:")
     assert int(count) == 3_000_000
+
+
+async def test_stdin_from_a_file_without_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where none can be started (pids.max) the job does not run, and the error says why."""
+    start = threading.Thread.start
+
+    def full(self: threading.Thread) -> None:
+        if self.name == "isojob-stdin":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    (tmp_path / "in").write_bytes(b"abc")
+    with (tmp_path / "in").open("rb") as file:
+        with pytest.raises(SandboxSetupError, match=r"thread.*pids\.max") as caught:
+            await run_isolated(["cat"], stdin=file)
+        assert caught.value.errno == errno.EAGAIN
+        monkeypatch.undo()
+        assert (await run_isolated(["cat"], stdin=file)).stdout == b"abc"
 
 
 async def test_stdin_from_a_socket_and_a_pipe() -> None:

@@ -385,6 +385,16 @@ async def test_cache_tells_steps_apart(pool: Pool, tmp_path: Path) -> None:
     assert cache.hits == 0
 
 
+@pytest.mark.parametrize("cache", [None, Cache()])
+async def test_a_directory_that_is_no_text(pool: Pool, cache: Cache | None) -> None:
+    """Names are what `os.fsdecode` makes of them, with a cache, too."""
+    for _ in range(2):
+        async with pool.session(files={"caf\udce9/a": b"1"}, cache=cache) as session:
+            result = await session.run(sh("cat a >b"), cwd="/box/caf\udce9", outputs=["b"])
+            assert result.files == {"b": b"1"}, result
+    assert cache is None or cache.hits > 0
+
+
 async def test_cached_results_are_the_callers(pool: Pool) -> None:
     """What one changes in its result no other finds changed."""
     cache = Cache()

@@ -191,6 +191,7 @@ def test_mounts(tmp_path: Path) -> None:
         "type=bind,source=/usr,target=/d,bind-propagation=shared",
         "type=bind,source=/usr,target=/d,readonly=maybe",
         "type=tmpfs,target=/d,tmpfs-size=1M",
+        "type=tmpfs,target=/d\ntype=tmpfs,target=/e",
         "",
     ],
 )
@@ -449,6 +450,21 @@ def test_mistakes_are_125(arguments: list[str], capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert err
     assert "Traceback" not in out + err
+
+
+def test_a_store_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `image prune` may not remove it says, without a traceback."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/store")
+
+    monkeypatch.setattr("isojob.cli._images.Image.prune", refused)
+    assert main(["image", "prune", "--store", "/store"]) == OUR_FAULT
+    err = capsys.readouterr().err
+    assert "--store" in err and "Permission denied" in err
+    assert "Traceback" not in err
 
 
 def test_without_the_extra(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 from collections.abc import Callable
 
@@ -60,3 +62,39 @@ async def test_hanging_up_on_one_who_never_stops(monkeypatch: pytest.MonkeyPatch
     os.close(interactor.stdin)
     assert 0 < read <= 1 << 20
     assert transcript.said == (("solution", b"x" * read),)
+
+
+async def test_hanging_up_on_one_who_says_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job can make its pipe wide and its writes packets: each read takes one, of one byte."""
+    solution, interactor, transcript = Job(), Job(), Transcript(10 << 20)
+    relay = Relay(solution, interactor, "solution", transcript)
+    fcntl.fcntl(solution.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.close(solution.stdout)
+    most = (1 << 20) // mmap.PAGESIZE
+    reads = 0
+
+    def refilled(_: int, size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        return b"x"
+
+    monkeypatch.setattr("isojob._relay.os.read", refilled)
+    relay.hang_up()
+    monkeypatch.undo()
+    os.close(interactor.stdin)
+    assert 0 < reads <= most + 1  # one finds the end
+
+
+async def test_hanging_up_loses_nothing() -> None:
+    """As many packets as the pipe holds are noted, and as many bytes."""
+    for flags, pieces in ((os.O_DIRECT, [b"x"] * 16), (0, [b"y" * 5000] * 10)):
+        solution, interactor, transcript = Job(), Job(), Transcript(10 << 20)
+        relay = Relay(solution, interactor, "solution", transcript)
+        fcntl.fcntl(solution.stdout, fcntl.F_SETPIPE_SZ, 16 * mmap.PAGESIZE)
+        fcntl.fcntl(solution.stdout, fcntl.F_SETFL, os.O_WRONLY | os.O_NONBLOCK | flags)
+        for piece in pieces:
+            assert os.write(solution.stdout, piece) == len(piece)
+        relay.hang_up()
+        os.close(solution.stdout)
+        os.close(interactor.stdin)
+        assert transcript.said == (("solution", b"".join(pieces)),)

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -158,3 +159,45 @@ def test_idle_waits_go_on(pair: Pair) -> None:
         watched.unwatch()
 
     asyncio.run(main())
+
+
+def test_the_loop_that_parked_it_calls_no_other(pair: Pair) -> None:
+    """One loop takes the lease over while the other's thread is about to tell it something."""
+    ours, theirs = pair
+    watched = Watched(ours.fileno())
+    threads: list[str] = []
+    waits = threading.Event()
+
+    def step() -> bool:
+        threads.append(threading.current_thread().name)
+        return arrived(ours)
+
+    async def use() -> None:
+        asyncio.get_running_loop().call_soon(waits.set)
+        assert await watched.heard(asyncio.get_running_loop(), step, lambda: True)
+
+    user = threading.Thread(target=asyncio.run, args=(use(),), name="user")
+
+    class Slow(dict[int, Watched]):
+        """Where the thread is preempted between two bytecodes."""
+
+        def get(self, key: int, default: Any = None) -> Any:
+            found = super().get(key, default)
+            if not waits.is_set():
+                user.start()
+                assert waits.wait(5)
+            return found
+
+    async def park() -> None:
+        Watch.add_here(watched)
+        watch = watched.watch
+        assert watch is not None
+        watch._watched = Slow(watch._watched)
+        theirs.send(b"!")
+        while not waits.is_set():  # noqa: ASYNC110 - its thread is held up
+            await asyncio.sleep(0.01)
+
+    asyncio.run(park())
+    user.join()
+    watched.unwatch()
+    assert set(threads) == {"user"}
