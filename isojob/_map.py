@@ -129,9 +129,10 @@ class _Work:
         self.change()
 
     async def close_source(self) -> None:
-        """An async generator that is left early wants to be told."""
-        if self.cancelled and isinstance(self._source, AsyncGenerator):
-            await self._source.aclose()
+        """An async generator that is left early wants to be told; by one task at a time."""
+        async with self._turn:
+            if self.cancelled and isinstance(self._source, AsyncGenerator):
+                await self._source.aclose()
 
 
 class Results(AsyncIterator[Result]):
@@ -199,7 +200,8 @@ class Results(AsyncIterator[Result]):
         work = self._work
         if work is None:
             return
-        work.cancel()
+        if work.workers > 0:  # else it may be at its ordinary end, which others are still to see
+            work.cancel()
 
         async def ended() -> None:
             while work.workers > 0:

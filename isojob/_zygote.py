@@ -108,8 +108,7 @@ class Zygote(Maker):
     def _start(self, sandbox: Sandbox, uid_range: range) -> None:
         config = Writer(MessageType.CONFIG)
         fds: list[int] = []
-        slots = SLOTS
-        base = 1
+        slots, base = SLOTS, 1
         if self.mode == _ROOT:
             self._ids = ids.claim(2 * slots, uid_range)
             base = self._ids.first
@@ -119,6 +118,7 @@ class Zygote(Maker):
             subordinate = ids.subordinate()
             assert subordinate is not None
             slots = min(slots, subordinate.count // 2)
+            base = subordinate.some(2 * slots)
         self.subtree = self.driver.create()
         config.number(Tag.MODE, self.mode)
         config.number(Tag.UID_BASE, base)
@@ -142,6 +142,9 @@ class Zygote(Maker):
         with mounted_files(sandbox.root.lower) as images:
             write_plan(config, plan, sandbox, images, own_ids=self.own_ids)
             fds.extend(images.values())
+            if self._ids is not None:
+                config.put(Tag.IDS_LOCK)
+                fds.append(self._ids.lock)
             pidfd = os.pidfd_open(os.getpid())
             try:
                 config.put(Tag.HOST_PIDFD)

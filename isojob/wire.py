@@ -113,6 +113,7 @@ class Tag(IntEnum):
     ROOT_OVERLAY = 29
     ROOT_LOWER = 30
     LOWER = 31
+    IDS_LOCK = 58
     IMAGES = 47
     CG_MASK = 32
     CG_WRITE = 33

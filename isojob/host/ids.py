@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -151,6 +152,10 @@ class SubordinateIds:
     uid: int
     gid: int
     count: int
+
+    def some(self, count: int) -> int:
+        """The first of so many, from 1, by chance: other pools of the user have the range, too."""
+        return 1 + 2 * secrets.randbelow((self.count - count) // 2 + 1)
 
 
 def subordinate() -> SubordinateIds | None:

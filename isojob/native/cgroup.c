@@ -249,10 +249,10 @@ void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
         if (c->evidence[i].raw && length)
             wire_put(w, TAG_EVIDENCE, (uint16_t)i, text, length);
     }
-    if (cell->oom < 0)
-        r->ooms = -1;
-    else if ((r->ooms += cgroup_events(cell->oom) - cgroup_events(cell->oom_above)) < 0)
-        r->ooms = 0;
+    int64_t told =
+        r->ooms + cgroup_events(cell->oom); /* first: what comes in between is not ours */
+    int64_t ours = told - cgroup_events(cell->oom_above);
+    r->ooms = cell->oom < 0 ? -1 : ours < 0 ? 0 : ours;
     r->cpu_end_ns = c->cpu < 0 || numbers[c->cpu] < 0 ? -1 : numbers[c->cpu] * c->cpu_unit;
     memcpy(counters, numbers, sizeof(numbers[0]) * c->ncounters);
 }

@@ -175,6 +175,8 @@ static bool take_field(struct config *c, const struct field *f, const int *fds, 
     case TAG_CG_BASE:
         return f->index < MAX_HIERARCHIES && (c->base_name[f->index] = wire_string(f)) != NULL &&
                take_fd(fds, nfds, next, &c->base_parent[f->index]);
+    case TAG_IDS_LOCK:
+        return take_fd(fds, nfds, next, &c->ids_lock);
     case TAG_HOST_PIDFD:
         return take_fd(fds, nfds, next, &c->host);
     case TAG_MASK:
@@ -207,7 +209,7 @@ int config_parse(struct config *c, struct reader *r, const int *fds, unsigned nf
     struct field f;
     unsigned next = 2; /* the body, the plan */
     int more;
-    *c = (struct config){.host = -1, .oom_hier = -1, .cpu = -1};
+    *c = (struct config){.host = -1, .ids_lock = -1, .oom_hier = -1, .cpu = -1};
     while ((more = wire_next(r, &f)) > 0)
         if (!take_field(c, &f, fds, nfds, &next)) {
             errno = EBADMSG;

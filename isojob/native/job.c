@@ -341,6 +341,7 @@ void job_take(struct cell *cell, struct job *job)
     }
     if (parse(cell, job, r, &f) < 0)
         job_fail(cell, &f);
+    job->mapped = first ? r : (struct reader){0};
     if (job->stdio & STDIO_STARTED && nfds > first)
         started = fds[nfds - 1];
     /* It belongs to the job before us, which may have closed it. */

@@ -42,11 +42,12 @@ static int mount_directory(const struct zygote *z, const struct directory *d, st
 static int keep_ours(struct zygote *z, int control)
 {
     const struct config *c = &z->config;
-    int keep[MAX_HIERARCHIES + 4];
+    int keep[MAX_HIERARCHIES + 5];
     unsigned n = 0;
     keep[n++] = control;
     keep[n++] = z->proc;
     keep[n++] = c->host;
+    keep[n++] = c->ids_lock;
     keep[n++] = z->alive_read;
     for (unsigned i = 0; i < c->nhier; i++)
         keep[n++] = c->hier[i];

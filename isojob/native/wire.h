@@ -67,6 +67,7 @@ enum tag {
                             which of the IMAGES, from 1 */
     TAG_ROOT_OVERLAY = 29, /* path: the layers, read-only */
     TAG_ROOT_LOWER = 30, /* path: the layers, side by side, for a root that cells mount */
+    TAG_IDS_LOCK = 58, /* a descriptor to be held: the uids are taken as long as it is open */
     TAG_IMAGES = 47, /* how many layers are image files: their mounts follow as descriptors */
     TAG_LOWER = 31, /* how many there are */
     TAG_TEMPLATE_ARG = 40, /* a warm interpreter, which cells' launchers are forked from */

@@ -241,11 +241,22 @@ static void remove_base(const struct config *c)
             unlinkat(c->base_parent[i], c->base_name[i], AT_REMOVEDIR);
 }
 
-static void wait_for_cells(struct zygote *z, int64_t ns)
+/* Whether there are any, but for sessions', which see to their own. 0: nothing is sent. */
+static bool signal_cells(const struct zygote *z, int number)
+{
+    bool any = false;
+    for (const struct slot *s = z->slots; s < z->slots + z->config.slots; s++)
+        if (s->pid > 0 && !s->session && s != z->warm.slot)
+            any = kill(s->pid, number) == 0 || any;
+    return any;
+}
+
+static void wait_for(struct zygote *z, bool all, int64_t ns)
 {
     struct pollfd p = {.fd = z->signals, .events = POLLIN};
     int64_t deadline = now_ns() + ns;
-    while ((z->live || z->removing || z->warm.reaper > 0) && now_ns() < deadline) {
+    while ((all ? z->live || z->removing || z->warm.reaper > 0 : signal_cells(z, 0)) &&
+           now_ns() < deadline) {
         poll(&p, 1, z->more ? 0 : 5);
         reap(z);
         retry_removals(z);
@@ -254,14 +265,13 @@ static void wait_for_cells(struct zygote *z, int64_t ns)
 
 static void shut_down(struct zygote *z)
 {
-    close(z->alive_write); /* sessions see to their own cells */
+    /* Cells that the host has let go of leave by themselves, at once, and lift their CPU quotas before
+     * (init.c). Those of a template would be killed with it. */
+    wait_for(z, false, 50000000);
+    close(z->alive_write);
     template_end(&z->warm);
-    /* Whose host has let go leaves at once by itself, and lifts its CPU quota before (init.c). */
-    wait_for_cells(z, 50000000);
-    for (uint32_t i = 0; i < z->config.slots; i++)
-        if (z->slots[i].pid > 0 && !z->slots[i].session)
-            kill(z->slots[i].pid, SIGKILL);
-    wait_for_cells(z, 8000000000);
+    signal_cells(z, SIGKILL);
+    wait_for(z, true, 8000000000);
     for (uint32_t i = 0; i < z->config.slots; i++)
         if (z->slots[i].pid > 0) /* somebody has stopped it */
             kill(z->slots[i].pid, SIGKILL);

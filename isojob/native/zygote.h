@@ -87,6 +87,7 @@ struct config {
     unsigned nimages;
     uint32_t nlower; /* layers of a root that each cell can write to; 0: none can */
     int host; /* pidfd of the host process */
+    int ids_lock; /* -1: there is none */
     /* What the template is executed with; empty: there is none. */
     char *template_argv[MAX_TEMPLATE_STRINGS], *template_envp[MAX_TEMPLATE_STRINGS];
     unsigned template_args, template_envs;
@@ -315,6 +316,7 @@ struct job {
     char **argv, **envp;
     const char *path, *cwd;
     unsigned stdio;
+    struct reader mapped; /* the message, if it was too long for the socket */
     uint8_t *answer; /* where a warm one puts its words; NULL: nobody wants to know */
     uint64_t answer_size;
 };

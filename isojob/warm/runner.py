@@ -195,7 +195,7 @@ def _serve(library, names):
     if number := native.isojob_warm_open(4, 5):
         raise OSError(number, "the configuration")
     job = _Job()
-    job.flush = native.fflush
+    job.native = native
     while True:
         _preload(names)
         _settle()
@@ -235,10 +235,12 @@ def _run_job(job, end=os._exit):
 
     def leave(code):
         if not _ending.other_threads():  # one may have locked a stream for ever
-            job.flush(None)  # streams of C
+            job.native.fflush(None)  # streams of C
         end(code)
 
-    _job(_strings(job.argv), job.size - 8 - _ending.ROOM, answer, leave)
+    argv = _strings(job.argv)
+    job.native.isojob_warm_forget()
+    _job(argv, job.size - 8 - _ending.ROOM, answer, leave)
 
 
 def _environment(variables):

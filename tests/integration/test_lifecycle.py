@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 import trio
-from environment import SLOW, WHOLE, children_of, cmdline, run_python
+from environment import SLOW, WHOLE, cgroup_version, children_of, cmdline, run_python, settle
 
 import isojob
 from isojob import Limits, Pool, PoolBrokenError, PoolClosedError, QueueFullError, run_isolated
@@ -205,6 +206,63 @@ async def test_a_child_that_stops_does_not_wake_init(python: str) -> None:
     switches = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
     assert switches is not None
     assert int(switches[1]) < 100
+
+
+THROTTLED = """
+import os, sys, anyio
+from isojob import Limits, Pool, PythonPool
+limits = Limits(cpus=0.5)
+async def main(warm):
+    read, write = os.pipe()
+    async with (PythonPool() if warm else Pool()) as pool, anyio.create_task_group() as tasks:
+        async def run():
+            if warm:
+                code = "import time; print(flush=True); time.sleep(900)"
+                await pool.run_python(code, limits=limits, stdout=write)
+            else:
+                await pool.run(["sh", "-c", "echo; exec sleep 900"], limits=limits, stdout=write)
+        tasks.start_soon(run)
+        await anyio.wait_readable(read)
+        zygote = (pool._pool if warm else pool)._stock.zygote
+        print(zygote.pid, -1 if zygote._ids is None else zygote._ids.first, flush=True)
+        await anyio.sleep(900)
+anyio.run(main, len(sys.argv) > 1)
+"""
+
+
+@pytest.mark.parametrize("how", [[], ["warm"]])
+def test_a_host_that_dies_lifts_quotas(how: list[str], is_root: bool) -> None:
+    """Each cell does by itself: else what is throttled would be taken apart at its quota.
+
+    And the ids stay taken as long as there is a zygote.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", THROTTLED, *how], stdout=subprocess.PIPE, text=True
+    ) as host:
+        assert host.stdout is not None
+        zygote, first = map(int, host.stdout.readline().split())
+        name = "cpu.max" if cgroup_version() == 2 else "cpu.cfs_quota_us"
+        found = list(Path("/sys/fs/cgroup").rglob(f"isojob-{host.pid}-*/cell-*/{name}"))
+        quotas = [file for file in found if not file.read_text().startswith(("max", "-1"))]
+        assert quotas
+        os.kill(zygote, signal.SIGSTOP)  # it would remove them
+        host.kill()
+    try:
+        left = [file for file in quotas if not file.read_text().startswith(("max", "-1"))]
+        end = time.monotonic() + 10 * SLOW
+        while left and time.monotonic() < end:
+            time.sleep(0.01)
+            left = [file for file in left if not file.read_text().startswith(("max", "-1"))]
+        assert left == []
+        assert (first > 0) == is_root
+        if is_root:
+            lock = os.open(f"/run/isojob/uids-{first}-8192", os.O_RDWR)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(lock)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    assert not settle(lambda: cmdline(zygote), 30 * SLOW)
 
 
 async def test_stalled_loop_does_not_stretch_wall_time() -> None:

@@ -265,3 +265,40 @@ async def test_source_is_told_of_a_failure(bad: str) -> None:
             async for _ in pool.map(source):
                 pass
         assert ended == [True]
+
+
+@pytest.mark.parametrize("bad", [False, True])
+async def test_two_consumers(bad: bool) -> None:
+    """Both see the ordinary end, and of a failure one sees it; the source is closed once."""
+    ended: list[bool] = []
+    seen: list[str] = []
+
+    async def jobs() -> AsyncIterator[list[str]]:
+        try:
+            for _ in range(6):
+                yield ["true"]
+            if bad:
+                yield ["no-such-program"]
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.01)
+            ended.append(True)
+
+    source = jobs()
+    async with Pool(max_jobs=2) as pool:
+        results = pool.map(source)
+
+        async def consume() -> None:
+            try:
+                async for result in results:
+                    assert result.ok
+                    seen.append("ok")
+            except CommandNotFoundError:
+                seen.append("failed")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume)
+            tasks.start_soon(consume)
+    assert ended == [True]
+    assert seen.count("ok") == 6 or "failed" in seen
+    assert bad or "failed" not in seen

@@ -113,6 +113,18 @@ async def test_reaches_nobody(code: str, pool: PythonPool) -> None:
     assert result.value == []
 
 
+async def test_the_message_is_not_kept(pool: PythonPool) -> None:
+    """A large one comes in pages that the caller is charged with: they go when it has been read."""
+    result = await pool.run_python(
+        'result = [line for line in open("/proc/self/maps") if "memfd" in line], len(argument)',
+        argument="x" * 300_000,
+    )
+    assert result.ok, result.stderr_text
+    lines, size = result.value
+    assert size == 300_000
+    assert [line for line in lines if "isojob-job" in line] == []
+
+
 @pytest.mark.parametrize(
     ("code", "status", "code_of_exit"),
     [

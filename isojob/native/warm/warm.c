@@ -40,6 +40,7 @@ struct warm_job {
 
 static struct config config;
 static struct reader config_text; /* what it points into */
+static struct reader message; /* what argv and envp point into, if it is mapped */
 static int program = -1;
 static char stack[65536] __attribute__((aligned(16)));
 static void *launcher_begins[5];
@@ -133,6 +134,7 @@ static void launcher_main(struct warm_job *out)
     job_take(&cell, &job);
     *out = (struct warm_job){
         .argv = job.argv, .envp = job.envp, .result = job.answer, .result_size = job.answer_size};
+    message = job.mapped;
     munmap(cell.shared, 4096); /* init would believe what it says */
     munmap((void *)config_text.at,
            (size_t)(config_text.end - config_text.at)); /* names of the host */
@@ -152,6 +154,14 @@ PUBLIC int isojob_warm_open(int program_fd, int config_fd)
     close(config_fd);
     r = config_text;
     return config_parse(&config, &r, NULL, 0, &f) < 0 ? f.error : 0;
+}
+
+/* argv and envp have been read: the message's pages are the host's, and it may be large. */
+PUBLIC void isojob_warm_forget(void)
+{
+    if (message.at)
+        munmap((void *)message.at, (size_t)(message.end - message.at));
+    message = (struct reader){0};
 }
 
 PUBLIC void isojob_warm_hot(const struct pages *ranges, unsigned n)
