@@ -172,11 +172,13 @@ class Slots:
         # A large job at the head holds up small ones behind it: else it might wait for ever.
         while (waiting := self._waiting) and self._fits(waiting[0].memory, waiting[0].count):
             waiter = waiting.popleft()
-            # Before it wakes, in another thread; a loop that is gone takes no slot.
+            # Before it wakes, in another thread, and before ringing collects garbage and comes here
+            # again; a loop that is gone takes no slot.
+            self._take(waiter.memory, waiter.count)
             waiter.admitted = True
             waiter.admitted = waiter.bell.ring()
-            if waiter.admitted:
-                self._take(waiter.memory, waiter.count)
+            if not waiter.admitted:
+                self._give_back(waiter.memory, waiter.count)
 
     def close(self) -> None:
         """Turns everybody in the queue away."""

@@ -13,7 +13,15 @@ from collections.abc import Iterable
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["close_all", "read_into", "receive_fds", "sealed_memfd", "send_fds", "sized_memfd"]
+__all__ = [
+    "close",
+    "close_all",
+    "read_into",
+    "receive_fds",
+    "sealed_memfd",
+    "send_fds",
+    "sized_memfd",
+]
 
 _INT = array.array("i").itemsize
 # Windows has no CMSG_SPACE, and nobody who receives anything.
@@ -25,6 +33,18 @@ SCRATCH = 1 << 18
 _RECEIVE = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
 _SEND = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _TRUNCATED = int(getattr(socket, "MSG_TRUNC", 0))
+
+
+_process = os.getpid()
+
+
+def close(fd: int) -> None:
+    """os.close, also of what another thread was closing as this process was forked from its own."""
+    try:
+        os.close(fd)
+    except OSError:
+        if os.getpid() == _process:
+            raise
 
 
 def sealed_memfd(name: str, data: bytes) -> int:

@@ -17,6 +17,7 @@ import anyio.lowlevel
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import override
 
+from isojob._descriptors import close
 from isojob._streams import Meter, write_some
 
 if sys.platform != "win32":
@@ -66,7 +67,7 @@ class _End:
     def drop(self) -> None:
         """In a forked child: closes the copy, without a word to the parent's event loop."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
     async def aclose(self) -> None:
@@ -79,7 +80,7 @@ class _End:
         if self._fd >= 0:
             with suppress(RuntimeError):  # no event loop any more
                 anyio.notify_closing(self._fd)
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
 

@@ -6,7 +6,6 @@ along only where a transcript is wanted, and then passes every byte on itself.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +15,7 @@ import anyio
 
 from isojob._account import make_result
 from isojob._attempt import attempt
+from isojob._descriptors import close
 from isojob._ends import drop_after_fork
 from isojob._job import CAPTURE, Job
 from isojob._map import JobLike, arguments
@@ -129,7 +129,7 @@ class Member:
     def close(self) -> None:
         """Closes our copies of its ends. Idempotent."""
         while self._ends:
-            os.close(self._ends.pop())
+            close(self._ends.pop())
 
 
 def connect(source: Member, target: Member) -> None:

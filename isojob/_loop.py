@@ -31,7 +31,7 @@ def running_asyncio() -> asyncio.AbstractEventLoop | None:
 class Service:
     """What is to be called on asyncio when there is something to read, and whom to wake."""
 
-    __slots__ = ("_step", "future")
+    __slots__ = ("__weakref__", "_step", "future")
 
     def __init__(self, step: Callable[[], bool], future: asyncio.Future[bool]) -> None:
         self._step = step

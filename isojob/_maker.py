@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket
 from collections.abc import Sequence
@@ -21,6 +22,10 @@ from isojob.wire import MessageType, Writer
 __all__ = ["Maker"]
 
 _PING = Writer(MessageType.READY).message()
+
+
+# The last: another thread has just closed our end.
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.EBADF)
 
 
 class Maker:
@@ -87,7 +92,9 @@ class Maker:
             try:
                 message = _PING if spec is None else spec.message(number)
                 send_fds(control, message, [theirs.fileno(), *output])
-            except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
                 self.broken = True
                 raise PoolBrokenError from error
         except BaseException:

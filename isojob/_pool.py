@@ -149,20 +149,22 @@ class Pool:
 
     def close(self) -> None:
         """As `aclose`, blocking. Calls still under way end with `PoolClosedError`."""
-        self._stock.open = False  # before anybody in the queue is told
-        for session in list(self._sessions):
+        # Somebody may open it again meanwhile, with others.
+        stock, slots, sessions = self._stock, self._slots, list(self._sessions)
+        stock.open = False  # before anybody in the queue is told
+        for session in sessions:
             session.close()
-        self._slots.close()
-        self._stock.close()
+        slots.close()
+        stock.close()
 
     def forget(self) -> None:
         """In a forked child: lets go of the parent's leases without touching its cells."""
-        before = self._stock
-        for session in list(self._sessions):
-            session.let_go()
+        before, sessions = self._stock, list(self._sessions)
         self._reset()
-        before.let_go()
         self._stock.open = before.open
+        for session in sessions:
+            session.let_go()
+        before.let_go()
 
     async def run(
         self,

@@ -20,6 +20,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import override
 
 from isojob._account import usage_so_far
+from isojob._descriptors import close
 from isojob._ends import Receiver, Sender, drop_after_fork
 from isojob._job import CAPTURE, DEVNULL, Job
 from isojob._loop import spawn
@@ -143,7 +144,7 @@ class IsolatedProcess(anyio.abc.Process):
         """In a forked child: the streams are dropped by themselves."""
         self._close_ends()
         if self._master >= 0:
-            os.close(self._master)
+            close(self._master)
             self._master = -1
 
     def _too_much(self) -> None:
@@ -195,7 +196,7 @@ class IsolatedProcess(anyio.abc.Process):
 
     def _close_ends(self) -> None:
         while self._ends:
-            os.close(self._ends.pop())
+            close(self._ends.pop())
 
     def close_streams(self) -> None:
         """Closes all that is ours of the streams. Idempotent."""
@@ -204,7 +205,7 @@ class IsolatedProcess(anyio.abc.Process):
             if stream is not None:
                 stream.close()
         if self._master >= 0:
-            os.close(self._master)
+            close(self._master)
             self._master = -1
 
     @override

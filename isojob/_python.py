@@ -144,7 +144,7 @@ class PythonPool:
         self._rotate_jobs = rotate_jobs
         self._rotate_seconds = None if rotate_seconds is None else parse_seconds(rotate_seconds)
         self._options = {"limits": limits, **options}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as that of _run.py
         self._renewal: threading.Thread | None = None
         self._jobs = 0
         self._born = 0.0
@@ -347,7 +347,7 @@ class PythonPool:
 _NO_PYTHON = Interpreter("", (), (0, 0))
 
 
-_default_lock = threading.Lock()
+_default_lock = threading.RLock()
 _default: PythonPool | None = None
 
 

@@ -27,7 +27,8 @@ __all__ = ["open_isolated", "run_group", "run_isolated", "run_isolated_sync", "r
 
 MAX_POOLS = 8
 
-_lock = threading.Lock()
+# Reentrant: allocating under it may collect garbage, and that an abandoned call, which unpins.
+_lock = threading.RLock()
 _pools: OrderedDict[Sandbox, Pool] = OrderedDict()
 
 
@@ -85,7 +86,7 @@ def _close_all(pools: list[Pool]) -> None:
 def _after_fork_in_child() -> None:
     # The lock may have been held by a thread that the child does not have.
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

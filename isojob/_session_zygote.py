@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing_extensions import override
 
 from isojob import wire
-from isojob._descriptors import close_all, receive_fds
+from isojob._descriptors import close, close_all, receive_fds
 from isojob._maker import Maker
 from isojob._spec import CellSpec
 from isojob._stock import Stock
@@ -177,7 +177,7 @@ class SessionZygote(Maker):
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
-            os.close(self._pidfd)
+            close(self._pidfd)
             self._pidfd = -1
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import anyio
 from anyio import CancelScope
 
-__all__ = ["in_thread", "shielded"]
+__all__ = ["in_thread", "on_thread", "shielded"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,19 @@ async def shielded(again: Callable[[], Awaitable[T]]) -> T:
     return results[0]
 
 
+async def on_thread(function: Callable[[], T], *, abandon_on_cancel: bool = False) -> T:
+    """anyio.to_thread.run_sync, whatever the application has in threads.
+
+    That may be calls that wait for us: with the limiter of all, they would wait for each other.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
+    return await anyio.to_thread.run_sync(
+        function, abandon_on_cancel=abandon_on_cancel, limiter=anyio.CapacityLimiter(1)
+    )
+
+
 async def in_thread(function: Callable[[], T]) -> T:
     """Runs a bounded, blocking function once in a thread, and returns only when it has."""
     lock = threading.Lock()
@@ -62,7 +75,7 @@ async def in_thread(function: Callable[[], T]) -> T:
                     outcome.set_exception(error)
 
     try:
-        await shielded(lambda: anyio.to_thread.run_sync(once))
+        await shielded(lambda: on_thread(once))
     except RuntimeError:
         # No thread can be started (pids.max, RLIMIT_NPROC). Better to stall the loop for a moment
         # than never to close a zygote.

@@ -12,7 +12,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -92,8 +92,19 @@ def _at_exit() -> None:
         _state.over = True
         _state.changed.wait_for(lambda: _state.under_way == 0, PATIENCE_SECONDS)
         owners = list(_state.owners)
-    for owner in owners:
-        owner.close()
+    _each(owner.close for owner in owners)
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> None:
+    """All of them, whatever one raises."""
+    failed: Exception | None = None
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - the last is raised
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _after_fork_in_child() -> None:
@@ -101,8 +112,7 @@ def _after_fork_in_child() -> None:
     global _state
     owners, _state = _state.owners, _State()
     _state.owners = owners
-    for owner in list(owners):
-        owner.forget()
+    _each(owner.forget for owner in list(owners))
 
 
 atexit.register(_at_exit)

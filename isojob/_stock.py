@@ -16,7 +16,7 @@ from isojob._lease import Lease
 from isojob._loop import later, soon
 from isojob._maker import Maker
 from isojob._shelf import Level, Shelf, was_unfinished
-from isojob._shield import in_thread
+from isojob._shield import in_thread, on_thread
 from isojob._shutdown import starting
 from isojob._spec import CellSpec
 from isojob._starts import Starts
@@ -115,7 +115,7 @@ class Stock:
         """As `start`; the wait can be cancelled at once."""
         with self.starts.awaited():
             try:
-                return await anyio.to_thread.run_sync(self.start, abandon_on_cancel=True)
+                return await on_thread(self.start, abandon_on_cancel=True)
             except RuntimeError:  # no thread can be started: as in_thread
                 return self.start()
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from isojob._descriptors import read_into
+from isojob._descriptors import close, read_into
 from isojob.host import failures
 from isojob.wire import Failure
 
@@ -86,13 +86,13 @@ class _Pipe:
     def close_read(self) -> None:
         """Closes the read end; idempotent."""
         if self.read_end >= 0:
-            os.close(self.read_end)
+            close(self.read_end)
             self.read_end = -1
 
     def close_write(self) -> None:
         """Closes the write end; idempotent."""
         if self.write_end >= 0:
-            os.close(self.write_end)
+            close(self.write_end)
             self.write_end = -1
 
     def close(self) -> None:
@@ -242,12 +242,13 @@ class FileFeed(_Pipe):
         failed: Called, in the thread, when the file cannot be read: `error` says why.
     """
 
-    __slots__ = ("_at", "_failed", "_file", "_owner", "error")
+    __slots__ = ("_at", "_failed", "_file", "_given", "_owner", "error")
 
     def __init__(self, file: int, failed: Callable[[], None]) -> None:
         self.error: OSError | None = None
         self._failed = failed
         self._owner: int | None = None
+        self._given: list[tuple[int, os.stat_result]] = []
         self._at = os.lseek(file, 0, os.SEEK_CUR)
         # The caller may close theirs as soon as the call returns.
         self._file = os.dup(file)
@@ -270,6 +271,7 @@ class FileFeed(_Pipe):
         self.widen()
         # By their numbers: `close` forgets what is the thread's.
         ours = (self._file, self.write_end)
+        self._given = [(fd, os.fstat(fd)) for fd in ours]
         thread = threading.Thread(target=self._copy, args=ours, name="isojob-stdin", daemon=True)
         try:
             thread.start()
@@ -297,10 +299,16 @@ class FileFeed(_Pipe):
 
     def close(self) -> None:
         """Closes what is ours; idempotent."""
-        if self._owner == os.getpid():
+        if self._owner is not None:
             self.write_end = self._file = -1
-        # A forked child has copies, and no thread.
+            # A forked child has copies, and no thread; unless that had closed them, and then the
+            # numbers may be somebody else's.
+            for fd, what in self._given if self._owner != os.getpid() else ():
+                with suppress(OSError):
+                    if os.path.samestat(os.fstat(fd), what):
+                        os.close(fd)
+            self._given = []
         super().close()
         if self._file >= 0:
-            os.close(self._file)
+            close(self._file)
             self._file = -1

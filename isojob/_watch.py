@@ -38,12 +38,14 @@ class Watched:
         """Where it is registered."""
         self._fd = fd
         self._heard = False
-        self._service: Service | None = None
+        # Weak, as all that a pool's cells and the registry know of a wait: who waits holds it, and
+        # with it the loop, which may be closed and its task collected.
+        self._service: weakref.ref[_Wait] | None = None
 
     def ready(self, watch: Watch) -> None:
         """There is something to read, or the other end has gone. Said once (EPOLLET)."""
         self._heard = True
-        service = self._service
+        service = None if (waits := self._service) is None else waits()
         # In this order: another loop's thread that takes it over is told by its own epoll.
         if service is not None and self.watch is watch:
             service.ready()
@@ -64,16 +66,15 @@ class Watched:
         watch = self.watch
         if watch is None or watch.loop() is not loop:
             watch = Watch.add(loop, self)
-        future = loop.create_future()
-        self._service = Service(step, future)
-        watch.expect(loop, future, idle)
+        wait = _Wait(step, loop.create_future(), idle)
+        self._service = weakref.ref(wait)
+        watch.expect(loop, wait)
         if self._heard:  # before anybody listened
             self.ready(watch)
         try:
-            ended: bool = await future
+            return await wait.future
         finally:
             self._service = None
-        return ended
 
     def unwatch(self) -> None:
         """Ends the registration, before the descriptor is closed. Idempotent, from any thread."""
@@ -82,7 +83,17 @@ class Watched:
             watch.remove(self._fd)
 
 
-_Expected: TypeAlias = "tuple[float, int, asyncio.Future[bool], Callable[[], bool]]"
+class _Wait(Service):
+    __slots__ = ("idle",)
+
+    def __init__(
+        self, step: Callable[[], bool], future: asyncio.Future[bool], idle: Callable[[], bool]
+    ) -> None:
+        super().__init__(step, future)
+        self.idle = idle
+
+
+_Expected: TypeAlias = "tuple[float, int, weakref.ref[_Wait]]"
 _Registry: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watch]"
 
 
@@ -129,8 +140,12 @@ class Watch:
 
     def remove(self, fd: int) -> None:
         """Ends a registration, whatever thread or process this is."""
+        if (
+            self._owner != os.getpid()
+        ):  # whose threads, one of which may hold the lock, are not here
+            return
         with self._lock:
-            if self._watched.pop(fd, None) is None or self._owner != os.getpid():
+            if self._watched.pop(fd, None) is None:
                 return
             # Not left to close(2): a fork of ours may hold the descriptor open.
             with suppress(OSError):
@@ -144,13 +159,14 @@ class Watch:
                 else:
                     loop.call_soon_threadsafe(self._close_if_idle)
             except RuntimeError:  # it is closed, and watches nothing any more
+                self._all.pop(loop, None)
                 self._epoll.close()
 
     def _close_if_idle(self) -> None:
         with self._lock:
             loop = self.loop()
             if not self._watched and not self._epoll.closed and loop is not None:
-                del self._all[loop]
+                self._all.pop(loop, None)
                 loop.remove_reader(self._epoll.fileno())
                 self._epoll.close()
 
@@ -160,37 +176,41 @@ class Watch:
             if watched is not None:
                 watched.ready(self)
 
-    def expect(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        future: asyncio.Future[bool],
-        idle: Callable[[], bool],
-    ) -> None:
+    def expect(self, loop: asyncio.AbstractEventLoop, wait: _Wait) -> None:
         """Answers False for that wait when it is no longer idle. One timer serves all waits."""
         if not self._expected:
             loop.call_later(SECONDS, self._tick)
-        self._push(SECONDS, future, idle)
+        self._push(SECONDS, weakref.ref(wait))
 
-    def _push(self, seconds: float, future: asyncio.Future[bool], idle: Callable[[], bool]) -> None:
+    def _push(self, seconds: float, wait: weakref.ref[_Wait]) -> None:
         self._count += 1  # no two are equal: the rest is never compared
-        due = time.monotonic() + seconds
-        heapq.heappush(self._expected, (due, self._count, future, idle))
+        heapq.heappush(self._expected, (time.monotonic() + seconds, self._count, wait))
 
     def _tick(self) -> None:
         expected = self._expected
         # A little early is as good: else the first look would often be the second tick's.
         now = time.monotonic() + SECONDS / 4
         while expected and expected[0][0] <= now:
-            _, _, future, idle = heapq.heappop(expected)
-            if future.done():
+            _, _, waits = heapq.heappop(expected)
+            wait = waits()
+            if wait is None or wait.future.done():
                 continue
             try:
-                if idle():
-                    self._push(AGAIN_SECONDS, future, idle)
+                if wait.idle():
+                    self._push(AGAIN_SECONDS, waits)
                 else:
-                    future.set_result(False)
+                    wait.future.set_result(False)
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                future.set_exception(error)
+                wait.future.set_exception(error)
         loop = self.loop()
         if expected and loop is not None:
             loop.call_later(SECONDS, self._tick)
+
+
+def _after_fork_in_child() -> None:
+    Watch._lock = threading.RLock()
+    Watch._all = weakref.WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -311,12 +311,12 @@ class Zygote(Maker):
         Idempotent, from any thread.
         """
         with ending(), self._lock:
-            if self._control is not None:
+            control, self._control = self._control, None
+            if control is not None:
                 # Not close alone: a forked child of ours may hold the socket open.
                 with suppress(OSError):
-                    self._control.shutdown(socket.SHUT_RDWR)
-                self._control.close()
-                self._control = None
+                    control.shutdown(socket.SHUT_RDWR)
+                control.close()
             if self._process is not None:
                 self._end_process(self._process)
                 self._process = None

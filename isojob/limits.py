@@ -66,12 +66,16 @@ def processors(listed: str) -> set[int]:
 
 
 _Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
-_Rate: TypeAlias = Annotated[int, Field(ge=1, le=2**63 - 1)]
+# v1 cuts it to 32 bits, and takes the rest by which it divides; 2**32 - 1 is unlimited there.
+_Rate: TypeAlias = Annotated[int, Field(ge=1, le=2**32 - 2)]
 _Memory: TypeAlias = Annotated[
     Bytes, AfterValidator(_floor(MIN_MEMORY, "no program starts with less memory"))
 ]
 _ByteRate: TypeAlias = Annotated[
-    Bytes, AfterValidator(_floor(1, "a rate of 0 would stop the job; None is unlimited"))
+    Bytes,
+    AfterValidator(_floor(1, "a rate of 0 would stop the job; None is unlimited")),
+    # Before Linux 6.6 a product of it and of time overflows, and divides by what is left.
+    Field(le=2**50),
 ]
 _Disk: TypeAlias = Annotated[
     Bytes, AfterValidator(_floor(MIN_DISK, "and tmpfs takes 0 for unlimited"))

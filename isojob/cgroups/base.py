@@ -303,8 +303,9 @@ def kill_processes(directory: Path) -> None:
     except OSError:
         with suppress(OSError):
             for line in (directory / "cgroup.procs").read_text().split():
-                with suppress(OSError):
-                    os.kill(int(line), signal.SIGKILL)
+                if (pid := int(line)) > 0:  # 0: in another pid namespace; to kill(2), our group
+                    with suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
 
 
 class Driver(ABC):

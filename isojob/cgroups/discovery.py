@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from isojob.cgroups.v2 import V2
 from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
 
-__all__ = ["NoCgroups", "find", "locate", "memory_ceiling"]
+__all__ = ["NoCgroups", "find", "locate", "memory_ceiling", "read_text", "unescape"]
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -40,8 +41,8 @@ def locate(cgroup: str, mountinfo: str) -> tuple[Path | None, dict[str, Path]]:
     """
     unified: Path | None = None
     legacy: dict[str, Path] = {}
-    mounts = [_mount(line) for line in mountinfo.splitlines()]
-    for line in cgroup.splitlines():
+    mounts = [_mount(line) for line in mountinfo.split("\n")]
+    for line in cgroup.split("\n"):
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         for kind, root, point, options in mounts:
@@ -54,20 +55,32 @@ def locate(cgroup: str, mountinfo: str) -> tuple[Path | None, dict[str, Path]]:
     return unified, legacy
 
 
+_VISIBLE = (
+    "mount cgroup2 on /sys/fs/cgroup; in a container run it with its own cgroup namespace "
+    "and a writable /sys/fs/cgroup (docs/hosts.md)"
+)
+
+
 def _locate_own() -> tuple[Path | None, dict[str, Path]]:
     proc = Path("/proc/self")
-    return locate((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
+    return locate(read_text(proc / "cgroup"), read_text(proc / "mountinfo"))
+
+
+def read_text(path: Path) -> str:
+    """A file of /proc with names of directories and mounts, which are any bytes."""
+    return os.fsdecode(path.read_bytes())
 
 
 def _mount(line: str) -> tuple[str, str, Path, tuple[str, ...]]:
     before, _, after = line.partition(" - ")
-    words, kind = before.split(), after.split()
+    words, kind = before.split(" "), after.split(" ")
     if len(words) < 5 or len(kind) < 3:
         return "", "", Path(), ()
-    return kind[0], _unescape(words[3]), Path(_unescape(words[4])), tuple(kind[2].split(","))
+    return kind[0], unescape(words[3]), Path(unescape(words[4])), tuple(kind[2].split(","))
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
+    """A name as it stands in mountinfo (proc_pid_mountinfo(5))."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
@@ -79,7 +92,10 @@ def _below(path: str, root: str, point: Path) -> Path | None:
         return None
     inside = path[len(root) :] if root != "/" else path
     directory = point / inside.lstrip("/")
-    return directory if directory.is_dir() else None
+    try:
+        return directory if directory.is_dir() else None
+    except OSError:  # below what is mounted over it, and closed to us
+        return None
 
 
 class NoCgroups(Driver):
@@ -156,14 +172,15 @@ def find() -> Driver:
     except OSError as error:
         raise HostNotSupportedError("/proc cannot be read", "mount proc on /proc") from error
     if unified is not None:
-        driver = V2(unified)
+        try:
+            driver = V2(unified)
+        except OSError as error:
+            raise HostNotSupportedError(
+                f"the cgroup of this process cannot be read ({error})", _VISIBLE
+            ) from error
         # Hybrid hosts mount v2 without controllers, for systemd alone.
         if {"memory", "pids"} <= driver.controllers or not legacy:
             return driver
     if "memory" in legacy or "pids" in legacy:
         return V1(legacy)
-    raise HostNotSupportedError(
-        "no cgroup of this process is visible",
-        "mount cgroup2 on /sys/fs/cgroup; in a container run it with its own cgroup namespace "
-        "and a writable /sys/fs/cgroup (docs/hosts.md)",
-    )
+    raise HostNotSupportedError("no cgroup of this process is visible", _VISIBLE)

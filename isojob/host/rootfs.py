@@ -6,9 +6,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from isojob.cgroups.discovery import read_text, unescape
 from isojob.errors import SandboxSetupError
 from isojob.mounts import Mount, check_source
 from isojob.sandbox import Sandbox, mounted_inside
@@ -298,24 +300,33 @@ def _check_source(path: Path) -> None:
 def block_devices(sandbox: Sandbox) -> tuple[str, ...]:
     """The whole disks ("8:0") behind the bound directories, which disk I/O limits apply to.
 
-    A partition has no limits of its own: its ``partition`` file tells, its parent is the disk.
+    What is mounted below one is bound with it. A partition has no limits of its own: its
+    ``partition`` file tells, its parent is the disk.
     """
-    sources = [Path("/usr")] if sandbox.root.kind == "host" else []
-    sources += [Path(path) for path in sandbox.root.sources]
-    sources += [Path(mount.source) for mount in sandbox.mounts if mount.source is not None]
+    sources = [f"/{name}" for name in TOOLCHAIN] if sandbox.root.kind == "host" else []
+    sources += map(str, sandbox.root.sources)
+    sources += [str(mount.source) for mount in sandbox.mounts if mount.source is not None]
     return tuple(dict.fromkeys(_disks(sources)))
 
 
-def _disks(sources: list[Path]) -> Iterator[str]:
+def _disks(sources: list[str]) -> Iterator[str]:
+    mounts = [line.split(" ") for line in read_text(Path("/proc/self/mountinfo")).split("\n")]
+    points = [(words[2], unescape(words[4])) for words in mounts if len(words) > 4]
     for source in sources:
-        try:
-            device = source.stat().st_dev
-        except OSError:
-            continue
-        node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-        if not node.exists():
-            continue  # tmpfs, overlay, network: no block device to limit
-        real = node.resolve()
-        if (real / "partition").exists():
-            real = real.parent
-        yield (real / "dev").read_text().strip()
+        with suppress(OSError):
+            device = os.stat(source).st_dev
+            yield from _disk(f"{os.major(device)}:{os.minor(device)}")
+        below = os.path.realpath(source).rstrip("/") + "/"
+        for number, point in points:
+            if point.startswith(below):
+                yield from _disk(number)
+
+
+def _disk(number: str) -> Iterator[str]:
+    node = Path("/sys/dev/block", number)
+    if not node.exists():
+        return  # tmpfs, overlay, network: no block device to limit
+    real = node.resolve()
+    if (real / "partition").exists():
+        real = real.parent
+    yield (real / "dev").read_text().strip()

@@ -71,8 +71,9 @@ _IOCTL = _values(
 )
 _OPTIONS = {
     # SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF: code of the machine-wide bpf_jit_limit.
-    # SO_RESERVE_MEM: of the machine-wide tcp_mem.
-    1: (26, 51, 73),
+    # SO_RESERVE_MEM: of the machine-wide tcp_mem. SO_REUSEPORT: 2 KiB a bound socket, charged to
+    # nobody.
+    1: (15, 26, 51, 73),
     # TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY, TCP_AO_INFO: no cgroup is charged with the keys.
     6: (14, 32, 38, 40),
     # Memberships, likewise: IP_ADD_(SOURCE_)MEMBERSHIP, MCAST_JOIN_(SOURCE_)GROUP; of IPv6 also
@@ -113,7 +114,10 @@ GUARDS: dict[str, tuple[Answer, ...]] = {
     "pipe2": (_flags(errno.ENOPKG, 1, 0x80),),
     # PR_SCHED_CORE takes the other threads of its cores from everybody else, beside any quota;
     # PR_SET_VMA takes a name for each mapping, charged to nobody. As of older kernels.
-    "prctl": _values(errno.EINVAL, 0, 62, 0x53564D41),
+    # PR_SET_MEMORY_MERGE, MADV_MERGEABLE: pages shared with virtual machines and other jobs tell by
+    # the time of a write what they hold, and each takes 64 bytes.
+    "prctl": _values(errno.EINVAL, 0, 62, 67, 0x53564D41),
+    "madvise": _values(errno.EINVAL, 2, 12),
     # MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB: the host's own pool, outside of the memory limit.
     "mmap": (_flags(errno.ENOMEM, 3, 0x40000),),
     "memfd_create": (_flags(errno.ENOMEM, 1, 4),),

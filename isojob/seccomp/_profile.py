@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -152,8 +153,7 @@ class SeccompProfile(Model, frozen=True, populate_by_name=True):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         # JSON readers take the last one; whoever wrote the first thinks it holds.
         raise ValueError(f"{twice!r} is given twice")
     return result

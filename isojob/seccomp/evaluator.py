@@ -165,7 +165,7 @@ def _socket(words: list[int]) -> int | None:
 
 
 def _option(words: list[int]) -> int | None:
-    refused = [(1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38), (6, 40)]
+    refused = [(1, 15), (1, 26), (1, 51), (1, 73), (6, 14), (6, 32), (6, 38), (6, 40)]
     refused += [(0, 35), (0, 39), (0, 42), (0, 46)]
     refused += [(41, 6), (41, 20), (41, 27), (41, 32), (41, 42), (41, 46), (41, 57)]
     return errno.ENOPROTOOPT if (words[1], words[2]) in refused else None
@@ -184,7 +184,8 @@ _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "setsockopt": _option,
     "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
     "pipe2": lambda words: errno.ENOPKG if words[1] & 0o200 else None,
-    "prctl": lambda words: errno.EINVAL if words[0] in (62, 0x53564D41) else None,
+    "prctl": lambda words: errno.EINVAL if words[0] in (62, 67, 0x53564D41) else None,
+    "madvise": lambda words: errno.EINVAL if words[2] == 12 else None,
     "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
     "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
     "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,

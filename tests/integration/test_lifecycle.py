@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import anyio
@@ -281,6 +283,32 @@ async def test_stalled_loop_does_not_stretch_wall_time() -> None:
         tasks.start_soon(stall)
     assert results[0].status == "wall_time_limit"
     assert results[0].usage.wall_time < 1.2 * SLOW
+
+
+def test_closed_loops_are_not_kept() -> None:
+    """Nor what their jobs were given, ended or not; and what one of them held is free again."""
+    pool = Pool(max_jobs=2)
+    pool.open_now()
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    for abandoned in (False, False, True):
+        loop = asyncio.new_event_loop()
+        loops.append(weakref.ref(loop))
+        for _ in range(2):
+            loop.run_until_complete(pool.run(["true"]))
+        if abandoned:
+            task = loop.create_task(pool.run(["sleep", "600"]))
+            loop.run_until_complete(asyncio.sleep(0.05))
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            del task
+        loop.close()
+        del loop
+    end = time.monotonic() + 10 * SLOW
+    while time.monotonic() < end and (pool.statistics().running or any(ref() for ref in loops)):
+        gc.collect()
+        time.sleep(0.01)
+    assert pool.statistics().running == 0
+    assert [ref() for ref in loops] == [None] * 3
+    pool.close()
 
 
 def test_threads_and_loops() -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from isojob import Limits
-from isojob.cgroups import base
+from isojob.cgroups import base, discovery
 from isojob.cgroups import v1 as v1_driver
 from isojob.cgroups import v2 as v2_driver
 from isojob.cgroups.discovery import ceiling, locate
@@ -325,6 +325,37 @@ def v1(tmp_path: Path) -> V1:
         own[name].mkdir()
     (own["memory"] / "memory.memsw.limit_in_bytes").write_text("0")
     return V1(own)
+
+
+def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user may have mounted something at one."""
+    text = MOUNT.format(root="/", point=tmp_path, kind="cgroup2", options="rw").encode()
+    (tmp_path / "mountinfo").write_bytes(b"7 1 0:9 / /tmp/\xff rw - fuse x rw\n" + text)
+    (tmp_path / "cgroup").write_bytes(b"0::/\n")
+    texts = [discovery.read_text(tmp_path / name) for name in ("cgroup", "mountinfo")]
+    monkeypatch.setattr(discovery, "Path", lambda *_: tmp_path)
+    assert discovery._locate_own()[0] is not None
+    assert locate(*texts)[0] == tmp_path
+
+
+def test_a_cgroup_that_is_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else is mounted over the file system: there is none, by name."""
+    monkeypatch.setattr(discovery, "_locate_own", lambda: (tmp_path, {}))
+    with pytest.raises(HostNotSupportedError, match="cannot be read") as refused:
+        discovery.find()
+    assert "mount cgroup2" in refused.value.cure
+
+
+def test_nobody_of_another_namespace_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of a foreign pid namespace reads as 0, which is one's own group to kill(2)."""
+    killed: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, _: killed.append(pid))
+    (tmp_path / "cgroup.procs").write_text("0\n4711\n0\n")
+    (tmp_path / "cgroup.kill").mkdir()
+    base.kill_processes(tmp_path)
+    assert killed == [4711]
 
 
 def test_quotas_are_lifted(tmp_path: Path) -> None:

@@ -177,6 +177,17 @@ def test_limits_under_which_nothing_can_work_are_refused(name: str, least: int, 
     assert why in refusal(**{name: least - 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [(f"io_{way}_iops", 2**32 - 2) for way in ("read", "write")]
+    + [(f"io_{way}_bps", 2**50) for way in ("read", "write")],
+)
+def test_rates_that_kernels_divide_by(name: str, most: int) -> None:
+    """v1 cuts operations to 32 bits, and some kernels multiply bytes by time: what is left may be 0."""
+    assert getattr(limits(**{name: most}), name) == most
+    assert name in refusal(**{name: most + 1})
+
+
 def test_no_more_processes_than_the_kernel_can_count() -> None:
     """pids.max refuses more than PID_MAX_LIMIT, so the model does so first."""
     assert Limits(processes=2**22).processes == 2**22

@@ -3,6 +3,7 @@
 Each takes little: whether it is got at all tells.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -54,6 +55,7 @@ def uncounted_sockets():
         ("MCAST_JOIN_SOURCE_GROUP of IPv6", UDP6, 41, 46, index + storage6 + source6),
         ("SO_ATTACH_FILTER", UDP4, 1, 26, program),
         ("SO_ATTACH_REUSEPORT_CBPF", UDP4, 1, 51, program),
+        ("SO_REUSEPORT", UDP4, 1, 15, struct.pack("@i", 1)),
         ("SO_RESERVE_MEM", TCP4, 1, 73, struct.pack("@i", 1 << 20)),
     ):
         _option(what, kind, level, option, value)
@@ -79,7 +81,8 @@ def _option(what, kind, level, option, value):
             denied(f"a socket for {what}", error.errno)
             return
         with one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with contextlib.suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             arguments = (one.fileno(), level | high, option | high, value, len(value))
             got, number = syscall("setsockopt", *arguments)
         if got == 0:
