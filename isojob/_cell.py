@@ -101,7 +101,7 @@ class Run:
         try:
             fds, stdio = self._open_streams()
             out = (
-                await in_thread(partial(job.message, spec, stdio))
+                await in_thread(partial(job.message, spec, stdio), many=True)
                 if job.reads_files
                 else job.message(spec, stdio)
             )

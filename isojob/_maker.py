@@ -86,23 +86,32 @@ class Maker:
         number = next(self.numbers)
         lease, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            control = self._control
-            if control is None:
-                raise PoolBrokenError
-            try:
-                message = _PING if spec is None else spec.message(number)
-                send_fds(control, message, [theirs.fileno(), *output])
-            except OSError as error:
-                if error.errno not in _GONE:
-                    raise
-                self.broken = True
-                raise PoolBrokenError from error
+            message = _PING if spec is None else spec.message(number)
+            self.send(message, [theirs.fileno(), *output])
         except BaseException:
             lease.close()
             raise
         finally:
             theirs.close()
         return lease, number
+
+    def send(self, message: bytes, fds: list[int]) -> None:
+        """Sends a request with descriptors.
+
+        Raises:
+            BlockingIOError: Too many requests are under way; try again in a moment.
+            PoolBrokenError: The zygote is dead.
+        """
+        control = self._control
+        if control is None:
+            raise PoolBrokenError
+        try:
+            send_fds(control, message, fds)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            self.broken = True
+            raise PoolBrokenError from error
 
     def cell_directories(self, cell: int) -> list[Path]:
         """The cgroups of a cell, one in each hierarchy; they may not exist, or no more."""

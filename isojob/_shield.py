@@ -15,10 +15,13 @@ from typing import TypeVar
 
 import anyio
 from anyio import CancelScope
+from anyio.lowlevel import RunVar
 
 __all__ = ["in_thread", "on_thread", "shielded"]
 
 T = TypeVar("T")
+_MANY = 40
+_of_many: RunVar[anyio.CapacityLimiter] = RunVar("isojob-threads")
 
 
 async def shielded(again: Callable[[], Awaitable[T]]) -> T:
@@ -48,20 +51,34 @@ async def shielded(again: Callable[[], Awaitable[T]]) -> T:
     return results[0]
 
 
-async def on_thread(function: Callable[[], T], *, abandon_on_cancel: bool = False) -> T:
+async def on_thread(
+    function: Callable[[], T], *, abandon_on_cancel: bool = False, many: bool = False
+) -> T:
     """anyio.to_thread.run_sync, whatever the application has in threads.
 
     That may be calls that wait for us: with the limiter of all, they would wait for each other.
 
+    Args:
+        function: What to run.
+        abandon_on_cancel: As in anyio.
+        many: Of what many calls at once may want, no more than some at a time.
+
     Raises:
         RuntimeError: No thread can be started.
     """
+    limiter = anyio.CapacityLimiter(1)
+    if many:
+        try:
+            limiter = _of_many.get()
+        except LookupError:
+            limiter = anyio.CapacityLimiter(_MANY)
+            _of_many.set(limiter)
     return await anyio.to_thread.run_sync(
-        function, abandon_on_cancel=abandon_on_cancel, limiter=anyio.CapacityLimiter(1)
+        function, abandon_on_cancel=abandon_on_cancel, limiter=limiter
     )
 
 
-async def in_thread(function: Callable[[], T]) -> T:
+async def in_thread(function: Callable[[], T], *, many: bool = False) -> T:
     """Runs a bounded, blocking function once in a thread, and returns only when it has."""
     lock = threading.Lock()
     outcome: Future[T] = Future()
@@ -75,7 +92,7 @@ async def in_thread(function: Callable[[], T]) -> T:
                     outcome.set_exception(error)
 
     try:
-        await shielded(lambda: on_thread(once))
+        await shielded(lambda: on_thread(once, many=many))
     except RuntimeError:
         # No thread can be started (pids.max, RLIMIT_NPROC). Better to stall the loop for a moment
         # than never to close a zygote.

@@ -115,7 +115,7 @@ class Stock:
         """As `start`; the wait can be cancelled at once."""
         with self.starts.awaited():
             try:
-                return await on_thread(self.start, abandon_on_cancel=True)
+                return await on_thread(self.start, abandon_on_cancel=True, many=True)
             except RuntimeError:  # no thread can be started: as in_thread
                 return self.start()
 

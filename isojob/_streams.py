@@ -248,7 +248,8 @@ class FileFeed(_Pipe):
         self.error: OSError | None = None
         self._failed = failed
         self._owner: int | None = None
-        self._given: list[tuple[int, os.stat_result]] = []
+        self._given: list[int] = []
+        """What the thread has not closed yet."""
         self._at = os.lseek(file, 0, os.SEEK_CUR)
         # The caller may close theirs as soon as the call returns.
         self._file = os.dup(file)
@@ -271,7 +272,7 @@ class FileFeed(_Pipe):
         self.widen()
         # By their numbers: `close` forgets what is the thread's.
         ours = (self._file, self.write_end)
-        self._given = [(fd, os.fstat(fd)) for fd in ours]
+        self._given = list(ours)
         thread = threading.Thread(target=self._copy, args=ours, name="isojob-stdin", daemon=True)
         try:
             thread.start()
@@ -294,20 +295,18 @@ class FileFeed(_Pipe):
             self.error = error
             self._failed()
         finally:
-            os.close(file)
-            os.close(pipe)
+            # First forgotten: a fork of ours must not take what has the number then for its copy.
+            for fd in (pipe, file):
+                self._given.remove(fd)
+                os.close(fd)
 
     def close(self) -> None:
         """Closes what is ours; idempotent."""
         if self._owner is not None:
             self.write_end = self._file = -1
-            # A forked child has copies, and no thread; unless that had closed them, and then the
-            # numbers may be somebody else's.
-            for fd, what in self._given if self._owner != os.getpid() else ():
-                with suppress(OSError):
-                    if os.path.samestat(os.fstat(fd), what):
-                        os.close(fd)
-            self._given = []
+            # A forked child has copies, and no thread.
+            while self._given and self._owner != os.getpid():
+                close(self._given.pop())
         super().close()
         if self._file >= 0:
             close(self._file)

@@ -31,16 +31,24 @@ AGAIN_SECONDS = 0.008
 class Watched:
     """A descriptor that a `Watch` looks after; `Lease` is one."""
 
-    __slots__ = ("_fd", "_heard", "_service", "watch")
+    __slots__ = ("_fd", "_heard", "_service", "_watch")
 
     def __init__(self, fd: int) -> None:
-        self.watch: Watch | None = None
-        """Where it is registered."""
+        # Weak, as all that cells and the registry know of a loop and its waits: it alone has these,
+        # until it is closed.
+        self._watch: weakref.ref[Watch] | None = None
+        self._service: weakref.ref[_Wait] | None = None
         self._fd = fd
         self._heard = False
-        # Weak, as all that a pool's cells and the registry know of a wait: who waits holds it, and
-        # with it the loop, which may be closed and its task collected.
-        self._service: weakref.ref[_Wait] | None = None
+
+    @property
+    def watch(self) -> Watch | None:
+        """Where it is registered."""
+        return None if self._watch is None else self._watch()
+
+    @watch.setter
+    def watch(self, watch: Watch | None) -> None:
+        self._watch = None if watch is None else weakref.ref(watch)
 
     def ready(self, watch: Watch) -> None:
         """There is something to read, or the other end has gone. Said once (EPOLLET)."""
@@ -75,6 +83,7 @@ class Watched:
             return await wait.future
         finally:
             self._service = None
+            watch.waits.discard(wait)
 
     def unwatch(self) -> None:
         """Ends the registration, before the descriptor is closed. Idempotent, from any thread."""
@@ -94,7 +103,7 @@ class _Wait(Service):
 
 
 _Expected: TypeAlias = "tuple[float, int, weakref.ref[_Wait]]"
-_Registry: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watch]"
+_Registry: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Watch]]"
 
 
 class Watch:
@@ -109,6 +118,7 @@ class Watch:
         self._owner = os.getpid()
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
+        self.waits: set[_Wait] = set()
         self._expected: list[_Expected] = []
         self._count = 0
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -122,9 +132,11 @@ class Watch:
         """
         watched.unwatch()
         with cls._lock:
-            watch = cls._all.get(loop)
+            known = cls._all.get(loop)
+            watch = None if known is None else known()
             if watch is None or watch._owner != os.getpid():
-                watch = cls._all[loop] = cls(loop)
+                watch = cls(loop)
+                cls._all[loop] = weakref.ref(watch)
             watch._epoll.register(watched._fd, select.EPOLLIN | select.EPOLLET)
             watch._watched[watched._fd] = watched
             watched.watch = watch
@@ -178,6 +190,7 @@ class Watch:
 
     def expect(self, loop: asyncio.AbstractEventLoop, wait: _Wait) -> None:
         """Answers False for that wait when it is no longer idle. One timer serves all waits."""
+        self.waits.add(wait)
         if not self._expected:
             loop.call_later(SECONDS, self._tick)
         self._push(SECONDS, weakref.ref(wait))

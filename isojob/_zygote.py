@@ -285,13 +285,7 @@ class Zygote(Maker):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                if self._control is None:
-                    raise PoolBrokenError
-                send_fds(self._control, message, [theirs.fileno()])
-        except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError) as error:
-            ours.close()
-            self.broken = True
-            raise PoolBrokenError from error
+                self.send(message, [theirs.fileno()])
         except BaseException:
             ours.close()
             raise

@@ -75,6 +75,10 @@ def _usable(driver: Driver) -> bool:
     return True
 
 
+MAX_WRITES = 256
+"""Into the cgroups of one cell: MAX_CG_WRITES of native/zygote.h."""
+
+
 def check_limits(
     driver: Driver, limits: Limits, devices: tuple[str, ...], allowed: AbstractSet[str]
 ) -> None:
@@ -103,6 +107,11 @@ def check_limits(
                 "bind a directory of a local disk, or accept it: "
                 "Sandbox(allow_missing={'io_limit'})",
             )
+    if len(driver.cell(limits, devices)[1]) > MAX_WRITES:
+        raise HostNotSupportedError(
+            f"disk I/O limits: {len(devices)} disks are behind the bound directories",
+            "bind fewer of them",
+        )
 
 
 def posture(sandbox: Sandbox, driver: Driver, who: str) -> Posture:

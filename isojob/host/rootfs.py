@@ -312,21 +312,16 @@ def block_devices(sandbox: Sandbox) -> tuple[str, ...]:
 def _disks(sources: list[str]) -> Iterator[str]:
     mounts = [line.split(" ") for line in read_text(Path("/proc/self/mountinfo")).split("\n")]
     points = [(words[2], unescape(words[4])) for words in mounts if len(words) > 4]
+    numbers: dict[str, None] = {}
     for source in sources:
         with suppress(OSError):
             device = os.stat(source).st_dev
-            yield from _disk(f"{os.major(device)}:{os.minor(device)}")
+            numbers[f"{os.major(device)}:{os.minor(device)}"] = None
         below = os.path.realpath(source).rstrip("/") + "/"
-        for number, point in points:
-            if point.startswith(below):
-                yield from _disk(number)
-
-
-def _disk(number: str) -> Iterator[str]:
-    node = Path("/sys/dev/block", number)
-    if not node.exists():
-        return  # tmpfs, overlay, network: no block device to limit
-    real = node.resolve()
-    if (real / "partition").exists():
-        real = real.parent
-    yield (real / "dev").read_text().strip()
+        numbers |= dict.fromkeys(number for number, point in points if point.startswith(below))
+    for number in numbers:
+        with suppress(OSError):  # tmpfs, overlay, network, or gone: no block device to limit
+            real = Path("/sys/dev/block", number).resolve(strict=True)
+            if (real / "partition").exists():
+                real = real.parent
+            yield (real / "dev").read_text().strip()

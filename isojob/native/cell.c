@@ -30,7 +30,7 @@ static int parse_make(struct cell *cell, uint32_t *mask, struct reader *r)
             *mask = (uint32_t)v;
             break;
         case TAG_CG_WRITE:
-            if (cell->nwrites >= MAX_CG_FILES)
+            if (cell->nwrites >= MAX_CG_WRITES)
                 return -1;
             cell->writes[cell->nwrites++] = f;
             break;

@@ -17,6 +17,7 @@
 
 #define MAX_HIERARCHIES 8
 #define MAX_CG_FILES 24
+#define MAX_CG_WRITES 256 /* one for each disk, and on v1 for each rate */
 #define MAX_COUNTERS 40
 #define MAX_MASKS 32
 #define MAX_RLIMITS 16
@@ -154,7 +155,7 @@ struct cell {
     uint64_t disk, inodes;
     uint32_t id;
     bool session, private; /* the working directory is the session's; or its copy */
-    struct field writes[MAX_CG_FILES];
+    struct field writes[MAX_CG_WRITES];
     unsigned nwrites;
     struct field lift; /* of the CPU quota; length 0: there is none */
     int lift_fd;

@@ -118,6 +118,7 @@ GUARDS: dict[str, tuple[Answer, ...]] = {
     # the time of a write what they hold, and each takes 64 bytes.
     "prctl": _values(errno.EINVAL, 0, 62, 67, 0x53564D41),
     "madvise": _values(errno.EINVAL, 2, 12),
+    "process_madvise": _values(errno.EINVAL, 3, 12),
     # MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB: the host's own pool, outside of the memory limit.
     "mmap": (_flags(errno.ENOMEM, 3, 0x40000),),
     "memfd_create": (_flags(errno.ENOMEM, 1, 4),),

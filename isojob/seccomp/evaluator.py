@@ -186,6 +186,7 @@ _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "pipe2": lambda words: errno.ENOPKG if words[1] & 0o200 else None,
     "prctl": lambda words: errno.EINVAL if words[0] in (62, 67, 0x53564D41) else None,
     "madvise": lambda words: errno.EINVAL if words[2] == 12 else None,
+    "process_madvise": lambda words: errno.EINVAL if words[3] == 12 else None,
     "mmap": lambda words: errno.ENOMEM if words[3] & 0x40000 else None,
     "memfd_create": lambda words: errno.ENOMEM if words[1] & 4 else None,
     "shmget": lambda words: errno.ENOMEM if words[2] & 0o4000 else None,

@@ -311,6 +311,60 @@ def test_closed_loops_are_not_kept() -> None:
     pool.close()
 
 
+async def test_a_call_whose_task_nobody_holds(anyio_backend_name: str) -> None:
+    """The loop does, as long as it is open: a collection in between ends no job."""
+    if anyio_backend_name == "trio":
+        return  # its tasks are held by their nurseries
+    ended: list[bool] = []
+
+    async def call(pool: Pool) -> None:
+        ended.append((await pool.run(["sleep", "0.05"])).ok)
+
+    async with Pool() as pool:
+        for _ in range(3):
+            asyncio.get_running_loop().create_task(call(pool))
+            for _ in range(5):
+                await asyncio.sleep(0.004)
+                gc.collect()
+        with anyio.fail_after(60):
+            while len(ended) < 3:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+    assert ended == [True] * 3
+
+
+def test_a_child_lets_go_of_all() -> None:
+    """Whatever one owner raises, and whatever lock a thread of the parent holds."""
+    done = run_python(
+        "import asyncio, os, signal, threading, isojob",
+        "from isojob import _shutdown",
+        "from isojob._watch import Watch",
+        "class Bad:",
+        "    def close(self): pass",
+        "    def forget(self): raise OSError(9, 'x')",
+        "bad, told = Bad(), []",
+        "class Good(Bad):",
+        "    def forget(self): told.append(1)",
+        "good = [Good() for _ in range(9)]",
+        "async def main():",
+        "    async with isojob.Pool() as pool:",
+        "        assert (await pool.run(['true'])).ok",
+        "        for one in (bad, *good): _shutdown.end_with_process(one)",
+        "        held, over = threading.Event(), threading.Event()",
+        "        def hold():",
+        "            with Watch._lock: held.set(); over.wait()",
+        "        thread = threading.Thread(target=hold)",
+        "        thread.start(); held.wait()",
+        "        if (child := os.fork()) == 0:",
+        "            signal.alarm(20)",
+        "            os._exit(0 if len(told) == 9 and pool._stock.open else 1)",
+        "        over.set(); thread.join()",
+        "        assert os.waitpid(child, 0)[1] == 0",
+        "asyncio.run(main())",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Exception ignored" in done.stderr
+
+
 def test_threads_and_loops() -> None:
     """Several event loops in several threads, asyncio and trio, share one pool."""
     results: list[bytes | None] = []

@@ -17,7 +17,8 @@ from isojob.cgroups.discovery import ceiling, locate
 from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
 from isojob.errors import HostNotSupportedError, SandboxSetupError
-from isojob.host.posture import check_limits
+from isojob.host import rootfs
+from isojob.host.posture import MAX_WRITES, check_limits
 
 MOUNT = "30 25 0:26 {root} {point} rw,nosuid - {kind} cgroup rw,{options}\n"
 
@@ -325,6 +326,36 @@ def v1(tmp_path: Path) -> V1:
         own[name].mkdir()
     (own["memory"] / "memory.memsw.limit_in_bytes").write_text("0")
     return V1(own)
+
+
+def test_more_disks_than_a_cell_takes() -> None:
+    """What the zygote has room for is refused by name before."""
+    header = Path(__file__).parents[2] / "isojob" / "native" / "zygote.h"
+    assert f"#define MAX_CG_WRITES {MAX_WRITES} " in header.read_text()
+    driver = V1({name: Path("/x") for name in ("memory", "pids", "cpuacct", "blkio")})
+    limits = Limits(io_read_bps=1, io_write_bps=1, io_read_iops=1, io_write_iops=1)
+    disks = [f"8:{number}" for number in range(MAX_WRITES // 4)]
+    check_limits(driver, limits, tuple(disks[:-1]), frozenset())
+    with pytest.raises(HostNotSupportedError, match="64 disks"):
+        check_limits(driver, limits, tuple(disks), frozenset())
+
+
+def test_disks_below_a_bound_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mounted there is bound with it; each disk is named once, and none that has gone."""
+    disks = {
+        path.name for path in Path("/sys/dev/block").iterdir() if not (path / "partition").exists()
+    }
+    assert disks, "this test needs a block device"
+
+    def found(beside: str) -> list[str]:
+        points = [*((disk, f"{tmp_path}{beside}/a\\040{disk}") for disk in disks)]
+        points += [("4095:1", f"{tmp_path}{beside}/gone")]
+        lines = [f"7 1 {number} / {point} rw - ext4 x rw" for number, point in points]
+        monkeypatch.setattr(rootfs, "read_text", lambda _: "\n".join(lines))
+        return list(rootfs._disks([str(tmp_path)]))
+
+    assert sorted(found("")) == sorted(disks)
+    assert len(found("-beside")) <= 1
 
 
 def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,7 @@ REFUSED = [
     *(("pipe2", errno.ENOPKG, (0, flags)) for flags in (0x80, 0x80880)),
     *(("prctl", errno.EINVAL, (option, 0)) for option in (62, 67, 0x53564D41)),
     ("madvise", errno.EINVAL, (0, 4096, 12)),
+    ("process_madvise", errno.EINVAL, (3, 0, 1, 12)),
     *(("socket", errno.EPERM, (family, 3, n)) for family in (2, 10) for n in (0, 1, 6, 255)),
     ("prlimit64", errno.EPERM, (1,)),
     *(("setsockopt", errno.ENOPROTOOPT, (3, 1, option)) for option in (15, 26, 51, 73)),

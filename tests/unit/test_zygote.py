@@ -30,3 +30,11 @@ def test_a_helper_that_hangs(late: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SandboxSetupError) as caught:
         zygote._map_ids()
     assert (caught.value.stage, caught.value.errno) == (late, errno.ETIMEDOUT)
+
+
+def test_some_of_the_subordinate_ids() -> None:
+    """Pairs, wholly in the range, and not always the same."""
+    few = ids.SubordinateIds(100000, 100000, 100)
+    found = {few.some(8) for _ in range(2000)}
+    assert found == set(range(1, 94, 2))
+    assert {ids.SubordinateIds(1, 1, count).some(count // 2 * 2) for count in (2, 3, 4, 5)} <= {1}
