@@ -87,8 +87,9 @@ LIAR = dedent("""
 
     def reapers(hello):  # more children for the zygote than it can bury
         while True:
-            if clone(PARENT) == 0:
-                os._exit(0)
+            with suppress(OSError):  # on a busy machine so many are dead that no more can be made
+                if clone(PARENT) == 0:
+                    os._exit(0)
 
     me = os.getpid()
     MINE = os.getuid()
