@@ -199,7 +199,7 @@ int template_start(struct zygote *z, struct failure *f)
     cell_clear(&cell, c);
     cell.warm = true;
     cell.nwrites = c->ntemplate_writes;
-    memcpy(cell.writes, c->template_writes, sizeof(cell.writes));
+    memcpy(cell.writes, c->template_writes, sizeof(c->template_writes));
     w->program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     if (w->program < 0)
         return fail(f, "own executable");
