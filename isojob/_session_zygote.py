@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -38,8 +37,7 @@ def ask(parent: Zygote, message: bytes) -> socket.socket:
     """`Zygote.ask`, patiently (blocking).
 
     Raises:
-        PoolBrokenError: It is dead, or does not answer.
-        PoolClosedError: It was closed.
+        PoolBrokenError: It is dead, was closed, or does not answer.
     """
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -49,10 +47,6 @@ def ask(parent: Zygote, message: bytes) -> socket.socket:
             if time.monotonic() > deadline:
                 raise PoolBrokenError("the pool's zygote does not answer") from None
             time.sleep(0.001)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-            raise PoolClosedError from None
 
 
 def hear(control: socket.socket) -> wire.Message:

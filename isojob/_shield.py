@@ -66,16 +66,19 @@ async def on_thread(
     Raises:
         RuntimeError: No thread can be started.
     """
-    limiter = anyio.CapacityLimiter(1)
-    if many:
-        try:
-            limiter = _of_many.get()
-        except LookupError:
-            limiter = anyio.CapacityLimiter(_MANY)
-            _of_many.set(limiter)
+    limiter = _limiter_of_many() if many else anyio.CapacityLimiter(1)
     return await anyio.to_thread.run_sync(
         function, abandon_on_cancel=abandon_on_cancel, limiter=limiter
     )
+
+
+def _limiter_of_many() -> anyio.CapacityLimiter:
+    try:
+        return _of_many.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(_MANY)
+        _of_many.set(limiter)
+        return limiter
 
 
 async def in_thread(function: Callable[[], T], *, many: bool = False) -> T:

@@ -83,7 +83,6 @@ class Watched:
             return await wait.future
         finally:
             self._service = None
-            watch.waits.discard(wait)
 
     def unwatch(self) -> None:
         """Ends the registration, before the descriptor is closed. Idempotent, from any thread."""
@@ -102,7 +101,7 @@ class _Wait(Service):
         self.idle = idle
 
 
-_Expected: TypeAlias = "tuple[float, int, weakref.ref[_Wait]]"
+_Expected: TypeAlias = tuple[float, int, _Wait]
 _Registry: TypeAlias = "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Watch]]"
 
 
@@ -118,8 +117,8 @@ class Watch:
         self._owner = os.getpid()
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
-        self.waits: set[_Wait] = set()
         self._expected: list[_Expected] = []
+        """Every wait that is not over, with when it is looked at next: it has no other holder."""
         self._count = 0
         loop.add_reader(self._epoll.fileno(), self._serve)
 
@@ -152,9 +151,7 @@ class Watch:
 
     def remove(self, fd: int) -> None:
         """Ends a registration, whatever thread or process this is."""
-        if (
-            self._owner != os.getpid()
-        ):  # whose threads, one of which may hold the lock, are not here
+        if self._owner != os.getpid():  # another thread there may hold the lock
             return
         with self._lock:
             if self._watched.pop(fd, None) is None:
@@ -190,12 +187,11 @@ class Watch:
 
     def expect(self, loop: asyncio.AbstractEventLoop, wait: _Wait) -> None:
         """Answers False for that wait when it is no longer idle. One timer serves all waits."""
-        self.waits.add(wait)
         if not self._expected:
             loop.call_later(SECONDS, self._tick)
-        self._push(SECONDS, weakref.ref(wait))
+        self._push(SECONDS, wait)
 
-    def _push(self, seconds: float, wait: weakref.ref[_Wait]) -> None:
+    def _push(self, seconds: float, wait: _Wait) -> None:
         self._count += 1  # no two are equal: the rest is never compared
         heapq.heappush(self._expected, (time.monotonic() + seconds, self._count, wait))
 
@@ -204,13 +200,12 @@ class Watch:
         # A little early is as good: else the first look would often be the second tick's.
         now = time.monotonic() + SECONDS / 4
         while expected and expected[0][0] <= now:
-            _, _, waits = heapq.heappop(expected)
-            wait = waits()
-            if wait is None or wait.future.done():
+            _, _, wait = heapq.heappop(expected)
+            if wait.future.done():
                 continue
             try:
                 if wait.idle():
-                    self._push(AGAIN_SECONDS, waits)
+                    self._push(AGAIN_SECONDS, wait)
                 else:
                     wait.future.set_result(False)
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
