@@ -242,8 +242,12 @@ class Zygote(Maker):
 
     def _map_ids(self) -> None:
         """newuidmap(1): our own id as 0, the subordinate ones from 1."""
+        assert self._process is not None
         subordinate = ids.subordinate()
-        assert subordinate is not None and self._process is not None
+        if subordinate is None:
+            raise SandboxSetupError(
+                "newuidmap", errno.ENOENT, "the subordinate ids there were are gone; try again"
+            )
         for program, own, first in (
             ("newuidmap", os.getuid(), subordinate.uid),
             ("newgidmap", os.getgid(), subordinate.gid),
@@ -254,6 +258,8 @@ class Zygote(Maker):
                 done = subprocess.run(command, capture_output=True, check=False, timeout=10)
             except subprocess.TimeoutExpired as error:
                 raise SandboxSetupError(program, errno.ETIMEDOUT) from error
+            except OSError as error:
+                raise SandboxSetupError(program, error.errno or errno.EIO) from error
             if done.returncode != 0:
                 raise SandboxSetupError(
                     program, errno.EPERM, done.stderr.decode("utf-8", "replace").strip()

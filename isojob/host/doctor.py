@@ -274,15 +274,13 @@ def _namespaces() -> Iterator[Check]:
         cure = _cure(stage, answer[0])
         yield _check(_NAMESPACES, title, False, _said(answer), needed, cure)
     answer = _answer(answers, "overlay")
-    works = answer[0] == 0
-    yield _check(
-        _NAMESPACES,
-        "overlayfs",
-        works or None,
-        "works" if works else _said(answer),
-        "Root.layers, writable roots, private runs of sessions",
-        "" if works else "modprobe overlay (Linux 5.11 or newer)",
-    )
+    found, cure = "works", ""
+    if answer[0] != 0:
+        found, cure = _said(answer), "modprobe overlay (Linux 5.11 or newer)"
+    elif os.geteuid() == 0 and kernel.release() < (5, 19):
+        found, cure = "read-only: it takes no layers with mapped owners", "upgrade to Linux 5.19"
+    needed = "Root.layers, writable roots, private runs of sessions"
+    yield _check(_NAMESPACES, "overlayfs", None if cure else True, found, needed, cure)
 
 
 def _cure(stage: str, number: int) -> str:
@@ -318,6 +316,16 @@ def _calls() -> Iterator[Check]:
         if name != "landlock":
             cure = _cure(name, answer[0])
         yield _check(_CALLS, title, False if required else None, _said(answer), needed, cure)
+    if actions := kernel.sysctl("kernel/seccomp/actions_logged").split():
+        # What a filter of the job's own can have written for each call it makes, with
+        # SECCOMP_RET_LOG or SECCOMP_FILTER_FLAG_LOG; the other two end whoever made the call.
+        often = [action for action in actions if not action.startswith("kill_")]
+        needed = "an audit log that hostile jobs cannot flood"
+        found, cure = "only what is killed", ""
+        if often:
+            found = f"jobs choose: {', '.join(often)}"
+            cure = 'sysctl kernel.seccomp.actions_logged="kill_process kill_thread"'
+        yield _check(_CALLS, "actions_logged", None if often else True, found, needed, cure)
 
 
 def _ids() -> Iterator[Check]:

@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 from environment import SLOW, cgroup_version
 
+from isojob.host import doctor, kernel
 from isojob.host.doctor import examine, holds, summary
 
 PATIENCE = 120 * SLOW
@@ -86,6 +87,38 @@ def test_report_for_programs() -> None:
     status, document = report()
     assert (status, document["ok"], failed(document)) == (0, True, {})
     assert {"section", "name", "found", "needed_for", "ok", "cure"} == set(document["checks"][0])
+
+
+@pytest.mark.parametrize(
+    ("logged", "ok"),
+    [
+        ("kill_process kill_thread trap errno user_notif trace log", None),
+        ("kill_process kill_thread errno", None),
+        ("kill_process kill_thread", True),
+    ],
+)
+def test_an_audit_log_that_jobs_can_fill(
+    logged: str, ok: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's own filter may have its calls logged: the doctor says whether the kernel does it."""
+    monkeypatch.setattr(kernel, "sysctl", lambda name: logged if "seccomp" in name else "")
+    (check,) = [check for check in doctor._calls() if check.name == "actions_logged"]
+    assert check.ok is ok
+    assert bool(check.cure) is (ok is None)
+
+
+@pytest.mark.parametrize(
+    ("uid", "release", "ok"), [(0, (5, 18), None), (0, (5, 19), True), (1000, (5, 14), True)]
+)
+def test_layers_with_mapped_owners(
+    uid: int, release: tuple[int, int], ok: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To root a writable root needs more of overlayfs than that it can be mounted."""
+    monkeypatch.setattr(doctor, "_probe", lambda group: {"overlay": [0, ""]})
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(kernel, "release", lambda: release)
+    (check,) = [check for check in doctor._namespaces() if check.name == "overlayfs"]
+    assert (check.ok, bool(check.cure)) == (ok, ok is None)
 
 
 def needs(*programs: str) -> None:

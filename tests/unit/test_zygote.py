@@ -14,22 +14,44 @@ from isojob._zygote import Zygote
 from isojob.host import ids
 
 
-@pytest.mark.parametrize("late", ["newuidmap", "newgidmap"])
-def test_a_helper_that_hangs(late: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """newuidmap(1) that does not come back (a name service that hangs) is named in the error."""
-
-    def run(command: list[str], **options: Any) -> Any:
-        if command[0] == late:
-            raise subprocess.TimeoutExpired(command, options["timeout"])
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(ids, "subordinate", lambda: ids.SubordinateIds(100_000, 100_000, 65536))
-    monkeypatch.setattr(subprocess, "run", run)
+def refused() -> tuple[str, int | None]:
+    """Stage and errno of a mapping of ids that fails."""
     zygote = Zygote.__new__(Zygote)
     zygote._process = SimpleNamespace(pid=1)  # type: ignore[assignment]
     with pytest.raises(SandboxSetupError) as caught:
         zygote._map_ids()
-    assert (caught.value.stage, caught.value.errno) == (late, errno.ETIMEDOUT)
+    return caught.value.stage, caught.value.errno
+
+
+@pytest.mark.parametrize("bad", ["newuidmap", "newgidmap"])
+@pytest.mark.parametrize(
+    ("raised", "number"),
+    [
+        # A name service that hangs; a package that is removed meanwhile; a mount without exec.
+        (subprocess.TimeoutExpired("", 10), errno.ETIMEDOUT),
+        (FileNotFoundError(errno.ENOENT, "No such file"), errno.ENOENT),
+        (PermissionError(errno.EACCES, "Permission denied"), errno.EACCES),
+    ],
+)
+def test_a_helper_that_does_not_help(
+    bad: str, raised: Exception, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """newuidmap(1) that does not come back, or cannot be started, is named in the error."""
+
+    def run(command: list[str], **options: Any) -> Any:
+        if command[0] == bad:
+            raise raised
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ids, "subordinate", lambda: ids.SubordinateIds(100_000, 100_000, 65536))
+    monkeypatch.setattr(subprocess, "run", run)
+    assert refused() == (bad, number)
+
+
+def test_ids_that_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range that is gone from /etc/subuid when the zygote asks for it is a named error."""
+    monkeypatch.setattr(ids, "subordinate", lambda: None)
+    assert refused() == ("newuidmap", errno.ENOENT)
 
 
 def test_some_of_the_subordinate_ids() -> None:
