@@ -144,14 +144,18 @@ class Image(Model, frozen=True):
 
     @classmethod
     def stored(cls, store: str | os.PathLike[str] | None = None) -> list[Self]:
-        """The images of the store, the last used first; what cannot be read is left out."""
-        where = default_store() if store is None else Path(store)
+        """The images of the store, the last used first; one that cannot be read is left out.
+
+        Raises:
+            OSError: The store itself cannot be read.
+        """
+        where = (default_store() if store is None else Path(store)).resolve()
         found: list[tuple[float, Self]] = []
-        for file in where.resolve().glob("*/image.json"):
+        for name in os.listdir(where) if where.exists() else ():
             with suppress(OSError, ValueError):
-                image = cls._read(file)
-                if image.digest == f"sha256:{file.parent.name}":  # else it is somebody else's
-                    found.append((file.parent.stat().st_mtime, image))
+                image = cls._read(where / name / "image.json")
+                if image.digest == f"sha256:{name}":  # else it is somebody else's
+                    found.append(((where / name).stat().st_mtime, image))
         return [image for _, image in sorted(found, key=lambda pair: -pair[0])]
 
     @classmethod
@@ -170,12 +174,12 @@ class Image(Model, frozen=True):
 
         Raises:
             ValueError: `keep` is no number of images.
-            OSError: The store cannot be written.
+            OSError: The store cannot be read or written.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise ValueError(f"keep: {keep!r} is no number of images")
         where = default_store() if store is None else Path(store)
-        if not where.is_dir():
+        if not where.exists():
             return []
         with locked(where):
             old = cls.stored(where)[keep:]

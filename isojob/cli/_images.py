@@ -69,7 +69,11 @@ def list_(store: _Store = None) -> int:
     table = Table(box=None)
     for heading in ("DIGEST", "NAME", "SIZE", "ROOT"):
         table.add_column(heading, overflow="fold")
-    for one in Image.stored(store):
+    try:
+        stored = Image.stored(store)
+    except OSError as error:
+        raise OptionError("--store", str(error)) from error
+    for one in stored:
         size = f"{one.size / 2**20:.1f} MiB"
         table.add_row(one.digest[:19], _plain(one.name), size, one.path)
     make_console().print(table)

@@ -452,16 +452,20 @@ def test_mistakes_are_125(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert "Traceback" not in out + err
 
 
-def test_a_store_that_cannot_be_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("command", "method"), [("prune", "prune"), ("list", "stored")])
+def test_a_store_that_is_closed(
+    command: str,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What `image prune` may not remove it says, without a traceback."""
+    """A store that may not be read or written is told of, without a traceback, and is not empty."""
 
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "/store")
 
-    monkeypatch.setattr("isojob.cli._images.Image.prune", refused)
-    assert main(["image", "prune", "--store", "/store"]) == OUR_FAULT
+    monkeypatch.setattr(f"isojob.cli._images.Image.{method}", refused)
+    assert main(["image", command, "--store", "/store"]) == OUR_FAULT
     err = capsys.readouterr().err
     assert "--store" in err and "Permission denied" in err
     assert "Traceback" not in err

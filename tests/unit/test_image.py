@@ -17,6 +17,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,9 @@ def test_unpacked_once(layout: Layout, store: Path) -> None:
     assert Image.prune(store=store) == [image]
     assert Image.stored(store) == [] and list(store.iterdir()) == []
     assert Image.stored(store / "none") == Image.prune(store=store / "none") == []
+    for no_store in (Image.stored, partial(Image.prune, 0)):
+        with pytest.raises(NotADirectoryError):
+            no_store(path / "index.json")
 
 
 def test_a_store_that_is_not_ours_alone(layout: Layout, store: Path, tmp_path: Path) -> None:
