@@ -276,6 +276,9 @@ class Run:
             if self._started is not None:
                 self._ready.register(self._started.read_end, select.EPOLLIN)
             for capture in self._captures:
+                if capture.exceeded:  # by what was read before: perhaps nothing more comes
+                    self._stop_for_output()
+                    continue
                 capture.widen()
                 self._ready.register(capture.read_end, select.EPOLLIN)
             if isinstance(self._feed, Feed) and self._feed.write_end >= 0:
@@ -313,9 +316,12 @@ class Run:
             elif captures[fd].drain_some():
                 self._ready.unregister(fd)
                 if captures[fd].exceeded:
-                    self.outcome.stop_reason("output")
-                    self.lease.stop()
+                    self._stop_for_output()
         return self.outcome.raw is not None
+
+    def _stop_for_output(self) -> None:
+        self.outcome.stop_reason("output")
+        self.lease.stop()
 
     def _look_whether_started(self, pipe: Capture) -> None:
         """Closed by execve, or by the launcher's death; a byte tells that it did not get there."""

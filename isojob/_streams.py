@@ -154,7 +154,7 @@ class Capture(_Pipe):
                 self._chunks.append(bytes(data))
             else:
                 self._whole.write(data)
-        return False
+        return self.exceeded
 
     def drain_some(self) -> bool:
         """As `drain`, but leaves the others their turn."""

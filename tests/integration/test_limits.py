@@ -10,6 +10,7 @@ import pytest
 from environment import SLOW, cgroup_version, cmdline
 
 from isojob import Limits, Result, Sandbox, SeccompProfile, Status, run_isolated
+from isojob._streams import TURN_CALLS
 
 MIB = 1 << 20
 
@@ -175,6 +176,29 @@ async def test_output_of_a_short_job() -> None:
         b"12345",
         True,
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        # Just one byte too many, and nothing more: not the next byte ends it, nor its own end.
+        ("printf 123456; exec sleep 600", 5),
+        ("printf x >&2; exec sleep 600", 0),
+        # As many packets as are read in one turn (O_DIRECT), the last of them too many.
+        ("exec PYTHON -c 'CODE'", TURN_CALLS - 1),
+    ],
+)
+@pytest.mark.parametrize("pause", [0, 0.3], ids=["at once", "later"])
+async def test_one_byte_too_many(command: str, output: int, pause: float, python: str) -> None:
+    """It ends the job at once, also one that is silent from then on."""
+    code = (
+        "import fcntl, os, time; fcntl.fcntl(1, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT); "
+        f'[os.write(1, b"x") for _ in range({TURN_CALLS})]; time.sleep(600)'
+    )
+    command = command.replace("PYTHON", python).replace("CODE", code)
+    limits = Limits(output=output, wall_time=15 * SLOW, cpu_time=None)
+    result = await run_isolated(["sh", "-c", f"sleep {pause}; {command}"], limits=limits)
+    assert (result.status, result.evidence.output_limit) == (Status.OUTPUT_LIMIT, output)
 
 
 async def test_disk_and_inodes() -> None:
