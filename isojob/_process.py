@@ -282,8 +282,9 @@ class IsolatedProcess(anyio.abc.Process):
         """
         for pid in self._pids():
             with suppress(OSError, IndexError, ValueError):
-                line = Path(f"/proc/{pid}/status").read_text().partition("\nNSpid:")[2]
-                if int(line.partition("\n")[0].split()[-1]) == _JOB:
+                # Bytes: its name, which is in there, need be no text; newlines are escaped.
+                line = Path(f"/proc/{pid}/status").read_bytes().partition(b"\nNSpid:")[2]
+                if int(line.partition(b"\n")[0].split()[-1]) == _JOB:
                     return pid
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 

@@ -179,6 +179,19 @@ async def test_kill_and_signals() -> None:
         assert (await process.result()).status == Status.SIGNALED, "not by isojob"
 
 
+async def test_a_name_that_is_no_text(python: str) -> None:
+    """A job cannot hide from signals by what it calls itself (prctl(2), PR_SET_NAME)."""
+    code = (
+        "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\xff\\nNSpid:\\t1'); "
+        "print(flush=True); time.sleep(600)"
+    )
+    async with open_isolated([python, "-c", code]) as process:
+        await lines(process, 1)
+        assert Path(f"/proc/{process.pid}/comm").read_bytes()[:1] == b"\xff"
+        process.terminate()
+        assert await process.wait() == -signal.SIGTERM
+
+
 async def test_leaving_the_block_ends_it() -> None:
     """By its end, by an error, by cancelling: when the block is left nothing is left."""
     async with Pool(parked=0) as pool:
