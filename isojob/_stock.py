@@ -150,6 +150,8 @@ class Stock:
         driver = find_driver(accepted)
         self.devices = block_devices(self.sandbox)
         check_limits(driver, self.limits, self.devices, accepted)
+        if self.template is not None:
+            check_limits(driver, self.template.limits, None, accepted, "preload_limits")
         return Zygote(self.sandbox, driver, self.uid_range, self.template, self.starts)
 
     def _install(self, zygote: Zygote) -> Zygote:

@@ -31,7 +31,7 @@ from isojob.errors import (
 )
 from isojob.host import failures, ids
 from isojob.host.filesystems import mounted_files
-from isojob.host.posture import find_filter
+from isojob.host.posture import check_always, find_filter
 from isojob.host.rootfs import write_plan
 from isojob.sandbox import Sandbox
 from isojob.wire import FilterFlag, MessageType, Tag, Writer
@@ -99,6 +99,7 @@ class Zygote(Maker):
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ids: ids.IdBlock | None = None
+        self._subordinate: ids.SubordinateIds | None = None
         try:
             self._start(sandbox, uid_range)
         except BaseException:
@@ -115,11 +116,12 @@ class Zygote(Maker):
         elif self.mode == _SINGLE:
             ids.check_not_root()
         else:
-            subordinate = ids.subordinate()
+            self._subordinate = subordinate = ids.subordinate()
             assert subordinate is not None
             slots = min(slots, subordinate.count // 2)
             base = subordinate.some(2 * slots)
         self.subtree = self.driver.create()
+        check_always(self.driver, sandbox.allow_missing)  # some is seen in what was made
         config.number(Tag.MODE, self.mode)
         config.number(Tag.UID_BASE, base)
         config.number(Tag.SLOTS, slots)
@@ -242,12 +244,8 @@ class Zygote(Maker):
 
     def _map_ids(self) -> None:
         """newuidmap(1): our own id as 0, the subordinate ones from 1."""
-        assert self._process is not None
-        subordinate = ids.subordinate()
-        if subordinate is None:
-            raise SandboxSetupError(
-                "newuidmap", errno.ENOENT, "the subordinate ids there were are gone; try again"
-            )
+        subordinate = self._subordinate
+        assert subordinate is not None and self._process is not None
         for program, own, first in (
             ("newuidmap", os.getuid(), subordinate.uid),
             ("newgidmap", os.getgid(), subordinate.gid),

@@ -199,7 +199,7 @@ class JobState(IntEnum):
 
 
 RAW_EVIDENCE = 0x100
-"""Index bit of CG_EVIDENCE: the file is sent, too, if it is not empty."""
+"""Index bit of CG_EVIDENCE: the file is sent, too, unless empty; as nothing if it is too long."""
 OPTIONAL_WRITE = 0x100
 """Index bit of CG_WRITE: a file that this kernel may lack."""
 

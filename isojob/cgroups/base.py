@@ -319,7 +319,7 @@ class Driver(ABC):
     """
 
     version: int = 0
-    missing: Mapping[str, str]
+    missing: dict[str, str]
     files: CellFiles
     kills: tuple[int, ...] = ()
 

@@ -233,7 +233,7 @@ class V1(Driver):
                 "throttled_time": nanoseconds,
                 "throttled_usec": nanoseconds // 1000,
             }
-        if self.raw in files:
+        if files.get(self.raw):  # it has always something; nothing: it was too long
             out.io = _blkio(files[self.raw], files.get(self.raw + 1, b""))
         return out
 

@@ -86,10 +86,7 @@ class V2(Driver):
             for name, controller in {**_NEEDED, **_WANTED}.items()
             if controller not in available
         }
-        # Without the file there is no swap, or, on older kernels, swapaccount=0 has taken it away.
-        # The root has neither.
-        if self._has("memory.max") and not self._has("memory.swap.max") and host_has_swap():
-            self.missing["swap_limit"] = "boot without swapaccount=0, or turn swap off"
+        self._look_for_swap(self.base)
         limits = (("memory.max", "memory"), ("pids.max", "pids"))
         self.files = CellFiles(
             limits=tuple((0, name) for name, controller in limits if controller in available),
@@ -102,8 +99,11 @@ class V2(Driver):
     def _read(self, name: str) -> str:
         return (self.base / name).read_text()
 
-    def _has(self, name: str) -> bool:
-        return (self.base / name).exists()
+    def _look_for_swap(self, cgroup: Path) -> None:
+        """Without the file there is no swap, or swapaccount=0 took it away (older kernels)."""
+        limited = (cgroup / "memory.max").exists()  # the root has neither
+        if limited and not (cgroup / "memory.swap.max").exists() and host_has_swap():
+            self.missing["swap_limit"] = "boot without swapaccount=0, or turn swap off"
 
     def create(self) -> Subtree:
         try:
@@ -112,6 +112,7 @@ class V2(Driver):
             subtree = make_subtree({0: self.base})
             names = " ".join(f"+{name}" for name in sorted(self.controllers))
             _write(subtree.directories[0] / "cgroup.subtree_control", names)
+            self._look_for_swap(subtree.directories[0])
         except OSError as error:
             if (problem := exhausted(error)) is not None:
                 raise problem from error
@@ -227,13 +228,16 @@ class V2(Driver):
             user_ns=None if user < 0 else user * 1000,
             system_ns=None if system < 0 else system * 1000,
             pressure=_pressure(values[15:21]),
-            # A cgroup that did no I/O has an empty file.
-            io=_io(files.get(_IO, b"")) if "io" in self.controllers else None,
+            io=_io(files.get(_IO)) if "io" in self.controllers else None,
         )
 
 
-def _io(data: bytes) -> dict[str, dict[str, int]]:
+def _io(data: bytes | None) -> dict[str, dict[str, int]] | None:
     """Reads the nested-keyed format: "8:0 rbytes=1 wbytes=2 ..."."""
+    if data is None:
+        return {}  # a cgroup that did no I/O has an empty file
+    if not data:
+        return None  # it was too long
     out = {}
     for line in data.decode("ascii", "replace").splitlines():
         counts: dict[str, int] = {}

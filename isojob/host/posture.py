@@ -13,7 +13,7 @@ from isojob.result import Posture
 from isojob.sandbox import Sandbox
 from isojob.seccomp import CompiledProfile
 
-__all__ = ["check_limits", "find_driver", "find_filter", "posture"]
+__all__ = ["check_always", "check_limits", "find_driver", "find_filter", "posture"]
 
 NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
 # Without these every job is less than it says; the others matter to jobs that ask for them.
@@ -37,6 +37,16 @@ def find_driver(allowed: AbstractSet[str]) -> Driver:
         driver = NoCgroups(error.missing, error.cure)
     if driver.version and "cgroup" in allowed and not _usable(driver):
         driver = NoCgroups("its own cgroup is not delegated to it", "delegate a cgroup")
+    check_always(driver, allowed)
+    return driver
+
+
+def check_always(driver: Driver, allowed: AbstractSet[str]) -> None:
+    """Refuses cgroups without which every job is less than it says.
+
+    Raises:
+        HostNotSupportedError: A protection is missing that `allowed` does not name.
+    """
     for name in _ALWAYS:
         if name in driver.missing and name not in allowed and "cgroup" not in allowed:
             reason = driver.reason if isinstance(driver, NoCgroups) else "its cgroups lack it"
@@ -44,7 +54,6 @@ def find_driver(allowed: AbstractSet[str]) -> Driver:
                 f"this host cannot give {name}: {reason}",
                 f"{driver.missing[name]}; or accept it: Sandbox(allow_missing={{{name!r}}})",
             )
-    return driver
 
 
 def find_filter(sandbox: Sandbox) -> CompiledProfile | None:
@@ -80,9 +89,20 @@ MAX_WRITES = 256
 
 
 def check_limits(
-    driver: Driver, limits: Limits, devices: tuple[str, ...], allowed: AbstractSet[str]
+    driver: Driver,
+    limits: Limits,
+    devices: tuple[str, ...] | None,
+    allowed: AbstractSet[str],
+    called: str = "limits",
 ) -> None:
     """Refuses limits that these cgroups cannot enforce.
+
+    Args:
+        driver: The cgroups.
+        limits: What is asked of them.
+        devices: Block devices behind what is bound in; None: disk I/O does not count.
+        allowed: What may be missing.
+        called: What the caller knows the limits as.
 
     Raises:
         HostNotSupportedError: Names the protection and its cure.
@@ -92,13 +112,15 @@ def check_limits(
         # v1 refuses it with ERANGE, EINVAL or EACCES; v2 takes it, and may run the job elsewhere.
         there = driver.processors()
         if not processors(limits.cpuset) <= processors(there):
-            raise ValueError(f"limits.cpuset: {limits.cpuset!r}: of processors there are {there}")
+            raise ValueError(f"{called}.cpuset: {limits.cpuset!r}: of processors there are {there}")
     for name, attributes in _LIMITS.items():
         if all(getattr(limits, attribute) is None for attribute in attributes) or name in allowed:
             continue
+        if name == "io_limit" and devices is None:
+            continue
         if name in driver.missing:
             raise HostNotSupportedError(
-                f"limits.{attributes[0]}: this host cannot give {name}",
+                f"{called}.{attributes[0]}: this host cannot give {name}",
                 f"{driver.missing[name]}; or accept it: Sandbox(allow_missing={{{name!r}}})",
             )
         if name == "io_limit" and not devices:
@@ -107,7 +129,7 @@ def check_limits(
                 "bind a directory of a local disk, or accept it: "
                 "Sandbox(allow_missing={'io_limit'})",
             )
-    if len(driver.cell(limits, devices)[1]) > MAX_WRITES:
+    if devices is not None and len(driver.cell(limits, devices)[1]) > MAX_WRITES:
         raise HostNotSupportedError(
             f"disk I/O limits: {len(devices)} disks are behind the bound directories",
             "bind fewer of them",

@@ -233,7 +233,7 @@ int64_t cgroup_cpu_ns(const struct cell *cell)
 
 void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
 {
-    static char text[4096];
+    static char text[8192]; /* two of them have room in a message */
     const struct config *c = cell->config;
     int64_t numbers[MAX_COUNTERS];
     size_t length;
@@ -246,8 +246,9 @@ void cgroup_report(const struct cell *cell, struct report *r, struct writer *w)
         for (unsigned k = 0; k < c->ncounters; k++)
             if (c->counters[k].file == i)
                 numbers[k] = find_number(text, &c->counters[k]);
+        /* What does not fit is sent as nothing: a part of it would be an account that is too low. */
         if (c->evidence[i].raw && length)
-            wire_put(w, TAG_EVIDENCE, (uint16_t)i, text, length);
+            wire_put(w, TAG_EVIDENCE, (uint16_t)i, text, length < sizeof(text) - 1 ? length : 0);
     }
     int64_t told =
         r->ooms + cgroup_events(cell->oom); /* first: what comes in between is not ours */

@@ -104,7 +104,7 @@ enum tag {
     /* RESULT, FILE, ERROR */
     TAG_REPORT = 80, /* struct report */
     TAG_COUNTERS = 81, /* int64 for each TAG_CG_COUNTER; -1: unknown */
-    TAG_EVIDENCE = 82, /* index: which TAG_CG_EVIDENCE with CG_RAW; the file, if it is not empty */
+    TAG_EVIDENCE = 82, /* index: which TAG_CG_EVIDENCE with CG_RAW; the file; no bytes: too long */
     TAG_STAGE = 83,
     TAG_ERRNO = 84,
     TAG_NAME = 85, /* index: the position of the TAG_PATTERN that it answers */

@@ -181,6 +181,24 @@ async def test_proc_cannot_be_written(python: str) -> None:
     assert (result.stdout, result.stderr) == (b"", b"")
 
 
+async def test_masks_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module may add a part of /proc that is to be hidden, and take it away again."""
+    monkeypatch.setattr(rootfs, "MASKS", (*rootfs.MASKS, "/data/asound"))
+    entry = tmp_path / "asound"
+    tmp_path.chmod(0o755)
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/data")])
+    async with Pool(sandbox=sandbox, parked=0) as pool:
+        for _ in range(2):
+            for text in ("cards", None):
+                if text is None:
+                    entry.unlink()
+                else:
+                    entry.write_text(text)
+                    entry.chmod(0o644)
+                result = await pool.run(["sh", "-c", "cat /data/asound 2>/dev/null; ls /data"])
+                assert (result.ok, result.stdout) == (True, b"asound\n" if text else b"")
+
+
 async def test_init_is_out_of_reach(python: str) -> None:
     """The job cannot signal, trace, reschedule or limit pid 1, nor open its /proc."""
     code = (

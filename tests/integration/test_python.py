@@ -19,7 +19,13 @@ from environment import PATIENT, PYTHON, SLOW, at_once, dedent
 from isojob import Limits, Mount, Pool, PoolClosedError, Sandbox, Status, run_isolated
 from isojob._interpreter import Interpreter
 from isojob._python import PythonPool, PythonResult, run_python
-from isojob.errors import CommandNotExecutableError, CommandNotFoundError, PreloadError
+from isojob.cgroups import find
+from isojob.errors import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    HostNotSupportedError,
+    PreloadError,
+)
 
 
 @pytest.fixture
@@ -747,6 +753,21 @@ async def test_bad_calls(call: dict[str, Any], error: type[Exception], pool: Pyt
         await pool.call_python(math.sqrt, 1)  # type: ignore[arg-type]
 
 
+async def test_preload_limits_that_the_host_cannot_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused as a job's are, not left out; those that do not count are not asked for."""
+    driver = find()
+    driver.missing |= {"cpus": "delegate it", "io_limit": "delegate it"}
+    monkeypatch.setattr("isojob._stock.find_driver", lambda _: driver)
+    limits = Limits(memory="512MiB", processes=64, cpus=0.5, io_read_bps=1 << 20)
+    with pytest.raises(HostNotSupportedError, match=r"preload_limits\.cpus: .*cannot give cpus"):
+        async with PythonPool(python=PYTHON, preload_limits=limits):
+            pass
+    allowed = Sandbox(allow_missing={"cpus"})
+    options: dict[str, Any] = {"python": PYTHON, "limits": PATIENT, "sandbox": allowed}
+    async with PythonPool(preload_limits=limits, **options) as pool:
+        assert (await pool.run_python("result = 1")).value == 1
+
+
 async def test_bad_pools(tmp_path: Path) -> None:
     """The same for pools."""
     cases: list[tuple[dict[str, Any], type[Exception]]] = [
@@ -767,6 +788,9 @@ async def test_bad_pools(tmp_path: Path) -> None:
     for options, error in cases:
         with pytest.raises(error):
             PythonPool(**options)
+    with pytest.raises(ValueError, match=r"preload_limits\.cpuset: '4095'"):
+        async with PythonPool(python=PYTHON, preload_limits=Limits(cpuset="4095")):
+            pass
     with pytest.raises(CommandNotFoundError):
         async with PythonPool(python=tmp_path / "python"):
             pass

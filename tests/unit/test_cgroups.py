@@ -18,7 +18,7 @@ from isojob.cgroups.v1 import V1
 from isojob.cgroups.v2 import V2
 from isojob.errors import HostNotSupportedError, SandboxSetupError
 from isojob.host import rootfs
-from isojob.host.posture import MAX_WRITES, check_limits
+from isojob.host.posture import MAX_WRITES, check_always, check_limits
 
 MOUNT = "30 25 0:26 {root} {point} rw,nosuid - {kind} cgroup rw,{options}\n"
 
@@ -125,6 +125,31 @@ def test_v2_without_a_swap_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not V2(tmp_path).missing
         for name in ("memory.max", "memory.swap.max"):
             (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("has_swap", [True, False])
+def test_v2_without_a_swap_limit_below_the_root(
+    has_swap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root has no such files: whether the kernel has them is seen in the pool's own cgroup."""
+    (tmp_path / "cgroup.controllers").write_text("memory pids cpu cpuset io\n")
+    monkeypatch.setattr("isojob.cgroups.v2.host_has_swap", lambda: has_swap)
+    monkeypatch.setattr(V2, "_enable", lambda _: None)
+    (tmp_path / "isojob-1").mkdir()
+    made = base.Subtree((tmp_path / "isojob-1",), (-1,), (-1,))
+    monkeypatch.setattr(v2_driver, "make_subtree", lambda _: made)
+    (tmp_path / "isojob-1" / "memory.max").touch()
+    driver = V2(tmp_path)
+    check_always(driver, set())
+    driver.create()
+    if has_swap:
+        with pytest.raises(HostNotSupportedError, match="cannot give swap_limit"):
+            check_always(driver, set())
+    check_always(driver, {"swap_limit"} if has_swap else set())
+    (tmp_path / "isojob-1" / "memory.swap.max").touch()
+    driver = V2(tmp_path)
+    driver.create()
+    check_always(driver, set())
 
 
 def test_a_quota_is_lifted_at_the_end(v1: V1, v2: V2) -> None:
@@ -251,6 +276,14 @@ def test_v1_counters(v1: V1) -> None:
     }
     expected.io = {"8:0": {"rbytes": 1, "wbytes": 2, "rios": 4}}
     assert count(v1, {**always, **needed}) == expected
+
+
+@pytest.mark.parametrize("cgroups", ["v1", "v2"])
+def test_an_account_that_was_too_long(cgroups: str, request: pytest.FixtureRequest) -> None:
+    """What init could not read whole it sends as nothing: that is unknown, not no I/O."""
+    driver = request.getfixturevalue(cgroups)
+    files = [index for index, file in enumerate(driver.files.evidence) if file.raw]
+    assert driver.counters(counted(driver, {}), dict.fromkeys(files, b"")).io is None
 
 
 def test_v1_counters_of_fewer_hierarchies(tmp_path: Path) -> None:
