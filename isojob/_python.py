@@ -234,6 +234,7 @@ class PythonPool:
 
         Raises:
             TypeError: `argument` is nothing that JSON knows, or `code` is no source.
+            ValueError: A core dump is wanted: only jobs of `Pool` leave one.
             PreloadError: The template could not be made ready again.
             IsojobError: As `run_isolated`.
         """
@@ -294,7 +295,13 @@ class PythonPool:
         files: Mapping[str, Content] | None,
         options: dict[str, Any],
     ) -> Job:
-        return self._pool.job(command, limits, files=files, **options)
+        job = self._pool.job(command, limits, files=files, **options)
+        if job.limits.core:
+            # Its template may leave none, and what is forked from it has its hard limit.
+            raise ValueError(
+                "limits.core: a job of a warm interpreter leaves no core dump: use Pool"
+            )
+        return job
 
     async def _run(
         self, job: Job, argv: Sequence[str], preload: Sequence[str], *, check: bool

@@ -45,6 +45,7 @@ class CellSpec:
         own_ids: Whether the job has a uid that is not init's.
         private: In a session: what it does to the working directory is for itself.
         template: Number of the warm interpreter that its launcher is forked from.
+        left: Limits of the cgroups that this has, which its launcher must leave.
     """
 
     __slots__ = ("_driver", "_last", "_message", "_own_ids", "key", "limits")
@@ -58,6 +59,7 @@ class CellSpec:
         own_ids: bool,
         private: bool = False,
         template: int = 0,
+        left: Limits | None = None,
     ) -> None:
         self.limits = limits
         self.key = self.key_of(limits)
@@ -66,6 +68,8 @@ class CellSpec:
         self._last: tuple[Limits, bytes] | None = None
         out = Writer(MessageType.MAKE)
         mask, writes = driver.cell(limits, devices)
+        if left is not None:
+            mask |= driver.cell(left, ())[0]
         out.number(Tag.CG_MASK, mask)
         for write in writes:
             index = write.hierarchy | (wire.OPTIONAL_WRITE if write.optional else 0)

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from contextlib import suppress
 
 import anyio
-import anyio.to_thread
 
 from isojob._cell import STUCK_SECONDS
 from isojob._lease import Lease
@@ -148,15 +147,17 @@ class Stock:
         kernel.check()
         accepted = self.sandbox.allow_missing
         driver = find_driver(accepted)
-        self.devices = block_devices(self.sandbox)
-        check_limits(driver, self.limits, self.devices, accepted)
+        sandbox = self.sandbox
         if self.template is not None:
+            sandbox = self.template.sandbox(sandbox)
             check_limits(driver, self.template.limits, None, accepted, "preload_limits")
+        self.devices = block_devices(sandbox)
+        check_limits(driver, self.limits, self.devices, accepted)
         return Zygote(self.sandbox, driver, self.uid_range, self.template, self.starts)
 
     def _install(self, zygote: Zygote) -> Zygote:
         self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))
-        self._posture = posture(self.sandbox, zygote.driver, zygote.privilege)
+        self._posture = posture(self.sandbox, zygote.driver, zygote.privilege, self.devices)
         self.zygote = zygote
         self.started += 1
         return zygote
@@ -179,7 +180,9 @@ class Stock:
 
     def _open_beside(self, of: Stock, zygote: Maker) -> None:
         """Opens it where the other one is open, with a zygote that is there and is not replaced."""
+        check_limits(zygote.driver, self.limits, of.devices, self.sandbox.allow_missing)
         self.devices = of.devices
+        self.template = of.template
         self._posture = of.posture
         self.zygote = zygote
         most = self.wanted_range[1]
@@ -194,6 +197,7 @@ class Stock:
             own_ids=zygote.own_ids,
             private=self._private,
             template=self._number,
+            left=self.template.limits if self.template else None,
         )
 
     def _discard(self, zygote: Maker) -> None:

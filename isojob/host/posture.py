@@ -18,6 +18,8 @@ __all__ = ["check_always", "check_limits", "find_driver", "find_filter", "postur
 NAMESPACES = ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup")
 # Without these every job is less than it says; the others matter to jobs that ask for them.
 _ALWAYS = ("cgroup", "memory_limit", "swap_limit", "process_limit", "cpu_accounting")
+# By resource limits of each process, where there are no cgroups (`CellSpec`).
+_REPLACED = ("memory_limit", "process_limit", "cpu_accounting")
 _LIMITS = {
     "cpus": ("cpus",),
     "cpuset": ("cpuset",),
@@ -35,8 +37,12 @@ def find_driver(allowed: AbstractSet[str]) -> Driver:
         driver = find()
     except HostNotSupportedError as error:
         driver = NoCgroups(error.missing, error.cure)
-    if driver.version and "cgroup" in allowed and not _usable(driver):
-        driver = NoCgroups("its own cgroup is not delegated to it", "delegate a cgroup")
+    if driver.version and "cgroup" in allowed:
+        lost = [name for name in _REPLACED if name in driver.missing and name not in allowed]
+        if lost:  # then with what there is without cgroups, which is more than nothing
+            driver = NoCgroups(f"its cgroups lack {lost[0]}", driver.missing[lost[0]])
+        elif not _usable(driver):
+            driver = NoCgroups("its own cgroup is not delegated to it", "delegate a cgroup")
     check_always(driver, allowed)
     return driver
 
@@ -136,16 +142,30 @@ def check_limits(
         )
 
 
-def posture(sandbox: Sandbox, driver: Driver, who: str) -> Posture:
-    """What holds for every job of a pool whose cells get their ids as `who` (`privilege`)."""
+def posture(sandbox: Sandbox, driver: Driver, who: str, devices: tuple[str, ...]) -> Posture:
+    """What holds for every job of a pool.
+
+    Args:
+        sandbox: Its.
+        driver: Its cgroups.
+        who: As whom its cells get their ids: `privilege`.
+        devices: Block devices behind what is bound in.
+    """
     notes = []
     if who == "user":
         notes.append("one host uid: every cell runs as the caller's own")
         if len(os.getgroups()) > 1:
             notes.append("the caller's supplementary groups cannot be dropped with a single id")
-    missing = [name for name in driver.missing if name in sandbox.allow_missing]
+    allowed = sandbox.allow_missing
+    missing = [
+        name
+        for name in driver.missing
+        if name in allowed or ("cgroup" in allowed and name in _ALWAYS)
+    ]
     if "cgroup" in driver.missing:
         missing = list(driver.missing)
+    elif "io_limit" in allowed and "io_limit" not in missing and not devices:
+        missing.append("io_limit")
     filtered = find_filter(sandbox) is not None
     if not filtered:
         missing.append("seccomp")

@@ -311,17 +311,44 @@ def block_devices(sandbox: Sandbox) -> tuple[str, ...]:
 
 def _disks(sources: list[str]) -> Iterator[str]:
     mounts = [line.split(" ") for line in read_text(Path("/proc/self/mountinfo")).split("\n")]
-    points = [(words[2], unescape(words[4])) for words in mounts if len(words) > 4]
-    numbers: dict[str, None] = {}
+    points = {words[0]: unescape(words[4]) for words in mounts if len(words) > 4}
+    bound: set[str] = set()
     for source in sources:
         with suppress(OSError):
-            device = os.stat(source).st_dev
-            numbers[f"{os.major(device)}:{os.minor(device)}"] = None
+            bound.add(_mount_of(source))
         below = os.path.realpath(source).rstrip("/") + "/"
-        numbers |= dict.fromkeys(number for number, point in points if point.startswith(below))
-    for number in numbers:
-        with suppress(OSError):  # tmpfs, overlay, network, or gone: no block device to limit
-            real = Path("/sys/dev/block", number).resolve(strict=True)
-            if (real / "partition").exists():
-                real = real.parent
-            yield (real / "dev").read_text().strip()
+        bound |= {number for number, point in points.items() if point.startswith(below)}
+    for words in mounts:
+        if words[0] in bound:
+            yield from _devices(words[2], unescape(words[words.index("-") + 2]))
+
+
+def _mount_of(path: str) -> str:
+    """The number of its mount: on btrfs st_dev is that of a subvolume, which no mount has."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return read_text(Path(f"/proc/self/fdinfo/{fd}")).partition("mnt_id:")[2].split()[0]
+    finally:
+        os.close(fd)
+
+
+def _devices(number: str, origin: str) -> Iterator[str]:
+    """The disks of a file system with that number, mounted from there: none, one, or many."""
+    # tmpfs, overlay, network, or gone: no block device to limit.
+    with suppress(OSError):
+        if number.startswith("0:"):  # of no device; btrfs is on some all the same
+            if not origin.startswith("/"):
+                return
+            device = os.stat(origin)
+            if not stat.S_ISBLK(device.st_mode):
+                return
+            number = f"{os.major(device.st_rdev)}:{os.minor(device.st_rdev)}"
+        first = Path("/sys/dev/block", number).resolve(strict=True)
+        together = [first]
+        for devices in Path("/sys/fs/btrfs").glob("*/devices"):
+            members = [member.resolve() for member in devices.iterdir()]
+            if first in members:
+                together += members
+        for device_path in together:
+            disk = device_path.parent if (device_path / "partition").exists() else device_path
+            yield (disk / "dev").read_text().strip()

@@ -122,7 +122,7 @@ def no_swap_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (v1, v2):
         monkeypatch.setattr(module, "host_has_swap", lambda: True)
     monkeypatch.setattr(v1.V1, "_has", lambda *_: False)
-    monkeypatch.setattr(V2, "_has", lambda _, name: name != "memory.swap.max")
+    monkeypatch.setattr(V2, "_look_for_swap", lambda v2, _: v2.missing.update(swap_limit="it"))
 
 
 def no_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:

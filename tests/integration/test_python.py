@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -729,6 +730,7 @@ def nested(depth: int) -> Any:
         ({"code": "1", "args": ["a\0b"]}, ValueError),
         ({"code": "1", "files": {"main.py": b""}}, ValueError),
         ({"code": "1", "limits": 5}, TypeError),
+        ({"code": "1", "limits": Limits(core="1MiB")}, ValueError),
         ({"code": "1", "nonsense": 5}, TypeError),
         ({"code": "1", "stdin": 99}, ValueError),
         ({"code": "1", "args": "abc"}, TypeError),
@@ -766,6 +768,31 @@ async def test_preload_limits_that_the_host_cannot_give(monkeypatch: pytest.Monk
     options: dict[str, Any] = {"python": PYTHON, "limits": PATIENT, "sandbox": allowed}
     async with PythonPool(preload_limits=limits, **options) as pool:
         assert (await pool.run_python("result = 1")).value == 1
+
+
+async def test_preload_limits_are_for_templates(tmp_path: Path) -> None:
+    """A job is not held where its template is: on v1 it has a cgroup wherever that has one."""
+    ours = sorted(os.sched_getaffinity(0))
+    look = "import os\nresult = sorted(os.sched_getaffinity(0))"
+    limits = Limits(memory="1GiB", processes=256, cpuset=str(ours[0]), cpus=0.5)
+    async with PythonPool(python=PYTHON, limits=PATIENT, preload_limits=limits) as pool:
+        for preload in ([], ["fractions"]):
+            assert (await pool.run_python(look, preload=preload)).value == ours
+
+
+async def test_disks_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of disk I/O are for what isojob itself binds in, too."""
+    seen: list[Sandbox] = []
+
+    def devices(sandbox: Sandbox) -> tuple[str, ...]:
+        seen.append(sandbox)
+        return ()
+
+    monkeypatch.setattr("isojob._stock.block_devices", devices)
+    assert sys.prefix != sys.base_prefix, "this test runs in a virtual environment"
+    async with PythonPool(limits=PATIENT, parked=0):
+        pass
+    assert sys.prefix in {mount.source for mount in seen[-1].mounts}
 
 
 async def test_bad_pools(tmp_path: Path) -> None:

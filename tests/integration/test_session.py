@@ -19,6 +19,7 @@ from leftovers import cgroups
 from isojob import (
     Cache,
     CommandNotFoundError,
+    HostNotSupportedError,
     JobFailedError,
     Limits,
     Mount,
@@ -31,6 +32,7 @@ from isojob import (
     Session,
     Status,
 )
+from isojob.cgroups import find
 
 
 @pytest.fixture
@@ -333,6 +335,27 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
         result = await session.run(sh("chmod 755 closed; echo >closed/x"), outputs=["closed/x"])
         assert result.ok and "Permission denied" in result.uncollected["closed/x"]
         assert result.files == {}
+
+
+async def test_limits_that_the_host_cannot_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a session are refused as a pool's and a job's are, not left out."""
+    driver = find()
+    driver.missing |= {"cpus": "delegate it"}
+    monkeypatch.setattr("isojob._stock.find_driver", lambda _: driver)
+    monkeypatch.setattr("isojob._stock.block_devices", lambda _: ())
+    async with Pool(max_jobs=2) as pool:
+        cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+            ({"cpus": 0.5}, HostNotSupportedError, "cannot give cpus"),
+            ({"io_read_bps": 1 << 20}, HostNotSupportedError, "no block device"),
+            ({"cpuset": "4095"}, ValueError, "4095"),
+        ]
+        for limits, error, words in cases:
+            with pytest.raises(error, match=words):
+                async with pool.session(limits=Limits(**limits)):
+                    pass
+        assert settle(lambda: sessions(pool)) == []
+        async with pool.session() as session:
+            assert (await session.run(["true"])).ok
 
 
 async def test_what_isojob_does_itself_has_no_limits(pool: Pool) -> None:

@@ -383,12 +383,40 @@ def test_disks_below_a_bound_directory(tmp_path: Path, monkeypatch: pytest.Monke
     def found(beside: str) -> list[str]:
         points = [*((disk, f"{tmp_path}{beside}/a\\040{disk}") for disk in disks)]
         points += [("4095:1", f"{tmp_path}{beside}/gone")]
-        lines = [f"7 1 {number} / {point} rw - ext4 x rw" for number, point in points]
-        monkeypatch.setattr(rootfs, "read_text", lambda _: "\n".join(lines))
-        return list(rootfs._disks([str(tmp_path)]))
+        # Above all that are there.
+        lines = [
+            f"{number} 1 {device} / {point} rw - ext4 x rw"
+            for number, (device, point) in enumerate(points, 1 << 40)
+        ]
+        mine = discovery.read_text(Path("/proc/self/mountinfo"))
+        real = discovery.read_text
+        monkeypatch.setattr(
+            rootfs,
+            "read_text",
+            lambda path: mine + "\n".join(lines) if path.name == "mountinfo" else real(path),
+        )
+        try:
+            return list(rootfs._disks([str(tmp_path)]))
+        finally:
+            monkeypatch.setattr(rootfs, "read_text", real)
 
-    assert sorted(found("")) == sorted(disks)
+    assert set(found("")) == disks
     assert len(found("-beside")) <= 1
+
+
+def test_disks_of_a_file_system_without_a_number_of_one() -> None:
+    """Btrfs has a number of its own; where it was mounted from tells its disk."""
+    disks = {
+        device: f"/dev/{(Path('/sys/dev/block') / device).resolve().name}"
+        for device in os.listdir("/sys/dev/block")
+        if not (Path("/sys/dev/block") / device / "partition").exists()
+    }
+    there = {device: node for device, node in disks.items() if os.path.exists(node)}
+    assert there, "this test needs a block device"
+    for device, node in there.items():
+        assert list(rootfs._devices("0:39", node)) == list(rootfs._devices(device, "x")) == [device]
+    for origin in ("overlay", "tmpfs", "/dev/null", "/dev/none", "host:/export"):
+        assert list(rootfs._devices("0:39", origin)) == []
 
 
 def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
