@@ -206,7 +206,7 @@ class Run:
             outcome.err = job.attended.err or outcome.err
             stdio |= Stdio.STARTED | (Stdio.TERMINAL if job.attended.terminal else 0)
             self._started = Capture()
-            self._started.cap = 0
+            self._started.cap = 1
             lease.pipes.append(self._started)
             fds.append(self._started.write_end)
         return fds, stdio
@@ -289,6 +289,8 @@ class Run:
             zygote = self.lease.zygote
             # Asked in order: a zygote that answers has made our cell before.
             if not await zygote.answers(STUCK_SECONDS):
+                if self._service():  # it has ended meanwhile
+                    return
                 zygote.kill()
                 raise PoolBrokenError("the pool's zygote does not answer")
             allowed = self.job.limits.wall_time
@@ -324,14 +326,14 @@ class Run:
         self.lease.stop()
 
     def _look_whether_started(self, pipe: Capture) -> None:
-        """Closed by execve, or by the launcher's death; a byte tells that it did not get there."""
+        """Closed by execve after a byte; by the launcher's death before that, or after two."""
         assert self._ready is not None and self.job.attended is not None
         if not pipe.drain():
             return
         self._ready.unregister(pipe.read_end)
         self._take_all()  # the cell's last words, if it has spoken them
         raw = self.outcome.raw
-        if not pipe.total and (raw is None or raw.state == _EXEC):
+        if pipe.total == 1 and (raw is None or raw.state == _EXEC):
             self.was_started = True
             self.job.attended.started()
 

@@ -184,8 +184,16 @@ class Receiver(_End, ByteReceiveStream):
         del self._left[:room]
         return data
 
+    @override
+    def close(self) -> None:
+        """As `aclose`. What is in there counts, though nobody will read it."""
+        self.measure()
+        if self._meter.exceeded:
+            self._too_much()
+        super().close()
+
     def measure(self) -> None:
-        """Counts what nobody has read yet, now that nobody writes any more."""
+        """Counts what nobody has read yet."""
         if self._fd < 0:
             return
         left = array.array("i", [0])

@@ -49,6 +49,7 @@ class Member:
         self._ends: list[int] = []
         self._lease: Lease | None = None
         self._outcome: Outcome | None = None
+        self._is_idle = False
         self.has_ended = False
         self.at_end: list[Callable[[], None]] = []
         job.attended = self
@@ -67,6 +68,8 @@ class Member:
     def began(self, lease: Lease, outcome: Outcome) -> None:
         """See `Attended`."""
         self._lease, self._outcome = lease, outcome
+        if self._is_idle:
+            self.end_idle()
 
     def started(self) -> None:
         """See `Attended`: the end of a stream is seen when nobody but the job has it open."""
@@ -82,11 +85,12 @@ class Member:
         """In a forked child."""
         self.close()
 
-    async def run(self) -> None:
+    async def run(self, asked_ns: int) -> None:
         """Runs the job, and closes what it had when it has ended."""
         try:
             stock, admitted = self._stock or self.pool.stock, time.monotonic_ns()
             outcome = await attempt(stock, self.job)
+            outcome.host.queue_ns = admitted - asked_ns
             outcome.host.admitted_ns = admitted
             assert outcome.raw is not None
             self.ended_ns = outcome.raw.end_ns
@@ -110,6 +114,7 @@ class Member:
 
     def end_idle(self) -> None:
         """Ends the job; its status is ``killed``."""
+        self._is_idle = True
         if self._lease is not None and self._outcome is not None:
             self._outcome.stop_reason("idle")
             self._lease.stop()
@@ -146,13 +151,13 @@ async def perform(members: Sequence[Member], *extra: Any) -> list[Result]:
         IsojobError: One of them could not be run; the others were ended.
     """
     failure: BaseException | None = None
-    left = len(members)
+    left, asked_ns = len(members), time.monotonic_ns()
     beside = anyio.CancelScope()
 
     async def one(member: Member) -> None:
         nonlocal failure, left
         try:
-            await member.run()
+            await member.run(asked_ns)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001 - raised below, not in a group

@@ -121,9 +121,13 @@ class Lease(Watched):
 
     def send_collect(self, message: bytes) -> None:
         """Leaves init its errand; it reads it when the job is over."""
-        self._collect = True
-        with suppress(BrokenPipeError, ConnectionResetError):
+        try:
             send_fds(self.socket, message, [])
+            self._collect = True
+        except ConnectionResetError:  # it died, and has not read the job
+            self.unread = True
+        except BrokenPipeError:  # what it said before is still to be read
+            pass
 
     def read(self) -> tuple[bytes, list[int]] | None:
         """The next datagram with its descriptors, or None at end of file.

@@ -20,6 +20,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import override
 
 from isojob._account import usage_so_far
+from isojob._cell import STUCK_SECONDS
 from isojob._descriptors import close
 from isojob._ends import Receiver, Sender, drop_after_fork
 from isojob._job import CAPTURE, DEVNULL, Job
@@ -96,19 +97,16 @@ class IsolatedProcess(anyio.abc.Process):
             self._stdin, job.stdin_fd = Sender(feed.write_end), feed.read_end
             self._ends.append(feed.read_end)
         if job.stdout == PIPE:
-            pipe, self.out = Capture(), Meter(cap)
-            self._stdout, job.stdout = (
-                Receiver(pipe.read_end, self.out, self._too_much),
-                pipe.write_end,
-            )
-            self._ends.append(pipe.write_end)
+            self.out = Meter(cap)
+            self._stdout, job.stdout = self._receiver(self.out)
         if job.stderr == PIPE:
-            pipe, self.err = Capture(), Meter(cap)
-            self._stderr, job.stderr = (
-                Receiver(pipe.read_end, self.err, self._too_much),
-                pipe.write_end,
-            )
-            self._ends.append(pipe.write_end)
+            self.err = Meter(cap)
+            self._stderr, job.stderr = self._receiver(self.err)
+
+    def _receiver(self, meter: Meter) -> tuple[Receiver, int]:
+        pipe = Capture()
+        self._ends.append(pipe.write_end)
+        return Receiver(pipe.read_end, meter, self._too_much), pipe.write_end
 
     def _open_terminal(self, rows: int, columns: int) -> None:
         job = self._job
@@ -243,8 +241,9 @@ class IsolatedProcess(anyio.abc.Process):
         """Closes the streams, ends the job if it still runs, and waits until it is gone."""
         self.close_streams()
         self.kill()
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(STUCK_SECONDS, shield=True):
             await self._has_ended.wait()
+        await shielded(self.give_up)  # an init that does not hear us must not keep the caller
 
     @override
     def kill(self) -> None:

@@ -12,13 +12,12 @@
 
 static char buffer[sizeof(struct header) + WIRE_INLINE_MAX];
 
-/* Closed by execve; a byte: there was none. */
-static int started = -1;
+/* Closed by execve after one byte. Without it we died before; after another one there was no execve. */
+static int started = -1, told = -1;
 
 _Noreturn void job_fail(struct cell *cell, const struct failure *f)
 {
-    if (started >= 0)
-        (void)!write(started, "", 1);
+    (void)!write(told, "", 1);
     cell->shared->failure = *f;
     __atomic_store_n(&cell->shared->state, JOB_FAILED, __ATOMIC_RELEASE);
     _exit(125);
@@ -382,6 +381,8 @@ void job_take(struct cell *cell, struct job *job)
         fail(&f, "signal mask");
         job_fail(cell, &f);
     }
+    told = started; /* here: a late filter may refuse it */
+    (void)!write(told, "", 1);
     if (!c->filter_early && c->filter.len && load_late(cell, &f) < 0)
         job_fail(cell, &f);
     __atomic_store_n(&s->state, JOB_EXEC, __ATOMIC_RELEASE);

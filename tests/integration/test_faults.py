@@ -25,6 +25,7 @@ from isojob import _cell as cell_module
 from isojob import _lease as lease_module
 from isojob import _run as run_module
 from isojob._spec import CellSpec
+from isojob._zygote import Zygote
 
 
 def script(*lines: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +69,20 @@ async def test_stopped_init(monkeypatch: pytest.MonkeyPatch) -> None:
         assert pool._stock.retired == []
     os.close(read)
     os.close(write)
+
+
+async def test_job_that_ends_beside_a_stopped_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its init has said before the zygote was given up is its result."""
+    monkeypatch.setattr(cell_module, "STUCK_SECONDS", 0.3 * SLOW)
+
+    async def answers(_: object, seconds: float) -> bool:
+        await anyio.sleep(1.5 * SLOW)
+        return False
+
+    monkeypatch.setattr(Zygote, "answers", answers)
+    async with Pool(parked=0) as pool:
+        result = await pool.run(["sh", "-c", f"sleep {0.6 * SLOW}; echo end"])
+        assert result.stdout == b"end\n"
 
 
 async def test_init_that_dies_before_it_has_its_maps(is_root: bool) -> None:

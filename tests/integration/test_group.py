@@ -24,6 +24,7 @@ from isojob import (
     run_group,
     run_pair,
 )
+from isojob._group import Member
 from isojob._pair import _first
 
 GUESS = """
@@ -416,6 +417,33 @@ async def test_bad_groups(jobs: Any, pipes: Any, error: type[Exception]) -> None
     """Named before anything starts, and no descriptor is left."""
     with pytest.raises(error):
         await run_group(jobs, pipes)
+
+
+async def test_end_of_who_begins_anew() -> None:
+    """Who was to end while its cell was found dead is ended in the next one."""
+    async with Pool(max_jobs=1) as pool:
+        member = Member(pool, pool.job(["true"], None))
+        reasons: list[str] = []
+        lease, outcome = (
+            SimpleNamespace(stop=lambda: None),
+            SimpleNamespace(stop_reason=reasons.append),
+        )
+        member.began(lease, outcome)  # type: ignore[arg-type]
+        member.end_idle()
+        member.began(lease, outcome)  # type: ignore[arg-type]
+        assert reasons == ["idle", "idle"]
+
+
+async def test_time_in_the_queue() -> None:
+    """A group waits for all its slots, and each of its jobs tells for how long."""
+    async with Pool(max_jobs=2) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, ["sleep", "0.5"])
+        await anyio.sleep(0.1)
+        results = await pool.run_group([["true"], ["true"]])
+        for result in results:
+            assert result.usage.queue_time is not None
+            assert 0.2 < result.usage.queue_time < 0.5 + 5 * SLOW
+            assert result.evidence.queue_ns == round(result.usage.queue_time * 1e9)
 
 
 async def test_slots_are_taken_at_once() -> None:

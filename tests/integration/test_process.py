@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from isojob import (
     CommandNotFoundError,
     Limits,
     Pool,
+    PoolClosedError,
     SandboxSetupError,
     Status,
     open_isolated,
@@ -300,6 +301,52 @@ async def test_output_that_nobody_has_read(pty: bool) -> None:
         assert result.status == status
         assert result.stdout_truncated == (status != "ok")
         assert result.evidence.stdout_bytes == size
+
+
+@pytest.mark.parametrize("pty", [False, True])
+@pytest.mark.parametrize("read", [0, 5])
+async def test_output_of_a_stream_that_is_closed(pty: bool, read: int) -> None:
+    """What was written before counts, whoever reads it."""
+    script = "printf %0100d; read x; exit 0"
+    limits = Limits(output=10)
+    async with open_isolated(["sh", "-c", script], pty=pty, limits=limits) as process:
+        assert process.stdout is not None
+        if read:
+            assert len(await process.stdout.receive(read)) == read
+        else:
+            await anyio.wait_readable(process.stdout._fd)  # type: ignore[attr-defined]
+            await anyio.sleep(0.2 * SLOW)
+        await process.stdout.aclose()
+        result = await process.result()
+    assert result.status is Status.OUTPUT_LIMIT
+    assert result.evidence.stdout_exceeded
+
+
+async def test_launcher_that_is_killed() -> None:
+    """The block is not entered for a program that never was, whoever ends the launcher."""
+    files = {"large": bytes(20 << 20)}
+    for _ in range(10):
+        with pytest.raises(SandboxSetupError, match="before execve"):
+            async with open_isolated(["true"], files=files, limits=Limits(memory="8MiB")):
+                raise AssertionError("entered")
+
+
+@pytest.mark.parametrize("session", [False, True])
+async def test_leaving_the_block_beside_a_stopped_init(
+    session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot hear that it is to end its job keeps nobody in the block."""
+    monkeypatch.setattr("isojob._process.STUCK_SECONDS", 0.3 * SLOW)
+    monkeypatch.setattr("isojob._lease.GONE_SECONDS", 0.3 * SLOW)
+    limits = Limits(wall_time=None)
+    async with Pool(parked=0) as pool, AsyncExitStack() as stack:
+        opener = await stack.enter_async_context(pool.session()) if session else pool
+        with anyio.fail_after(20 * SLOW):
+            async with opener.open(["sleep", "600"], limits=limits) as process:
+                init = int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
+                os.kill(init, signal.SIGSTOP)
+        with pytest.raises(PoolClosedError):
+            await process.result()
 
 
 async def test_forked_child_holds_nothing() -> None:

@@ -10,6 +10,18 @@ from isojob._lease import WORDS, Lease
 from isojob._maker import Maker
 
 
+def test_errand_for_a_dead_init() -> None:
+    """That it could not be sent says nothing of the job before it, which nobody has read."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    lease = Lease((ours, 0), cast(Maker, None), None, None)
+    lease.socket.send(b"job")
+    theirs.close()
+    lease.send_collect(b"errand")
+    assert lease.read() is None
+    assert lease.unread
+    lease.close()
+
+
 def test_words_of_a_cell_that_is_to_end() -> None:
     """However many there are, the event loop has its turn between them."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
