@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import platform
 import re
@@ -17,11 +16,9 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from typing_extensions import override
-
-from isojob._image_source import MAX_JSON, Source, opened
+from isojob._image_source import MAX_JSON, Hashed, Source, opened
 from isojob._image_store import default_store, locked, remove, workplace
 from isojob._models import Model, Name, parse_bytes
 from isojob._tar import decompressed
@@ -101,9 +98,12 @@ class Image(Model, frozen=True):
                     _unpack(source, found, target, max_bytes)
                 os.utime(target)
                 try:
-                    return cls._read(target / "image.json")
+                    image = cls._read(target / "image.json")
                 except ValueError as error:
                     raise ImageError(f"{target} holds no image: remove it") from error
+                if image.size > max_bytes:  # unpacked by whom more was allowed
+                    raise ImageError(f"its files are {image.size} bytes, more than is allowed")
+                return image
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -313,35 +313,6 @@ def _find_docker(source: Source, reference: str | None) -> _Found:
     return _Found(digest, name, config, layers, diff_ids=True)
 
 
-class _Hashed(io.RawIOBase):
-    """A stream that is hashed as it is read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        self._digest.update(data)
-        return len(data)
-
-    @override
-    def close(self) -> None:
-        """Not what it wraps: who reads layers closes what is given."""
-
-    @property
-    def digest(self) -> str:
-        """Of what was read."""
-        return f"sha256:{self._digest.hexdigest()}"
-
-
 def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None:
     work = workplace(target)
     try:
@@ -352,7 +323,7 @@ def _unpack(source: Source, found: _Found, target: Path, max_bytes: int) -> None
         try:
             for name, digest in found.layers:
                 with source.open(name) as file:
-                    stream: Any = _Hashed(decompressed(file) if found.diff_ids else file)
+                    stream: Any = Hashed(decompressed(file) if found.diff_ids else file)
                     unpacker.layer(stream)
                     if stream.digest != digest:
                         raise ImageError(f"layer {name} has another digest")

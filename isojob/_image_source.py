@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -19,7 +20,7 @@ from typing_extensions import override
 from isojob._tar import BROKEN, COMPRESSED, Allowance, Archive, decompressed
 from isojob.errors import ImageError
 
-__all__ = ["MAX_JSON", "Source", "opened"]
+__all__ = ["MAX_JSON", "Hashed", "Source", "opened"]
 
 MAX_JSON = 8 << 20
 _MAX_PARTS = 10_000
@@ -53,6 +54,35 @@ class Source:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
             raise ImageError(f"{name} is no JSON: {error}") from error
+
+
+class Hashed(io.RawIOBase):
+    """A stream that is hashed as it is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._digest.update(data)
+        return len(data)
+
+    @override
+    def close(self) -> None:
+        """Not what it wraps: who reads layers closes what is given."""
+
+    @property
+    def digest(self) -> str:
+        """Of what was read."""
+        return f"sha256:{self._digest.hexdigest()}"
 
 
 class _Directory(Source):

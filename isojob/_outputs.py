@@ -58,7 +58,9 @@ def refused(files: Mapping[str, object], error: SandboxSetupError) -> dict[str, 
     """
     if not error.stage.startswith("write file ") or error.errno not in _ABOUT_FILES:
         raise error
-    return dict.fromkeys(files, str(error))
+    # Names of the job's that the kernel's answer is about: JSON has no surrogates.
+    why = str(error).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return dict.fromkeys(files, why)
 
 
 def without(result: Result, reasons: Mapping[str, str]) -> Result:

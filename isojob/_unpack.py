@@ -107,7 +107,12 @@ class Unpacker:
         Raises:
             ImageError: Something else is there.
         """
-        os.close(self._parent([*_parts(path.lstrip("/")), "."]))
+        try:
+            os.close(self._parent([*_parts(path.lstrip("/")), "."]))
+        except OSError as error:
+            if error.errno in _THEIRS:
+                raise ImageError(f"{path}: {error.strerror}") from error
+            raise
 
     def _take(self, entries: int, size: int) -> None:
         self._entries -= entries
@@ -123,12 +128,13 @@ class Unpacker:
         try:
             name = parts[-1]
             with _mtime_kept(parent):
-                if name == _OPAQUE:
+                if name.startswith(_WHITEOUT):
                     for part in parts[:-1]:
                         made = made.get(part, {})
-                    self._empty(parent, made)
-                elif name.startswith(_WHITEOUT):
-                    _remove(parent, name[len(_WHITEOUT) :])
+                    if name == _OPAQUE:
+                        self._empty(parent, made)
+                    else:
+                        self._delete(parent, name[len(_WHITEOUT) :], made)
                 else:
                     self._put(archive, member, parent, name)
                     for part in parts:
@@ -243,14 +249,19 @@ class Unpacker:
             return
         self._emptied.add(inode)
         for name in os.listdir(directory):
-            if name not in made:
-                _remove(directory, name)
-            elif stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                fd = os.open(name, _DIRECTORY, dir_fd=directory)
-                try:
-                    self._empty(fd, made[name])
-                finally:
-                    os.close(fd)
+            self._delete(directory, name, made)
+
+    def _delete(self, directory: int, name: str, made: Made) -> None:
+        """What lower layers have there, but nothing that this one has put there."""
+        if name not in made:
+            _remove(directory, name)
+            return
+        with suppress(FileNotFoundError, NotADirectoryError):
+            fd = os.open(name, _DIRECTORY, dir_fd=directory)
+            try:
+                self._empty(fd, made[name])
+            finally:
+                os.close(fd)
 
 
 def _parts(name: str) -> list[str]:

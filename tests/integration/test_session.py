@@ -26,6 +26,7 @@ from isojob import (
     Pool,
     PoolBrokenError,
     PoolClosedError,
+    Result,
     Sandbox,
     SandboxSetupError,
     SeccompProfile,
@@ -335,6 +336,20 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
         result = await session.run(sh("chmod 755 closed; echo >closed/x"), outputs=["closed/x"])
         assert result.ok and "Permission denied" in result.uncollected["closed/x"]
         assert result.files == {}
+
+
+@pytest.mark.parametrize("name", [b"\xff", "д".encode() * 60, b"a" + "д".encode() * 60])
+async def test_outputs_with_names_that_are_no_text(name: bytes, pool: Pool) -> None:
+    """Why one cannot be kept is told in text, also where the kernel's words were cut within a letter."""
+    async with pool.session() as session:
+        quoted = "".join(f"\\{byte:03o}" for byte in name)
+        await session.run(sh(f'mkdir -p "$(printf "{quoted}")/x"'))
+        result = await session.run(
+            sh(f'n="$(printf "{quoted}")"; rm -r "$n"; echo >"$n"'), outputs=["*"]
+        )
+    assert result.ok
+    assert "Is a directory" in result.uncollected[os.fsdecode(name)]
+    assert Result.model_validate_json(result.model_dump_json()).uncollected == result.uncollected
 
 
 async def test_limits_that_the_host_cannot_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -506,6 +506,36 @@ def test_winding_links(tmp_path: Path, target: str) -> None:
         unpacker.close()
 
 
+def test_deletions_of_what_is_there(layout: Layout, store: Path) -> None:
+    """They are of what lower layers have, wherever they stand; not of what their own brings."""
+    base = layer(("d/x", b"1"), ("d/y/old", b"2"), ("d/y/z/old", b"3"), ("e", b"4"), ("f/g", b"5"))
+    top = layer(
+        ("d/x", b"new"), ("d/.wh.x", b""), ("d/y/z/new", b"6"), ("d/.wh.y", b""), (".wh.e", b""),
+        ("e", b"7"), ("f/g", b"8"), ("f", b"9"), (".wh.f", b""), ("d/.wh.none", b""),
+    )  # fmt: skip
+    assert tree(Image.load(layout.image(base, top), store=store)) == {
+        "d": "/", "d/x": "new", "d/y": "/", "d/y/z": "/", "d/y/z/new": "6", "e": "7", "f": "9",
+    }  # fmt: skip
+
+
+def test_larger_than_allowed_now(layout: Layout, store: Path) -> None:
+    """What somebody else has unpacked with more room is refused to who has less."""
+    path = layout.image(layer(("a", bytes(5000))))
+    assert Image.load(path, store=store, max_bytes=6000).size == 5000
+    with pytest.raises(ImageError, match="5000 bytes"):
+        Image.load(path, store=store, max_bytes=4999)
+    assert Image.load(path, store=store, max_bytes=5000).size == 5000
+
+
+def test_working_directory_behind_a_long_link(layout: Layout, store: Path) -> None:
+    """A name that no file system takes is the image's fault."""
+    settings = {**CONFIG, "WorkingDir": "/app/x"}
+    path = layout.image(layer(("app", link("a" * 300))), settings=settings)
+    with pytest.raises(ImageError, match="/app/x"):
+        Image.load(path, store=store)
+    assert list(store.iterdir()) == []
+
+
 def test_umask(layout: Layout, store: Path) -> None:
     """Directories that no layer names are open to jobs of any id."""
     before = os.umask(0o077)
