@@ -33,6 +33,9 @@ SCRATCH = 1 << 18
 _RECEIVE = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)) | int(getattr(socket, "MSG_DONTWAIT", 0))
 _SEND = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _TRUNCATED = int(getattr(socket, "MSG_TRUNC", 0))
+# As F_SEAL_WRITE where nobody has it mapped. That one looks whether somebody holds a page, as the
+# kernel itself may for a moment (migration, batches of another processor): EBUSY after 0.15 s.
+_SEAL_FUTURE_WRITE = 0x0010
 
 
 _process = os.getpid()
@@ -61,7 +64,7 @@ def sealed_memfd(name: str, data: bytes) -> int:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _SEAL_FUTURE_WRITE
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
         os.close(fd)

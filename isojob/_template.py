@@ -77,10 +77,10 @@ class Template:
         """Writes the fields of the zygote's configuration that are for it."""
         command = (self.interpreter.executable, f"{_PLACE}/runner.py", f"{_PLACE}/warm.so")
         compiled = sandbox.seccomp.compile()
-        if compiled.notify and not compiled.preload:
+        if compiled.bpf and not compiled.preload:
             raise ProfileError(
-                f"seccomp profile {sandbox.seccomp.name!r} ends jobs for calls that a launcher "
-                "needs; a warm interpreter has its filter before it has its job"
+                f"seccomp profile {sandbox.seccomp.name!r} does not allow all that a launcher "
+                "calls; a warm interpreter has its filter before it has its job"
             )
         for argument in (*command, *self.preload):
             config.text(Tag.TEMPLATE_ARG, argument)

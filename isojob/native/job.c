@@ -17,9 +17,9 @@ static int started = -1, told = -1;
 
 _Noreturn void job_fail(struct cell *cell, const struct failure *f)
 {
-    (void)!write(told, "", 1);
     cell->shared->failure = *f;
     __atomic_store_n(&cell->shared->state, JOB_FAILED, __ATOMIC_RELEASE);
+    (void)!(told >= 0 && write(told, "", 1)); /* last: a filter may end us for it */
     _exit(125);
 }
 
@@ -382,7 +382,7 @@ void job_take(struct cell *cell, struct job *job)
         job_fail(cell, &f);
     }
     told = started; /* here: a late filter may refuse it */
-    (void)!write(told, "", 1);
+    (void)!(told >= 0 && write(told, "", 1));
     if (!c->filter_early && c->filter.len && load_late(cell, &f) < 0)
         job_fail(cell, &f);
     __atomic_store_n(&s->state, JOB_EXEC, __ATOMIC_RELEASE);

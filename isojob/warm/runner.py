@@ -1,10 +1,7 @@
 """What a template runs: preloads modules, lets itself be forked, and runs one job in each fork.
 
-Run by any CPython from 3.8 on, so nothing newer, and nothing but the standard library:
-
-    python runner.py LIBRARY [MODULE...]
-
-Descriptors 3, 4 and 5 are the socket to the zygote, init's executable and the configuration.
+``python runner.py LIBRARY [MODULE...]``, by any CPython from 3.8 on: nothing newer, and nothing but
+the standard library. Descriptors 3, 4, 5: socket to the zygote, init's executable, configuration.
 """
 
 import sys
@@ -130,6 +127,9 @@ def _rehearse(native, job):
     while os.read(read, 4096)[-1:] not in (b"\0", b""):
         pass
     try:
+        if len(os.listdir(f"/proc/{child}/task")) > 1:
+            _tell("E\0RuntimeError: it starts threads in forks (os.register_at_fork)\0")
+            os._exit(1)
         ranges = _pages(child)
     except OSError:  # not told: then they come when they are needed
         ranges = array.array("Q")

@@ -15,7 +15,7 @@ from environment import SLOW, at_once, cgroup_version
 
 from isojob import Mount, Pool, Root, Sandbox, run_isolated
 from isojob import _zygote as zygote
-from isojob.errors import SandboxSetupError
+from isojob.errors import CommandNotFoundError, SandboxSetupError
 from isojob.host import rootfs
 from isojob.seccomp import SeccompProfile
 from isojob.wire import Tag, Writer
@@ -486,6 +486,25 @@ async def test_seccomp_late_filter(python: str, tmp_path: Path) -> None:
     code = "import os; os.setsid()"
     result = await run_isolated(["sh", "-c", f"{python} -I -S -c '{code}'; true"], sandbox=sandbox)
     assert (result.status, result.evidence.syscall) == ("seccomp_violation", "setsid")
+
+
+async def test_missing_command_under_a_filter_that_ends_writers() -> None:
+    """What is our own last word is not taken for the job's."""
+    profile = SeccompProfile.model_validate(
+        {
+            "name": "mute",
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["write"], "action": "SCMP_ACT_KILL_PROCESS"}],
+        }
+    )
+    async with Pool(sandbox=Sandbox(seccomp=profile), parked=0) as pool:
+        for _ in range(10):
+            with pytest.raises(CommandNotFoundError):
+                await pool.run(["no-such-program"])
+            with pytest.raises(CommandNotFoundError):
+                async with pool.open(["no-such-program"]) as process:
+                    await process.wait()
+        assert (await pool.run(["echo", "x"])).status == "seccomp_violation"
 
 
 async def test_keyring_is_empty(python: str) -> None:

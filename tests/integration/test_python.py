@@ -26,6 +26,7 @@ from isojob.errors import (
     CommandNotFoundError,
     HostNotSupportedError,
     PreloadError,
+    SandboxSetupError,
 )
 
 
@@ -346,6 +347,28 @@ async def test_preloads_that_ignore_their_children(tmp_path: Path) -> None:
         assert (await pool.run_python("result = 1")).value == 1
 
 
+HOOK = """
+import os, threading, time
+def flush():
+    if {}: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+os.register_at_fork(after_in_child=flush)
+"""
+
+
+async def test_threads_of_hooks(tmp_path: Path) -> None:
+    """One that a preload starts in a launcher would go on beside the job, without its filter."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "late.py").write_text(HOOK.format("os.path.exists('/modules/now')"))
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/modules")], env={"PYTHONPATH": "/modules"})
+    async with PythonPool(["late"], python=PYTHON, sandbox=sandbox, parked=0) as pool:
+        assert (await pool.run_python("result = 1")).value == 1
+        (tmp_path / "now").write_text("")
+        with pytest.raises(SandboxSetupError, match="threads"):
+            await pool.run_python("result = 1")
+        (tmp_path / "now").unlink()
+        assert (await pool.run_python("result = 1")).value == 1
+
+
 @pytest.mark.parametrize(
     ("module", "code", "words"),
     [
@@ -354,6 +377,7 @@ async def test_preloads_that_ignore_their_children(tmp_path: Path) -> None:
         ("hanging", "import time; time.sleep(600)", "were not done after"),
         ("hungry", "x = bytearray(300 << 20)", "died while it imported"),
         ("threaded", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", "threads"),
+        ("hooked", HOOK.format("True"), "starts threads in forks"),
         ("sharing", "import mmap; kept = mmap.mmap(-1, 4096)", "shared memory"),
         ("ending", "import os; os._exit(3)", "died while it imported"),
         ("exiting", "raise SystemExit(0)", "SystemExit"),
@@ -388,19 +412,18 @@ async def test_bad_preloads(module: str, code: str, words: str, tmp_path: Path) 
 
 
 async def test_profiles_that_end_jobs() -> None:
-    """One that kills for what a launcher calls cannot hold before the job comes: refused."""
+    """One that answers for what a launcher calls cannot hold before the job comes: refused."""
     from isojob import ProfileError, SeccompProfile
 
-    deadly = SeccompProfile.model_validate(
-        {
-            "name": "deadly",
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "syscalls": [{"names": ["chdir"], "action": "SCMP_ACT_KILL_PROCESS"}],
-        }
-    )
-    with pytest.raises(ProfileError, match="deadly"):
-        async with PythonPool(python=PYTHON, sandbox=Sandbox(seccomp=deadly)):
-            pass
+    # munmap: what init believes would be left to the job.
+    for call, action in (("chdir", "KILL_PROCESS"), ("munmap", "ERRNO"), ("close", "ERRNO")):
+        rule = {"names": [call], "action": f"SCMP_ACT_{action}"}
+        bad = SeccompProfile.model_validate(
+            {"name": "bad", "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+        )
+        with pytest.raises(ProfileError, match="bad"):
+            async with PythonPool(python=PYTHON, sandbox=Sandbox(seccomp=bad)):
+                pass
     compute = Sandbox(seccomp=SeccompProfile.compute())
     async with PythonPool(python=PYTHON, sandbox=compute, limits=PATIENT, parked=0) as pool:
         assert (await pool.run_python("result = 1 + 1")).value == 2

@@ -111,6 +111,7 @@ static void launcher_main(struct warm_job *out)
     struct failure f = {0};
     struct cell cell;
     struct job job;
+    struct stat task;
     cell_clear(&cell, &config);
     cell.channel = request.init;
     cell.warm = true;
@@ -130,14 +131,24 @@ static void launcher_main(struct warm_job *out)
     prctl(PR_SET_DUMPABLE, 1);
     /* The first that is not our code: hooks of what was preloaded. */
     PyOS_AfterFork_Child();
+    /* Two links of a directory, and one for each thread (proc_task_getattr). Another than ours, by a
+     * hook, would have no filter, or even capabilities, and no execve ends it. */
+    if (stat("/proc/self/task", &task) < 0 || task.st_nlink != 3) {
+        errno = EBUSY;
+        fail(&f, "threads that a preload starts in forks");
+        job_fail(&cell, &f);
+    }
     job_park(&cell);
     job_take(&cell, &job);
     *out = (struct warm_job){
         .argv = job.argv, .envp = job.envp, .result = job.answer, .result_size = job.answer_size};
     message = job.mapped;
-    munmap(cell.shared, 4096); /* init would believe what it says */
-    munmap((void *)config_text.at,
-           (size_t)(config_text.end - config_text.at)); /* names of the host */
+    /* Names of the host, and what init would believe. */
+    if (munmap((void *)config_text.at, (size_t)(config_text.end - config_text.at)) < 0 ||
+        munmap(cell.shared, 4096) < 0) {
+        fail(&f, "unmap");
+        job_fail(&cell, &f);
+    }
     close_fd(&cell.channel);
     prctl(PR_SET_NAME, "python3");
     job_started();
