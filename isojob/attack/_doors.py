@@ -18,7 +18,7 @@ from isojob.attack._attack import Door
 from isojob.errors import IsojobError
 from isojob.limits import Limits
 from isojob.mounts import Mount, Root
-from isojob.result import Result, Status
+from isojob.result import Result
 
 __all__ = ["DOORS", "Asked", "Enter", "warm_door"]
 
@@ -116,12 +116,14 @@ async def _in_turn(
     meanwhile: Callable[..., Awaitable[Result]],
     last: Callable[..., Awaitable[Result]],
 ) -> Result:
+    reached = b""
     if asked.before:
         result = await first(asked.before)
-        if result.status is Status.NONZERO_EXIT:  # it has not done what the other looks for
+        if not result.ok:  # it has not done what the other looks for
             return result
+        reached = _escapes(result.stdout or b"")
     if not asked.beside:
-        return await last(asked.command, collect=asked.collect)
+        return _with(reached, await last(asked.command, collect=asked.collect))
     answer: Result | IsojobError | None = None
     early: Result | IsojobError | None = None
     reading, writing = os.pipe()
@@ -138,7 +140,7 @@ async def _in_turn(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(beside)
-            await anyio.to_thread.run_sync(_until_ready, reading)
+            reached += _escapes(await anyio.to_thread.run_sync(_until_ready, reading))
             try:
                 answer = await last(asked.command, collect=asked.collect)
             except IsojobError as error:
@@ -151,14 +153,27 @@ async def _in_turn(
     if isinstance(answer, IsojobError):
         raise answer
     assert answer is not None
-    return answer
+    return _with(reached, answer)
 
 
-def _until_ready(reading: int) -> None:
-    """Reads what the one beside says until it is ready, or gone."""
-    with open(reading, "rb", closefd=False) as said:
-        while said.readline() not in (b"READY\n", b""):
-            pass
+def _escapes(said: bytes) -> bytes:
+    """What a job that is not judged by itself has reached."""
+    return b"".join(line for line in said.splitlines(True) if line.startswith(b"ESCAPED "))
+
+
+def _with(reached: bytes, result: Result) -> Result:
+    if not reached:
+        return result
+    return result.model_copy(update={"stdout": reached + (result.stdout or b"")})
+
+
+def _until_ready(reading: int) -> bytes:
+    """What the one beside says until it is ready, or gone."""
+    said = b""
+    with open(reading, "rb", closefd=False) as lines:
+        while (line := lines.readline()) not in (b"READY\n", b""):
+            said += line
+    return said
 
 
 async def _terminal(pool: Pool, asked: Asked) -> Result:

@@ -135,8 +135,10 @@ async def attack(
             doors = dict(DOORS)
             pool = await enter(Pool(template, LIMITS, max_jobs=2 * at_once))
             if warm:
+                # Where the host has it; the pool sees to it that jobs see it, too.
+                outside = command.replace(_INSIDE, sys.base_prefix, 1) if extra else command
                 python = PythonPool(
-                    python=command, sandbox=sandbox, limits=LIMITS, max_jobs=2 * at_once
+                    python=outside, sandbox=sandbox, limits=LIMITS, max_jobs=2 * at_once
                 )
                 doors["alone"] = warm_door(await enter(python))
             runner = _Runner(pool, doors, scene, command, patience)

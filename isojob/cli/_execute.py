@@ -43,7 +43,7 @@ def execute(request: Request, collect_to: Path | None, *, force: bool, quiet: bo
     if result is None:
         return _status(foreground, OUR_FAULT)
     failed = {} if collect_to is None else _write(result, collect_to, force=force)
-    lost = {} if collect_to is None else result.uncollected
+    lost = result.uncollected
     # What the job itself failed with tells more than what it did not make or read for that.
     half_done = bool(lost) or foreground.read_error is not None
     ended = OUR_FAULT if failed else exit_status(result) or (OUR_FAULT if half_done else 0)

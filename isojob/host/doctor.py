@@ -326,6 +326,16 @@ def _calls() -> Iterator[Check]:
             found = f"jobs choose: {', '.join(often)}"
             cure = 'sysctl kernel.seccomp.actions_logged="kill_process kill_thread"'
         yield _check(_CALLS, "actions_logged", None if often else True, found, needed, cure)
+    failed, version = _answer(answers, "landlock")
+    if failed == 0 and int(version.removeprefix("ABI ")) >= 7:  # Linux 6.15
+        yield _check(
+            _CALLS,
+            "denials of Landlock",
+            None,
+            "audit has each that a job brings about, where it is on",
+            "an audit log that hostile jobs cannot flood",
+            "auditctl -a always,exclude -F msgtype=1423; the same for 1424",
+        )
 
 
 def _ids() -> Iterator[Check]:

@@ -23,6 +23,11 @@ def _values(error: int, index: int, *values: int) -> tuple[Answer, ...]:
     return tuple(_refusal(error, (index, "EQ", value)) for value in values)
 
 
+def _command(index: int, command: int) -> tuple[Answer, ...]:
+    """A command of quotactl(2), whose lowest byte is the kind of quota."""
+    return (Answer(ERRNO | errno.EPERM, (Condition(index, 32, "MASKED_EQ", 0xFFFFFF00, command),)),)
+
+
 # A job that changes the limits of process 1 takes the sandbox's init apart; no other protection of
 # the kernel stands before prlimit(2) where both have one uid.
 INIT_GUARDS: dict[str, tuple[Answer, ...]] = {"prlimit64": _values(errno.EPERM, 0, 1)}
@@ -65,9 +70,10 @@ _IOCTL = _values(
     *(0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3),
     # linux/btrfs.h: BTRFS_IOC_SYNC, BTRFS_IOC_START_SYNC write out a file system, whoever asks.
     *(0x9408, 0x80089418),
-    # linux/fscrypt.h: FS_IOC_ADD_ENCRYPTION_KEY, of any file that can be read: the key stays in the
-    # kernel as long as the file system is mounted.
-    0xC0506617,
+    # linux/fscrypt.h, of any file that can be read. FS_IOC_ADD_ENCRYPTION_KEY: the key stays in the
+    # kernel as long as the file system is mounted. FS_IOC_REMOVE_ENCRYPTION_KEY(_ALL_USERS): takes
+    # the caller's own away from a job of the same id, and writes out the file system.
+    *(0xC0506617, 0xC0406618, 0xC0406619),
 )
 _OPTIONS = {
     # SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF: code of the machine-wide bpf_jit_limit.
@@ -125,4 +131,7 @@ GUARDS: dict[str, tuple[Answer, ...]] = {
     "shmget": (_flags(errno.ENOMEM, 2, 0o4000),),
     # They flush the whole host. Said to be done: neither promises what fsync(2) does.
     **dict.fromkeys(("sync", "syncfs"), SYNCED),
+    # Q_SYNC, of any kind of quota, flushes too, and needs no capability (linux/quota.h).
+    "quotactl": _command(0, 0x80000100),
+    "quotactl_fd": _command(1, 0x80000100),
 }

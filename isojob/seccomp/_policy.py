@@ -244,4 +244,7 @@ def _condition(arg: Comparison, bits: int, where: str) -> Condition:
             f"{where}: argument {arg.index} has {bits} bits, and {arg.op} with {arg.value} "
             f"cannot be made at that width"
         )
-    return Condition(arg.index, bits, op, arg.value & mask, arg.value_two & mask)
+    wanted = arg.value_two & mask
+    if op == "MASKED_EQ":  # what is outside of the mask does not count (libseccomp)
+        wanted &= arg.value
+    return Condition(arg.index, bits, op, arg.value & mask, wanted)

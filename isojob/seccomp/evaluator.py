@@ -174,7 +174,7 @@ def _option(words: list[int]) -> int | None:
 _REQUESTS = (
     *(0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983),
     *(0x89A0, 0x89A1, 0x89A2, 0x89A3),
-    *(0x9408, 0x80089418, 0xC0506617),
+    *(0x9408, 0x80089418, 0xC0506617, 0xC0406618, 0xC0406619),
 )
 _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "prlimit64": lambda words: errno.EPERM if words[0] == 1 else None,
@@ -182,6 +182,8 @@ _GUARDED: dict[str, Callable[[list[int]], int | None]] = {
     "socketpair": lambda words: None if words[0] == 1 else errno.EAFNOSUPPORT,
     "ioctl": lambda words: errno.EPERM if words[1] in _REQUESTS else None,
     "setsockopt": _option,
+    "quotactl": lambda words: errno.EPERM if words[0] >> 8 == 0x800001 else None,
+    "quotactl_fd": lambda words: errno.EPERM if words[1] >> 8 == 0x800001 else None,
     "fcntl": lambda words: errno.EINVAL if words[1] in (1024, 1026, 1040) else None,
     "pipe2": lambda words: errno.ENOPKG if words[1] & 0o200 else None,
     "prctl": lambda words: errno.EINVAL if words[0] in (62, 67, 0x53564D41) else None,
@@ -306,7 +308,7 @@ class Reference:
             case "SCMP_CMP_GE":
                 return given >= value
             case "SCMP_CMP_MASKED_EQ":
-                return (given & value) == second % width
+                return (given & value) == (second & value) % width
         raise ValueError(f"{arg['op']} is no comparison")
 
     def _guard(self, name: str, call: Call) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -425,6 +426,14 @@ def test_what_is_not_brought_back_is_told(
     done = isojob("run", "-q", *options, *collect, "--", "sh", "-c", script)
     assert (done.returncode, os.listdir(tmp_path)) == (status, files)
     assert (b"isojob: not collected: 'big': " in done.stderr) is (not files)
+
+
+def test_what_json_does_not_have_is_told() -> None:
+    """The same status as with --collect-to."""
+    for script, status in (("true", 125), ("exit 3", 3), ("echo >big", 0)):
+        done = isojob("run", "--json", "--collect", "big", "--", "sh", "-c", script)
+        assert done.returncode == status
+        assert ("big" in json.loads(done.stdout)["uncollected"]) is (status != 0)
 
 
 def test_what_wildcards_fit_of_mounts_is_not_missed(tmp_path: Path) -> None:

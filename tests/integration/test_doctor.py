@@ -107,6 +107,14 @@ def test_an_audit_log_that_jobs_can_fill(
     assert bool(check.cure) is (ok is None)
 
 
+@pytest.mark.parametrize(("abi", "told"), [(6, False), (7, True), (10, True)])
+def test_denials_of_landlock(abi: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audit has them since Linux 6.15, whatever seccomp's sysctl says."""
+    monkeypatch.setattr(doctor, "_probe", lambda group: {"landlock": [0, f"ABI {abi}"]})
+    found = [check for check in doctor._calls() if check.name == "denials of Landlock"]
+    assert [check.ok for check in found] == [None] * told
+
+
 @pytest.mark.parametrize(
     ("uid", "release", "ok"), [(0, (5, 18), None), (0, (5, 19), True), (1000, (5, 14), True)]
 )

@@ -10,18 +10,23 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from environment import PYTHON
 
-from isojob import Image, ImageError
+from isojob import Image, ImageError, Limits
+from isojob._models import Evidence, Status, Usage
 from isojob.attack import ATTACKS, Attack, _scene
 from isojob.attack._attack import KINDS
-from isojob.attack._doors import _until_ready
+from isojob.attack._doors import Asked, _in_turn, _until_ready
 from isojob.attack._images import IMAGES, import_image
 from isojob.attack._scene import Scene
+from isojob.result import Posture, Result
 
 PROGRAMS = Path(str(files("isojob.attack") / "programs"))
 NAMES = [one.name for one in ATTACKS]
@@ -163,6 +168,59 @@ def test_the_scene_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert list(scene.damage()) == [f"{mounts} has changed"]
 
 
+def result_of(stdout: bytes, **fields: Any) -> Result:
+    """A result that said this."""
+    usual = {"status": Status.OK, "returncode": 0, "args": (), "stderr": b""}
+    posture = Posture(cgroup="v2", privilege="root", kernel="6", namespaces=(), seccomp="default")
+    evidence = Evidence(si_code="exited", si_status=0, wall_ns=0)
+    given = {"usage": Usage(wall_time=0), "evidence": evidence, "posture": posture}
+    return Result.model_validate({**usual, **given, "stdout": stdout, **fields})
+
+
+async def answers(before: Result | None, beside: bytes | None, last: bytes) -> Result:
+    """What is judged of an attack by several jobs."""
+    asked = Asked(
+        command=["last"],
+        before=["before"] if before else [],
+        beside=["beside"] if beside else [],
+        limits=Limits(),
+        keep=True,
+        collect=(),
+        rest={},
+    )
+
+    async def first(_: Sequence[str]) -> Result:
+        assert before is not None
+        return before
+
+    async def meanwhile(_: Sequence[str], stdout: int) -> Result:
+        os.write(stdout, beside or b"")
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def final(_: Sequence[str], collect: object) -> Result:
+        return result_of(last)
+
+    return await _in_turn(asked, first, meanwhile, final)
+
+
+async def test_what_other_jobs_reached() -> None:
+    """It counts, whichever job says it."""
+    found = await answers(result_of(b"NOTE a\nESCAPED one\n"), b"ESCAPED two\nREADY\n", b"last\n")
+    assert found.stdout == b"ESCAPED one\nESCAPED two\nlast\n"
+    assert (await answers(result_of(b"STOPPED x: y\n"), b"READY\n", b"last\n")).stdout == b"last\n"
+    assert (await answers(None, None, b"last\n")).stdout == b"last\n"
+
+
+@pytest.mark.parametrize(
+    "status", ["nonzero_exit", "signaled", "seccomp_violation", "memory_limit"]
+)
+async def test_a_preparation_that_did_not_end_well(status: str) -> None:
+    """Then the other job would look for what nobody has tried."""
+    before = result_of(b"half\n", status=Status(status))
+    assert await answers(before, None, b"") == before
+
+
 def test_the_one_beside_is_waited_for() -> None:
     """Until it says that it is ready, whatever it says before, or until it is gone."""
     for last in (b"READY\n", b""):
@@ -171,7 +229,7 @@ def test_the_one_beside_is_waited_for() -> None:
             job.write(b"STOPPED x: y\nNOTE READY\n" + last)
             if last:  # it stays
                 job.flush()
-                _until_ready(reading)
+                assert _until_ready(reading) == b"STOPPED x: y\nNOTE READY\n"
         if not last:
-            _until_ready(reading)
+            assert _until_ready(reading) == b"STOPPED x: y\nNOTE READY\n"
         os.close(reading)

@@ -27,7 +27,7 @@ IN_OPEN, DN_ACCESS = 0x20, 0x1
 F_SETLEASE, F_GETLEASE, F_NOTIFY = 1024, 1025, 1026
 FAN_REPORT_FID = 0x200
 # linux/btrfs.h, linux/fscrypt.h.
-BTRFS_SYNC, ADD_KEY = 0x9408, 0xC0506617
+BTRFS_SYNC, ADD_KEY, REMOVE_KEY = 0x9408, 0xC0506617, 0xC0406618
 STEP = 0.02
 
 
@@ -139,8 +139,9 @@ def flush_disks():
 
 
 def file_system_keys():
-    """Has a file system that all share keep a key; one that it cannot use."""
+    """Has a file system that all share keep a key, or forget one; one that nobody can use."""
     _request("FS_IOC_ADD_ENCRYPTION_KEY", ADD_KEY, bytes(80))
+    _request("FS_IOC_REMOVE_ENCRYPTION_KEY", REMOVE_KEY, bytes(64))
 
 
 def _request(what, number, *argument):
