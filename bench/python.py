@@ -234,9 +234,9 @@ def parked(pool: isojob.PythonPool) -> None:
     """What each launcher that waits has of its own, and its share of the template."""
     zygote = pool._pool.stock.zygote
     assert zygote is not None
-    sizes = [found for pid in launchers(zygote.pid) if (found := memory_of(pid))]
-    pss = median(found.share for found in sizes) / 2**20
-    private = median(found.private for found in sizes) / 2**20
+    sizes = [memory_of(pid) for pid in launchers(zygote.pid)]
+    pss = median(found.share or 0 for found in sizes) / 2**20
+    private = median(found.private or 0 for found in sizes) / 2**20
     name = "a parked interpreter, numpy"
     print(f"{'PSS of ' + name:38} {pss:8.2f} MiB of {len(sizes)}   target <= 2")
     print(f"{'  private memory':38} {private:8.2f} MiB")

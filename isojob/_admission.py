@@ -29,8 +29,8 @@ class PoolStatistics(Model, frozen=True):
         memory: What the running jobs may be allowed together, bytes.
         memory_reserved: What they are allowed together.
         parked: Cells ready for a job.
-        parked_target: How many there should be; grows with bursts, and shrinks again.
-        zygotes: Zygotes started so far; more than one means that one died.
+        parked_target: How many there should be; grows with bursts, and shrinks again as jobs end.
+        zygotes: Zygotes started so far; more than one means that one died, or was rotated.
     """
 
     max_jobs: int

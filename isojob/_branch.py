@@ -11,7 +11,7 @@ from typing_extensions import override
 from isojob import wire
 from isojob._lease import Lease
 from isojob._maker import Maker
-from isojob._python_statistics import memory_of
+from isojob._python_statistics import own_memory
 from isojob._session_zygote import ask, hear
 from isojob._stock import Stock
 from isojob._template import Imports, Template
@@ -24,6 +24,8 @@ __all__ = ["Branch", "BranchStock", "ParentGoneError"]
 
 MAX_BRANCHES = 15
 """Beside the first template; ``MAX_TEMPLATES`` of native/zygote.h."""
+UNKNOWN = 1 << 62
+"""Bytes of a template whose size nobody tells: more than any budget."""
 
 
 class ParentGoneError(PoolBrokenError):
@@ -87,9 +89,10 @@ class Branch:
             if message.kind is MessageType.READY:
                 self.pid = wire.parse_ready(message)
                 self._socket.setblocking(False)
+                parent = self.zygote.template_pid if self.parent is None else self.parent.pid
                 # Before it has forks, which would share what is its own.
-                if (memory := memory_of(self.pid)) is not None:
-                    self.own = memory.private
+                own = own_memory(self.pid, parent)
+                self.own = UNKNOWN if own is None else own
                 return
             if message.kind is MessageType.PRELOAD:
                 imports.hear(message)

@@ -14,6 +14,7 @@ from itertools import count
 
 from isojob._admission import PoolStatistics
 from isojob._branch import MAX_BRANCHES, Branch, BranchStock, ParentGoneError
+from isojob._loop import soon
 from isojob._making import Call, Making
 from isojob._pool import Pool
 from isojob._python_statistics import PythonStatistics, TemplateStatistics, memory_of
@@ -109,8 +110,9 @@ class Branches:
         return call
 
     async def _leave(self, call: Call) -> None:
-        if (stock := self._dropped(call)) is not None:
-            await in_thread(lambda: self._end(stock))
+        over = [stock for stock in (self._dropped(call), self._excess()) if stock is not None]
+        if over:
+            await in_thread(partial(self._end_all, over))
             await self._pool.stock.bury()
 
     def _dropped(self, call: Call) -> BranchStock | None:
@@ -161,7 +163,7 @@ class Branches:
                         call.stock = stock
             if stock is not None and unwanted:
                 self._end(stock)
-            self._keep_to_budget()
+            self._end_all([])
             self._pool.stock.bury_now()
         finally:
             for call in calls:
@@ -289,29 +291,41 @@ class Branches:
         self._last = evicted.branch.number
         return self._last, evicted
 
-    def _keep_to_budget(self) -> None:
-        while True:
-            with self._lock:
-                # One that has ended counts while a fork of it has its memory.
-                held = {b for stock in self._stocks.values() for b in stock.branch.line}
-                used = sum(branch.own for branch in held)
-                evicted = self._evicted(leaf=True) if used > self._budget else None
-            if evicted is None:
-                return
+    def _end_all(self, stocks: list[BranchStock]) -> None:
+        for stock in stocks:
+            self._end(stock)
+        while (evicted := self._excess()) is not None:
             self._end(evicted)
+
+    def _excess(self) -> BranchStock | None:
+        """What is to be ended to keep to the budget; the last used stays, whatever its size."""
+        with self._lock:
+            # One that has ended counts while a fork of it has its memory.
+            held = {b for stock in self._stocks.values() for b in stock.branch.line}
+            over = sum(branch.own for branch in held) > self._budget
+            return self._evicted(leaf=True) if over else None
 
     def _evicted(self, *, leaf: bool = False) -> BranchStock | None:
         """With the lock: the longest unused, which is to be ended; None: all are in use.
 
         Args:
-            leaf: One without forks: the end of another frees no memory.
+            leaf: One without forks: the end of another frees no memory. Not the last used.
         """
         lines = (list(stock.branch.line)[1:] for stock in self._stocks.values() if leaf)
-        parents = {branch for line in lines for branch in line}
+        spared = {branch for line in lines for branch in line}
+        if leaf and self._stocks:
+            spared.add(next(reversed(self._stocks.values())).branch)
         for key, stock in self._stocks.items():
-            if not stock.pins and stock.branch not in parents:
+            if not stock.pins and stock.branch not in spared:
                 return self._stocks.pop(key)
         return None
+
+    def tidy(self) -> None:
+        """Has those without jobs look at how many cells they should keep."""
+        with self._lock, suppress(RuntimeError):  # no event loop, or one that is closing
+            for stock in self._stocks.values():
+                if not stock.pins:
+                    soon(stock.clean_up)
 
     def shut(self) -> None:
         """No verdict of a job on them is true from now on: the zygote may end before they do."""
@@ -354,18 +368,20 @@ class Branches:
         templates = []
         main = self._pool.stock
         if isinstance(main.zygote, Zygote):
-            templates.append((self._template.preload, main.zygote.template_pid, len(main.active)))
+            jobs = sum(lease.zygote is main.zygote for lease in list(main.active))
+            templates.append((self._template.preload, main.zygote.template_pid, jobs))
         with self._lock:
             stocks = list(self._stocks.items())
+            others = [*self._stocks.values(), *self._old]
         for key, stock in stocks:
             modules = (*self._template.preload, *key)
             templates.append((modules, stock.branch.pid, len(stock.active)))
         found = []
         for modules, pid, jobs in templates:
-            rss, pss, _ = memory_of(pid) or (None, None, None)
+            rss, pss, _ = memory_of(pid)
             found.append(TemplateStatistics(preload=modules, pid=pid, rss=rss, pss=pss, jobs=jobs))
         plain = self._pool.statistics()
-        return PythonStatistics.trusted(
-            **{name: getattr(plain, name) for name in PoolStatistics.model_fields},
-            templates=tuple(found),
-        )
+        given = {name: getattr(plain, name) for name in PoolStatistics.model_fields}
+        given["parked"] += sum(stock.parked for stock in others)
+        given["parked_target"] += sum(stock.wanted for stock in others)
+        return PythonStatistics.trusted(**given, templates=tuple(found))

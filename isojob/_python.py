@@ -316,9 +316,9 @@ class PythonPool:
                 result = await self._pool.perform(job, stock=stock)
             data = read_answer(job.result_fd, self._max_value)
         finally:
-            if job.result_fd >= 0:
+            if job.result_fd >= 0:  # it was sent, however it ended
                 os.close(job.result_fd)
-        self._count()
+                self._count()
         python = understand(result, data, self._max_value)
         if check:
             python.check_returncode()
@@ -327,6 +327,7 @@ class PythonPool:
     def _count(self) -> None:
         """Starts a new template where this one has done enough."""
         self._jobs += 1
+        self._branches.tidy()
         old = self._rotate_seconds is not None and (
             time.monotonic() - self._born > self._rotate_seconds
         )
@@ -342,9 +343,11 @@ class PythonPool:
                 self._jobs, self._born = 0, time.monotonic()
 
     def _renew(self) -> None:
+        stock = self._pool.stock
         with suppress(IsojobError, OSError):  # the old one stays; the next count tries again
-            self._pool.stock.renew()
+            stock.renew()
             self._branches.forget_old()
+        stock.bury_now()  # which no job may do for a long time
 
     def statistics(self) -> PythonStatistics:
         """A snapshot of slots, queue, stock and templates."""

@@ -306,9 +306,9 @@ class Stock:
         self._spent.append(lease)
         if self.open:
             try:
-                soon(self._clean_up)
+                soon(self.clean_up)
             except RuntimeError:  # this loop takes nothing any more
-                self._clean_up()
+                self.clean_up()
         else:  # close() may have looked before
             self._let_go_of_spent()
 
@@ -338,7 +338,7 @@ class Stock:
         finally:
             self._lock.release()
 
-    def _clean_up(self) -> None:
+    def clean_up(self) -> None:
         """Lets go of cells and has others made: not while a job runs that shares the CPU."""
         self._let_go_of_spent()
         # Who holds the lock starts a zygote, for a while, or closes: nothing to do then.
@@ -363,7 +363,7 @@ class Stock:
                     shelf.cells.append(lease)
         except BlockingIOError:  # so many requests are under way: in a moment there is room
             with suppress(RuntimeError):  # called where no event loop is
-                later(FULL_SECONDS, self._clean_up)
+                later(FULL_SECONDS, self.clean_up)
         except (OSError, PoolBrokenError):
             pass  # the next job that finds none parked says why
         finally:

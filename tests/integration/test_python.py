@@ -600,6 +600,39 @@ async def test_rotation() -> None:
         assert pool.statistics().zygotes >= 2
 
 
+async def test_rotation_counts_every_job() -> None:
+    """Those that are cancelled, too: else who waits for no end keeps one template for ever."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=1, rotate_jobs=2) as pool:
+        for _ in range(2):
+            with anyio.move_on_after(0.5):
+                await pool.run_python("while True: pass")
+        with anyio.fail_after(60):
+            while pool.statistics().zygotes < 2:  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.01)
+
+
+async def test_rotation_in_a_quiet_pool() -> None:
+    """What was replaced ends with its last job, not only with the next one."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, parked=0, rotate_jobs=2) as pool:
+        before = pool.statistics().templates[0].pid
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run_python, "import time; time.sleep(1.5)")
+            await anyio.sleep(0.2)
+            for _ in range(2):
+                await pool.run_python("result = 1")
+            with anyio.fail_after(60):
+                while pool.statistics().zygotes < 2:  # noqa: ASYNC110 - nobody tells
+                    await anyio.sleep(0.01)
+            (now,) = pool.statistics().templates
+            assert (now.pid != before, now.jobs) == (True, 0)
+        assert pool._pool.stock.retired == []
+        await pool.run_python("result = 1")
+        await pool.run_python("result = 1")
+        with anyio.fail_after(60):
+            while pool.statistics().zygotes < 3 or pool._pool.stock.retired:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+
+
 async def test_rotation_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread for it is no job's fault, nor the end's; a later job's is started."""
     start = threading.Thread.start

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from environment import CHILD_USES_THE_POOL, PATIENT, PYTHON, SLOW, run_python
 
-from isojob import Limits, Mount, PoolClosedError, PythonResult, Sandbox
+from isojob import Limits, Mount, PoolClosedError, PythonResult, Sandbox, _python_statistics
 from isojob._python import PythonPool
 from isojob.errors import IsojobError, PreloadError, QueueFullError
 
@@ -108,8 +111,18 @@ def sets(pool: PythonPool) -> list[tuple[str, ...]]:
     return [template.preload for template in pool.statistics().templates[1:]]
 
 
-async def test_budget_by_size(heavy: Sandbox) -> None:
-    """As many as fit; what a set shares with its parent is the parent's."""
+@pytest.mark.parametrize("told", [True, False])
+async def test_budget_by_size(told: bool, heavy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit; what a set shares with its parent is the parent's.
+
+    Also where the kernel does not tell us what is a template's own (no CAP_SYS_PTRACE).
+    """
+
+    def closed(pid: int) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    if not told:
+        monkeypatch.setattr(_python_statistics, "_rollup", closed)
     async with bounded(heavy, "64MiB", parked=1) as pool:
         for names in (["heavy1"], ["heavy2"], ["heavy2", "light1"], ["heavy1"], ["heavy3"]):
             assert (await pool.run_python("result = 1", preload=names)).value == 1
@@ -118,6 +131,55 @@ async def test_budget_by_size(heavy: Sandbox) -> None:
         for names in (["heavy1", "light1"], ["heavy1", "light2"]):
             assert (await pool.run_python("result = 1", preload=names)).value == 1
         assert len(sets(pool)) == 4
+        first = pool.statistics().templates[0]
+        assert first.rss is not None and first.rss > 1 << 20
+        assert (first.pss is not None) is told
+
+
+async def test_budget_of_what_nobody_tells(heavy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of unknown size is as large as may be: it stays while nothing else is asked for."""
+    monkeypatch.setattr(_python_statistics, "_rollup", lambda pid: "")
+    monkeypatch.setattr(_python_statistics, "_anonymous", lambda pid: None)
+    async with bounded(heavy, "64MiB", parked=0) as pool:
+        for names in (["light1"], ["light2"], ["light1"]):
+            assert (await pool.run_python("result = 1", preload=names)).value == 1
+            assert len(sets(pool)) == 1
+
+
+async def test_budget_when_all_are_in_use(heavy: Sandbox) -> None:
+    """More than fits may be in use at once, and goes when it is not any more."""
+    code = "import time; time.sleep(1); result = 1"
+    async with bounded(heavy, "64MiB", parked=0) as pool:
+        names = ["heavy1", "heavy2", "heavy3"]
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                await pool.run_python("result = 1", preload=[name])
+                tasks.start_soon(partial(pool.run_python, code, preload=[name]))
+                await anyio.sleep(0.05)
+            assert len(sets(pool)) == 3
+        assert len(sets(pool)) == 2
+        await pool.run_python("result = 1", preload=["heavy1"])
+        await pool.run_python("result = 1", preload=["heavy2"])
+        assert sets(pool) == [("heavy1",), ("heavy2",)]
+
+
+async def test_parked_interpreters_of_all_sets() -> None:
+    """They count; and those of a set that is not used are given up again, too."""
+    async with PythonPool(python=PYTHON, limits=PATIENT, preload_time=60, max_jobs=8) as pool:
+        first = pool.statistics().parked_target
+        await pool.run_python("result = 1", preload=["decimal"])
+        (stock,) = pool._branches._stocks.values()
+        assert stock._shelf is not None
+        level = stock._shelf.level
+        before = level.wanted
+        assert pool.statistics().parked_target == first + before
+        long_ago = time.monotonic_ns() - (60 << 30)
+        for _ in range(3):
+            level.lacked(long_ago)
+        assert pool.statistics().parked_target == first + level.wanted > first + before
+        with anyio.fail_after(20 * SLOW):
+            while level.wanted > before:
+                await pool.run_python("result = 1")
 
 
 async def test_budget_counts_what_a_dead_parent_left(heavy: Sandbox) -> None:
