@@ -19,6 +19,7 @@ from environment import PATIENT, PYTHON, SLOW, at_once, dedent
 
 from isojob import Limits, Mount, Pool, PoolClosedError, Sandbox, Status, run_isolated
 from isojob._interpreter import Interpreter
+from isojob._models import parse_bytes
 from isojob._python import PythonPool, PythonResult, run_python
 from isojob.cgroups import find
 from isojob.errors import (
@@ -598,6 +599,23 @@ async def test_rotation() -> None:
             while len(seen) == 1:
                 seen.add((await pool.run_python(code)).value)
         assert pool.statistics().zygotes >= 2
+
+
+@pytest.mark.parametrize("stack", ["64MiB", "3MiB", None])
+async def test_stacks_of_threads(stack: str | None) -> None:
+    """As the C library takes them from the limit when a program is executed."""
+    code = (
+        "import ctypes\n"
+        "libc, attributes, size = ctypes.CDLL(None), (ctypes.c_char * 256)(), ctypes.c_size_t()\n"
+        "libc.pthread_getattr_default_np(attributes)\n"
+        "libc.pthread_attr_getstacksize(attributes, ctypes.byref(size))\n"
+        "print(size.value)"
+    )
+    limits = PATIENT.model_copy(update={"stack": parse_bytes(stack) if stack else None})
+    executed = await run_isolated([PYTHON, "-c", code], limits=limits)
+    async with PythonPool(python=PYTHON, limits=limits, parked=0) as pool:
+        warm = await pool.run_python(code)
+    assert executed.ok and warm.stdout == executed.stdout
 
 
 async def test_rotation_counts_every_job() -> None:

@@ -4,9 +4,11 @@
  * pid 1 of the cell is cloned first, as vfork does (it borrows our memory and we wait), forks the
  * launcher, which so is its child, and executes init. The launcher then goes on where we were. */
 #include <linux/capability.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <stdio.h>
@@ -106,6 +108,19 @@ static int pid_one(void *arg)
     _exit(1);
 }
 
+/* What the C library takes from the limit at execve, as it does it there. */
+static void thread_stacks(void)
+{
+    struct rlimit limit;
+    pthread_attr_t attributes;
+    if (getrlimit(RLIMIT_STACK, &limit) < 0 || pthread_getattr_default_np(&attributes) != 0)
+        return;
+    size_t size = limit.rlim_cur == RLIM_INFINITY ? 2 << 20 : (limit.rlim_cur + 4095) & ~4095UL;
+    if (pthread_attr_setstacksize(&attributes, size) == 0) /* EINVAL: too small for any */
+        pthread_setattr_default_np(&attributes);
+    pthread_attr_destroy(&attributes);
+}
+
 static void launcher_main(struct warm_job *out)
 {
     struct failure f = {0};
@@ -151,6 +166,7 @@ static void launcher_main(struct warm_job *out)
     }
     close_fd(&cell.channel);
     prctl(PR_SET_NAME, "python3");
+    thread_stacks();
     job_started();
 }
 
