@@ -38,6 +38,7 @@ def locked(store: Path) -> Iterator[None]:
                 shutil.rmtree(store / name, ignore_errors=True)
         yield
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a fork of ours may have a copy
         os.close(fd)
 
 

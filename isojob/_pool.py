@@ -29,7 +29,7 @@ from isojob._process import IsolatedProcess, opened
 from isojob._session import Session
 from isojob._session_opening import opened_session
 from isojob._shield import in_thread
-from isojob._shutdown import end_with_process
+from isojob._shutdown import each, end_with_process
 from isojob._stock import Stock
 from isojob.errors import PoolClosedError
 from isojob.host.ids import DEFAULT_RANGE
@@ -152,10 +152,7 @@ class Pool:
         # Somebody may open it again meanwhile, with others.
         stock, slots, sessions = self._stock, self._slots, list(self._sessions)
         stock.open = False  # before anybody in the queue is told
-        for session in sessions:
-            session.close()
-        slots.close()
-        stock.close()
+        each([*(session.close for session in sessions), slots.close, stock.close])
 
     def forget(self) -> None:
         """In a forked child: lets go of the parent's leases without touching its cells."""

@@ -18,7 +18,7 @@ from isojob._pair import Pair, PairResult, Place
 from isojob._pool import Pool
 from isojob._process import PIPE, IsolatedProcess
 from isojob._shield import in_thread
-from isojob._shutdown import refuse_late
+from isojob._shutdown import each, refuse_late
 from isojob.limits import Limits
 from isojob.result import Result
 from isojob.sandbox import Sandbox
@@ -79,8 +79,7 @@ def _close_pools() -> None:
 
 
 def _close_all(pools: list[Pool]) -> None:
-    for pool in pools:
-        pool.close()
+    each(pool.close for pool in pools)
 
 
 def _after_fork_in_child() -> None:

@@ -88,6 +88,8 @@ async def opened_session(
             else:
                 for one in made:
                     await in_thread(one.close)
+            if stock.retired:  # what only this session has kept
+                await stock.bury()
 
 
 def _make(made: list[SessionZygote], parent: Zygote, disk: int, inodes: int) -> None:

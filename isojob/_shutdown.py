@@ -18,7 +18,7 @@ from typing import Protocol
 
 from isojob.errors import PoolClosedError
 
-__all__ = ["end_with_process", "ending", "refuse_late", "starting"]
+__all__ = ["each", "end_with_process", "ending", "refuse_late", "starting"]
 
 PATIENCE_SECONDS = 20.0
 """As long as a zygote may take to start."""
@@ -92,10 +92,10 @@ def _at_exit() -> None:
         _state.over = True
         _state.changed.wait_for(lambda: _state.under_way == 0, PATIENCE_SECONDS)
         owners = list(_state.owners)
-    _each(owner.close for owner in owners)
+    each(owner.close for owner in owners)
 
 
-def _each(calls: Iterable[Callable[[], None]]) -> None:
+def each(calls: Iterable[Callable[[], None]]) -> None:
     """All of them, whatever one raises."""
     failed: Exception | None = None
     for call in calls:
@@ -112,7 +112,7 @@ def _after_fork_in_child() -> None:
     global _state
     owners, _state = _state.owners, _State()
     _state.owners = owners
-    _each(owner.forget for owner in list(owners))
+    each(owner.forget for owner in list(owners))
 
 
 atexit.register(_at_exit)

@@ -18,6 +18,9 @@ class Start(Protocol):
     def give_up(self) -> None:
         """Has it fail soon; from any thread."""
 
+    def let_go(self) -> None:
+        """In a forked child: closes what is a copy there."""
+
 
 class Starts:
     """Of one stock: they end with the last who waits for one, and with the stock.
@@ -67,6 +70,11 @@ class Starts:
         with self._lock:
             self._closed = True
             self._give_up()
+
+    def let_go(self) -> None:
+        """In a forked child, where the thread that had one under way is not."""
+        for start in self._under_way:
+            start.let_go()
 
     def _give_up(self) -> None:
         for start in self._under_way:

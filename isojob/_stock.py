@@ -16,7 +16,7 @@ from isojob._loop import later, soon
 from isojob._maker import Maker
 from isojob._shelf import Level, Shelf, was_unfinished
 from isojob._shield import in_thread, on_thread
-from isojob._shutdown import starting
+from isojob._shutdown import each, starting
 from isojob._spec import CellSpec
 from isojob._starts import Starts
 from isojob._template import Template
@@ -323,8 +323,7 @@ class Stock:
 
     @staticmethod
     def _close_all(zygotes: list[Maker]) -> None:
-        for zygote in zygotes:
-            zygote.close()
+        each(zygote.close for zygote in zygotes)
 
     def _over(self) -> list[Maker]:
         # Who holds the lock is slow: then the next one looks.
@@ -388,8 +387,7 @@ class Stock:
         # The cells of a zygote that died earlier listen to nobody else.
         for lease in list(self.active):
             lease.stop()
-        for zygote in zygotes:
-            zygote.close()
+        self._close_all(zygotes)
 
     def let_go(self) -> None:
         """In a forked child: closes the descriptors; cells and zygotes are the parent's."""
@@ -398,3 +396,4 @@ class Stock:
             lease.close()
         for zygote in (*self.retired, *([] if self.zygote is None else [self.zygote])):
             zygote.let_go()
+        self.starts.let_go()

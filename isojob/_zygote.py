@@ -318,13 +318,13 @@ class Zygote(Maker):
             if self._process is not None:
                 self._end_process(self._process)
                 self._process = None
+            if self._ids is not None:
+                self._ids.release()  # one that cannot end has the lock, too
+                self._ids = None
             if self.subtree is not None:
                 self.subtree.release()
                 self.subtree.remove()
                 self.subtree = None
-            if self._ids is not None:
-                self._ids.release()
-                self._ids = None
 
     @override
     def let_go(self) -> None:
@@ -349,7 +349,8 @@ class Zygote(Maker):
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # it hangs in a file system
+                process.wait(STOP_SECONDS)
 
 
 def _start(program: int, control: int) -> subprocess.Popen[bytes]:

@@ -8,8 +8,8 @@ import re
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -174,8 +174,25 @@ class Subtree:
             remove_tree(directory, kill_processes)
 
 
+@contextmanager
+def unless_whole(subtree: Subtree) -> Iterator[None]:
+    """Takes it away again if what makes it whole fails: nobody else knows of it yet."""
+    try:
+        yield
+    except BaseException:
+        subtree.release()
+        subtree.remove()
+        raise
+
+
 def exhausted(error: OSError) -> IsojobError | None:
-    """What to raise where there is no room for a pool's cgroup; None: that is not it."""
+    """What to raise where there is no room for a pool's cgroup; None: that is not it.
+
+    Raises:
+        OSError: As it is, where it is descriptors that have run out.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
     if error.errno not in ROOM:
         return None
     return SandboxSetupError("cgroup mkdir", error.errno, f"{error.filename}: {ROOM[error.errno]}")
@@ -259,6 +276,7 @@ def sweep(parent: Path, kill: Callable[[Path], None]) -> None:
                     lift_quotas(Path(entry.path))
                     remove_tree(Path(entry.path), kill)
                 finally:
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # a fork of ours may have a copy
                     os.close(fd)
 
 
@@ -275,7 +293,7 @@ def remove_tree(directory: Path, kill: Callable[[Path], None] | None = None) -> 
     """Removes a pool's directory and the cells in it; bounded, and silent where it cannot."""
     deadline = time.monotonic() + 2
     while True:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(OSError):
             for entry in os.scandir(directory):
                 if entry.is_dir(follow_symlinks=False):
                     if kill is not None:

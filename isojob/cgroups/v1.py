@@ -30,6 +30,7 @@ from isojob.cgroups.base import (
     number,
     sweep,
     table,
+    unless_whole,
 )
 from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
@@ -125,7 +126,8 @@ class V1(Driver):
             sweep(path, kill_processes)
         try:
             subtree = make_subtree(dict(enumerate(self.hierarchies)))
-            self._fill_cpuset(subtree)
+            with unless_whole(subtree):
+                self._fill_cpuset(subtree)
             if "memory" in self.index:
                 directory = subtree.directories[self.index["memory"]]
                 with suppress(OSError):  # absent without swap; the cells inherit it

@@ -28,6 +28,7 @@ from isojob.cgroups.base import (
     number,
     sweep,
     table,
+    unless_whole,
 )
 from isojob.errors import HostNotSupportedError
 from isojob.limits import Limits
@@ -111,8 +112,9 @@ class V2(Driver):
             sweep(self.base, kill_processes)
             subtree = make_subtree({0: self.base})
             names = " ".join(f"+{name}" for name in sorted(self.controllers))
-            _write(subtree.directories[0] / "cgroup.subtree_control", names)
-            self._look_for_swap(subtree.directories[0])
+            with unless_whole(subtree):
+                _write(subtree.directories[0] / "cgroup.subtree_control", names)
+                self._look_for_swap(subtree.directories[0])
         except OSError as error:
             if (problem := exhausted(error)) is not None:
                 raise problem from error

@@ -54,6 +54,7 @@ def claim(count: int, within: range = DEFAULT_RANGE) -> IdBlock:
 
     Raises:
         HostNotSupportedError: No free block, or no place for the locks.
+        OSError: No descriptor is free.
     """
     try:
         LOCKS.mkdir(mode=0o700, exist_ok=True)
@@ -77,6 +78,8 @@ def claim(count: int, within: range = DEFAULT_RANGE) -> IdBlock:
                 raise
             return IdBlock(first, count, fd)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         full = error.errno == errno.ENOSPC
         raise HostNotSupportedError(
             f"no lock for a block of uids can be taken in {LOCKS} ({error.strerror})",

@@ -199,22 +199,24 @@ static void retire(struct zygote *z, struct slot *s)
     }
     if (s->lease >= 0)
         close(s->lease);
-    s->pid = 0;
+    s->pid = s->lost ? -3 : 0;
 }
 
 static void reap(struct zygote *z)
 {
     struct signalfd_siginfo info;
     pid_t pid;
+    int status;
     while (read(z->signals, &info, sizeof(info)) > 0)
         ;
     z->more = false;
-    for (int n = 0; (pid = waitpid(-1, NULL, WNOHANG)) > 0; n++) {
+    for (int n = 0; (pid = waitpid(-1, &status, WNOHANG)) > 0; n++) {
         template_reaped(z, pid);
         for (uint32_t i = 0; i < z->config.slots; i++)
             if (z->slots[i].pid == pid) {
                 z->live--;
                 z->slots[i].pid = -1;
+                z->slots[i].lost = z->slots[i].session && WIFSIGNALED(status);
                 retire(z, &z->slots[i]);
                 break;
             }

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,6 +351,62 @@ async def test_outputs_with_names_that_are_no_text(name: bytes, pool: Pool) -> N
     assert result.ok
     assert "Is a directory" in result.uncollected[os.fsdecode(name)]
     assert Result.model_validate_json(result.model_dump_json()).uncollected == result.uncollected
+
+
+async def test_ids_of_a_session_that_was_killed(
+    is_root: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job goes on, and nobody else is given the ids that it has."""
+    monkeypatch.setattr("isojob._zygote.SLOTS", 4)
+    async with Pool(max_jobs=4, parked=0) as pool, anyio.create_task_group() as tasks:
+        with suppress(PoolBrokenError):
+            async with pool.session() as session:
+                run = partial(session.run, ["sleep", "3"], keep=False)
+
+                async def until_its_end() -> None:
+                    with suppress(PoolBrokenError, PoolClosedError):
+                        await run()
+
+                tasks.start_soon(until_its_end)
+                await anyio.sleep(0.3 * SLOW)
+                (killed,) = sessions(pool)
+                (init,) = children_of(killed)
+                (job,) = children_of(init)
+                theirs = set(uids(job))
+                os.kill(killed, signal.SIGKILL)
+                assert settle(lambda: sessions(pool)) == []
+                others = set()
+                for _ in range(8):
+                    async with pool.open(["sleep", "60"]) as process:
+                        others |= set(uids(process.pid))
+                assert set(uids(job)) == theirs, "it still runs"
+                if is_root:
+                    assert not theirs & others
+                raise PoolBrokenError("enough")
+        tasks.cancel_scope.cancel()
+
+
+def uids(pid: int) -> list[str]:
+    """Of a process, as the host sees them."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1:] for line in lines if line.startswith("Uid:"))
+
+
+async def test_last_session_of_a_dead_zygote() -> None:
+    """With it goes what that zygote has left, in a pool that is quiet from then on."""
+    async with Pool(max_jobs=4, parked=0) as pool:
+        async with pool.session():
+            assert pool.stock.zygote is not None
+            subtree = pool.stock.zygote.subtree
+            assert subtree is not None
+            os.kill(pool.stock.zygote.pid, signal.SIGKILL)
+            with anyio.fail_after(20 * SLOW):
+                while pool.statistics().zygotes < 2:
+                    with suppress(PoolBrokenError):
+                        await pool.run(["true"])
+            assert pool.stock.retired
+        assert pool.stock.retired == []
+        assert not any(directory.exists() for directory in subtree.directories)
 
 
 async def test_limits_that_the_host_cannot_give(monkeypatch: pytest.MonkeyPatch) -> None:

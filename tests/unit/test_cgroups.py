@@ -329,6 +329,43 @@ def test_no_room_for_a_pool(
         assert raised.value.errno == number
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOENT, errno.EACCES])
+@pytest.mark.parametrize("module", [v1_driver, v2_driver], ids=["v1", "v2"])
+def test_a_subtree_that_is_not_made_whole(
+    module: ModuleType, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken away again: its lock would keep everybody from sweeping it while we live."""
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr(V1, "_fill_cpuset", fails)
+    monkeypatch.setattr(v2_driver, "_write", fails)
+    monkeypatch.setattr(V2, "_enable", lambda _: None)
+    (tmp_path / "cgroup.controllers").write_text("memory pids\n")
+    driver = V2(tmp_path) if module is v2_driver else V1({"memory": tmp_path, "pids": tmp_path})
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError if number == errno.EMFILE else HostNotSupportedError) as raised:
+        driver.create()
+    assert getattr(raised.value, "errno", number) == number
+    assert not list(tmp_path.glob("isojob-*"))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_removing_without_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be looked at is no error: what else is to be closed waits behind it."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    tree = tmp_path / "isojob-1"
+    tree.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", none_left)
+        base.remove_tree(tree)
+    assert not tree.exists()
+
+
 def test_refused_write_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses the write, not the open, which alone knows a name."""
 

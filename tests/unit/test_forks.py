@@ -42,6 +42,24 @@ def test_a_child_closes_no_number_of_somebody_elses() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_child_has_no_part_in_a_start() -> None:
+    """Locks of a zygote that another thread starts just now are the parent's."""
+    stock = Pool()._stock
+    let_go: list[str] = []
+
+    class Start:
+        def give_up(self) -> None:
+            pytest.fail("it is the parent's")
+
+        def let_go(self) -> None:
+            let_go.append("start")
+
+    with stock.starts.awaited(), stock.starts.under_way(Start()):
+        stock.let_go()
+        assert let_go == ["start"]
+        stock.starts._under_way.clear()
+
+
 async def test_threads_are_not_the_applications() -> None:
     """All of its own may wait for us."""
     limiter = anyio.to_thread.current_default_thread_limiter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import fcntl
 import gzip
 import hashlib
 import io
@@ -25,6 +26,7 @@ import pytest
 
 from isojob import Image, ImageError, Root, Sandbox, _image_source
 from isojob._image_source import opened
+from isojob._image_store import locked
 from isojob._unpack import Unpacker
 
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -534,6 +536,25 @@ def test_working_directory_behind_a_long_link(layout: Layout, store: Path) -> No
     with pytest.raises(ImageError, match="/app/x"):
         Image.load(path, store=store)
     assert list(store.iterdir()) == []
+
+
+def test_a_fork_while_an_image_is_unpacked(store: Path) -> None:
+    """It has a copy of the lock's descriptor, and holds up nobody when we are done."""
+    store.mkdir()
+    read, write = os.pipe()
+    with locked(store):
+        if (child := os.fork()) == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+    os.close(read)
+    fd = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
+        os.close(write)
+        os.waitpid(child, 0)
 
 
 def test_umask(layout: Layout, store: Path) -> None:
