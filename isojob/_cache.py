@@ -75,7 +75,7 @@ class Cache:
         add(f"{job.stdout} {job.stderr} {job.no_exec}".encode())
         add(str(outputs).encode())
         add(repr(job.collect).encode("utf-8", "surrogateescape"))
-        add(job.input or b"")
+        add(b"" if job.input is None else b"=" + job.input)
         for name, content in sorted(job.files.items()):
             mode, data = read_content(content)
             add(name.encode("utf-8", "surrogateescape"))
@@ -117,6 +117,7 @@ def _own(result: Result) -> Result:
 def _size(result: Result) -> int:
     """Of all that a result holds, what is remembered of its files among it."""
     output = len(result.stdout or b"") + len(result.stderr or b"")
-    # Four bytes for a character: what Python may take.
-    words = 4 * sum(map(len, (*result.args, *result.uncollected, *result.uncollected.values())))
+    told = (*result.args, *result.files, *result.uncollected, *result.uncollected.values())
+    # Four bytes for a character, and of each the object and its places: what Python may take.
+    words = 4 * sum(map(len, told)) + 512 * len(told)
     return 4096 + output + words + sum(map(len, result.files.values()))

@@ -367,8 +367,9 @@ class Run:
         else:
             try:
                 data = _read(fds[0], info.st_size)
-            except OSError as error:
-                uncollected[name] = os.strerror(error.errno or 0)
+            except (OSError, MemoryError) as error:
+                number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+                uncollected[name] = os.strerror(number or 0)
                 return
             self._collected += len(data)
             files[name] = data

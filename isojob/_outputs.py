@@ -9,12 +9,15 @@ import errno
 import os
 from collections.abc import Mapping
 
+from isojob import wire
 from isojob._job import is_too_long
 from isojob.errors import SandboxSetupError
 from isojob.result import Result
 
 __all__ = ["below", "misfits", "refused", "without"]
 
+MOST = wire.MAX_LENGTH - (16 << 20)
+"""Bytes of files that are put at once, with their names and what else goes along."""
 _ABOUT_FILES = {
     *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENAMETOOLONG),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM),
@@ -38,12 +41,13 @@ def below(cwd: str | None, workdir: str) -> str:
 def misfits(files: Mapping[str, tuple[bytes, int]], room: int | None) -> dict[str, str]:
     """Those that cannot be put into a directory of this size, by name, with the reason."""
     reasons: dict[str, str] = {}
+    room = MOST if room is None else min(room, MOST)
     for name, (data, _) in files.items():
         if is_too_long(name):
             reasons[name] = "too long"
-        elif room is not None and len(data) > room:
+        elif len(data) > room:
             reasons[name] = f"{len(data)} bytes, more than the session's disk has"
-        elif room is not None:
+        else:
             room -= len(data)
     return reasons
 

@@ -107,7 +107,8 @@ class Mount(Model, frozen=True):
                 directory may change between asking and mounting.
             target: Absolute path inside the sandbox.
             read_only: False lets the job write to the host's files. The targets of other mounts
-                below this one are made there, and stay.
+                below this one are made there, and stay. A job that may rename a directory between
+                takes such a mount along, for later jobs of the pool, too: put it directly below.
         """
         return cls(type="bind", source=_path_of(source), target=target, read_only=read_only)
 

@@ -44,6 +44,8 @@ MAX_FDS = 80
 FLAG_MEMFD = 1
 RECEIVE_SIZE = 32768
 """Longest datagram that a cell or zygote sends."""
+MAX_LENGTH = (1 << 32) - 1
+"""Of a field, and of all that a message has."""
 MAX_FIELDS = 64
 """What they send has fewer; to read 4096 empty ones takes the caller's event loop milliseconds."""
 MAX_NAME, MAX_REASON = 6402, 256
@@ -217,7 +219,13 @@ class Writer:
         self.length = 0
 
     def put(self, tag: Tag, data: bytes = b"", index: int = 0) -> None:
-        """Appends a field of raw bytes."""
+        """Appends a field of raw bytes.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        if self.length + FIELD.size + len(data) > MAX_LENGTH:
+            raise ValueError("a job's files have 4 GiB or more together")
         self._parts.append(FIELD.pack(tag, index, len(data)))
         self._parts.append(data)
         self.length += FIELD.size + len(data)

@@ -21,6 +21,8 @@ import anyio
 import anyio.to_thread
 
 from isojob import Limits
+from isojob._models import Evidence, Status, Usage
+from isojob.result import Posture, Result
 
 SLOW = int(os.environ.get("ISOJOB_TEST_SLOWNESS", "1"))
 """How many times slower than ordinary hardware this machine is (an emulated CPU)."""
@@ -178,3 +180,12 @@ def write_image(path: Path, config: dict[str, Any], files: dict[str, bytes]) -> 
     }
     index = {"manifests": [blob(json.dumps(manifest).encode())]}
     (path / "index.json").write_text(json.dumps(index))
+
+
+def result_of(stdout: bytes, **fields: Any) -> Result:
+    """A result that said this."""
+    usual = {"status": Status.OK, "returncode": 0, "args": (), "stderr": b""}
+    posture = Posture(cgroup="v2", privilege="root", kernel="6", namespaces=(), seccomp="default")
+    evidence = Evidence(si_code="exited", si_status=0, wall_ns=0)
+    given = {"usage": Usage(wall_time=0), "evidence": evidence, "posture": posture}
+    return Result.model_validate({**usual, **given, "stdout": stdout, **fields})

@@ -195,7 +195,7 @@ static void search(struct search *s, int dir, const char *pattern, size_t used, 
     struct dirent *e;
     while ((errno = 0, e = readdir(entries)) && s->looked_at++ < MAX_LOOKED_AT)
         if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
-            fnmatch(component, e->d_name, FNM_PERIOD) == 0)
+            fnmatch(component, e->d_name, FNM_PERIOD | FNM_NOESCAPE) == 0)
             descend(s, dir, e->d_name, rest, used, depth, false);
     const char *reason = e ? "too many directory entries" : errno ? strerror(errno) : NULL;
     closedir(entries);

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isojob import Limits, Mount, Sandbox, Status, run_isolated
+from isojob import Limits, Mount, Sandbox, Status, run_isolated, run_isolated_sync
 
 
 async def test_files_in(tmp_path: Path) -> None:
@@ -60,10 +60,31 @@ async def test_collect() -> None:
 
 async def test_collect_names_with_wildcards() -> None:
     """A name that was escaped fits itself alone."""
-    name = "a[1]*?.txt"
-    script = f"echo 1 | tee '{name}' a1.txt 'a[1]x'"
-    result = await run_isolated(["sh", "-c", script], collect=[glob.escape(name)])
-    assert (result.files, result.uncollected) == ({name: b"1\n"}, {})
+    for name in ("a[1]*?.txt", "a\\b[1].txt"):
+        script = f"echo 1 | tee '{name}' a1.txt 'a[1]x' 'ab[1].txt'"
+        result = await run_isolated(["sh", "-c", script], collect=[glob.escape(name)])
+        assert (result.files, result.uncollected) == ({name: b"1\n"}, {})
+
+
+async def test_collect_more_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit a job may leave such a file: it is one that is not collected."""
+
+    def read(fd: int, size: int) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("isojob._cell._read", read)
+    limits = Limits(collect=None)
+    result = await run_isolated(["touch", "x"], limits=limits, collect=["*"])
+    assert (result.ok, result.files) == (True, {})
+    assert "memory" in result.uncollected["x"]
+
+
+def test_messages_of_four_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their lengths have 32 bits: what is longer makes no sense, whatever it is."""
+    monkeypatch.setattr("isojob.wire.MAX_LENGTH", 1000)
+    for content in ({"a": bytes(1001)}, {"a": bytes(600), "b": bytes(600)}):
+        with pytest.raises(ValueError, match="4 GiB"):
+            run_isolated_sync(["true"], files=content)
 
 
 async def test_collect_is_safe() -> None:

@@ -409,6 +409,25 @@ async def test_last_session_of_a_dead_zygote() -> None:
         assert not any(directory.exists() for directory in subtree.directories)
 
 
+async def test_a_kept_run_moves_no_mount(tmp_path: Path) -> None:
+    """What one renames above a mount's target is seen by the next, and has no mount on it."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "real").write_text("real\n")
+    sandbox = Sandbox(mounts=[Mount.bind(tmp_path, "/box/in/tests")])
+    move = "mv in {0}; mkdir -p in/tests; echo fake >in/tests/real; cat {0}/tests/real"
+    async with (
+        Pool(sandbox, max_jobs=4, parked=2) as pool,
+        pool.session(files={"f": b""}) as session,
+    ):
+        for _ in range(2):
+            assert (await session.run(["cat", "in/tests/real"])).stdout == b"real\n"
+        for number in range(3):  # more than are parked
+            await anyio.sleep(0.1 * SLOW)
+            result = await session.run(sh(move.format(f"x{number}")))
+            assert result.stdout == b"real\n", (result.stdout, result.stderr)
+            assert (await session.run(["cat", "in/tests/real"], keep=False)).stdout == b"real\n"
+
+
 async def test_limits_that_the_host_cannot_give(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a session are refused as a pool's and a job's are, not left out."""
     driver = find()

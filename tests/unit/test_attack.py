@@ -13,20 +13,19 @@ import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
-from environment import PYTHON
+from environment import PYTHON, result_of
 
 from isojob import Image, ImageError, Limits
-from isojob._models import Evidence, Status, Usage
+from isojob._models import Status
 from isojob.attack import ATTACKS, Attack, _scene
 from isojob.attack._attack import KINDS
 from isojob.attack._doors import Asked, _in_turn, _until_ready
 from isojob.attack._images import IMAGES, import_image
 from isojob.attack._scene import Scene
-from isojob.result import Posture, Result
+from isojob.result import Result
 
 PROGRAMS = Path(str(files("isojob.attack") / "programs"))
 NAMES = [one.name for one in ATTACKS]
@@ -166,15 +165,6 @@ def test_the_scene_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path:
         with mounts.open("a") as file:
             file.write("2 1 0:2 / /tmp/x rw - tmpfs isojob rw\n")
         assert list(scene.damage()) == [f"{mounts} has changed"]
-
-
-def result_of(stdout: bytes, **fields: Any) -> Result:
-    """A result that said this."""
-    usual = {"status": Status.OK, "returncode": 0, "args": (), "stderr": b""}
-    posture = Posture(cgroup="v2", privilege="root", kernel="6", namespaces=(), seccomp="default")
-    evidence = Evidence(si_code="exited", si_status=0, wall_ns=0)
-    given = {"usage": Usage(wall_time=0), "evidence": evidence, "posture": posture}
-    return Result.model_validate({**usual, **given, "stdout": stdout, **fields})
 
 
 async def answers(before: Result | None, beside: bytes | None, last: bytes) -> Result:
