@@ -234,7 +234,7 @@ def parked(pool: isojob.PythonPool) -> None:
     """What each launcher that waits has of its own, and its share of the template."""
     zygote = pool._pool.stock.zygote
     assert zygote is not None
-    sizes = [memory_of(pid) for pid in launchers(zygote.pid)]
+    sizes = [m for pid in launchers(zygote.pid) if (m := memory_of(pid)).share is not None]
     pss = median(found.share or 0 for found in sizes) / 2**20
     private = median(found.private or 0 for found in sizes) / 2**20
     name = "a parked interpreter, numpy"

@@ -110,9 +110,9 @@ class Branches:
         return call
 
     async def _leave(self, call: Call) -> None:
-        over = [stock for stock in (self._dropped(call), self._excess()) if stock is not None]
-        if over:
-            await in_thread(partial(self._end_all, over))
+        stock = self._dropped(call)
+        if stock is not None or self._surplus() is not None:
+            await in_thread(partial(self._end_all, [] if stock is None else [stock]))
             await self._pool.stock.bury()
 
     def _dropped(self, call: Call) -> BranchStock | None:
@@ -285,9 +285,10 @@ class Branches:
             if number not in taken:
                 self._last = number
                 return number, None
-        evicted = self._evicted()
-        if evicted is None:
+        key = self._unused()
+        if key is None:
             raise QueueFullError(f"{MAX_BRANCHES} sets of preloads are in use")
+        evicted = self._stocks.pop(key)
         self._last = evicted.branch.number
         return self._last, evicted
 
@@ -298,15 +299,20 @@ class Branches:
             self._end(evicted)
 
     def _excess(self) -> BranchStock | None:
+        with self._lock:
+            key = self._surplus()
+            return None if key is None else self._stocks.pop(key)
+
+    def _surplus(self) -> Names | None:
         """What is to be ended to keep to the budget; the last used stays, whatever its size."""
         with self._lock:
             # One that has ended counts while a fork of it has its memory.
             held = {b for stock in self._stocks.values() for b in stock.branch.line}
             over = sum(branch.own for branch in held) > self._budget
-            return self._evicted(leaf=True) if over else None
+            return self._unused(leaf=True) if over else None
 
-    def _evicted(self, *, leaf: bool = False) -> BranchStock | None:
-        """With the lock: the longest unused, which is to be ended; None: all are in use.
+    def _unused(self, *, leaf: bool = False) -> Names | None:
+        """With the lock: the longest unused; None: all are in use.
 
         Args:
             leaf: One without forks: the end of another frees no memory. Not the last used.
@@ -317,7 +323,7 @@ class Branches:
             spared.add(next(reversed(self._stocks.values())).branch)
         for key, stock in self._stocks.items():
             if not stock.pins and stock.branch not in spared:
-                return self._stocks.pop(key)
+                return key
         return None
 
     def tidy(self) -> None:

@@ -22,7 +22,7 @@ class Cache:
     host: empty the cache when a compiler was replaced. Of no event loop; may be shared by threads.
 
     Args:
-        size: Bytes of files and output to keep at most, or a string such as ``"256MiB"``.
+        size: Bytes of files, names and output to keep at most, or a string such as ``"256MiB"``.
 
     Attributes:
         hits: How often something was found.

@@ -151,7 +151,11 @@ class Image(Model, frozen=True):
         """
         where = (default_store() if store is None else Path(store)).resolve()
         found: list[tuple[float, Self]] = []
-        for name in os.listdir(where) if where.exists() else ():
+        try:
+            names = os.listdir(where)
+        except FileNotFoundError:
+            names = []
+        for name in names:
             with suppress(OSError, ValueError):
                 image = cls._read(where / name / "image.json")
                 if image.digest == f"sha256:{name}":  # else it is somebody else's
@@ -179,7 +183,7 @@ class Image(Model, frozen=True):
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise ValueError(f"keep: {keep!r} is no number of images")
         where = default_store() if store is None else Path(store)
-        if not where.exists():
+        if not os.path.lexists(where):
             return []
         with locked(where):
             old = cls.stored(where)[keep:]

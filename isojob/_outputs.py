@@ -46,7 +46,7 @@ def misfits(files: Mapping[str, tuple[bytes, int]], room: int | None) -> dict[st
         if is_too_long(name):
             reasons[name] = "too long"
         elif len(data) > room:
-            reasons[name] = f"{len(data)} bytes, more than the session's disk has"
+            reasons[name] = f"{len(data)} bytes, more than there is room for"
         else:
             room -= len(data)
     return reasons

@@ -347,7 +347,8 @@ class PythonPool:
         with suppress(IsojobError, OSError):  # the old one stays; the next count tries again
             stock.renew()
             self._branches.forget_old()
-        stock.bury_now()  # which no job may do for a long time
+        with suppress(IsojobError, OSError):
+            stock.bury_now()  # which no job may do for a long time
 
     def statistics(self) -> PythonStatistics:
         """A snapshot of slots, queue, stock and templates."""

@@ -65,11 +65,14 @@ class Session:
         self._cache = cache
         self._pool = pool
         self._zygote = zygote
-        self._kept = SessionStock(pool.stock, zygote, limits, private=False)
+        within = len(pool.sandbox.workdir) + 1
+        # Who renames a directory above a mount takes it along, in cells that are parked, too.
+        moved = any(
+            mount.target.startswith(f"{pool.sandbox.workdir}/") and "/" in mount.target[within:]
+            for mount in pool.sandbox.mounts
+        )
+        self._kept = SessionStock(pool.stock, zygote, limits, private=False, parked=not moved)
         self._private = SessionStock(pool.stock, zygote, limits, private=True)
-        sandbox = pool.sandbox
-        # Who renames a directory above one takes it along, in cells that are parked, too.
-        self._has_mounts = any(at.target.startswith(f"{sandbox.workdir}/") for at in sandbox.mounts)
         self._turns = Turns()
         self._total = Usage.total(())
         self._history = b""
@@ -142,16 +145,10 @@ class Session:
             try:
                 result = await self._perform(job, keep=True)
             finally:
-                self._make_anew()
+                self._private.make_anew()
             if self._cache is not None and _is_closed(job) and _has_ended(result):
                 self._history = Cache.key(before, job)
             return result
-
-    def _make_anew(self) -> None:
-        """Lets go of parked cells in which the directory is not what it is now."""
-        self._private.make_anew()
-        if self._has_mounts:
-            self._kept.make_anew()
 
     @asynccontextmanager
     async def open(
@@ -197,7 +194,7 @@ class Session:
                             self._total = Usage.total((self._total, result.usage))
             finally:
                 if keep:
-                    self._make_anew()
+                    self._private.make_anew()
 
     async def run_pair(
         self,

@@ -180,8 +180,16 @@ class SessionStock(Stock):
 
     closed = "the session is closed"
 
-    def __init__(self, of: Stock, zygote: SessionZygote, limits: Limits, *, private: bool) -> None:
-        super().__init__(of.sandbox, limits, of.wanted_range, of.uid_range)
+    def __init__(
+        self,
+        of: Stock,
+        zygote: SessionZygote,
+        limits: Limits,
+        *,
+        private: bool,
+        parked: bool = True,
+    ) -> None:
+        super().__init__(of.sandbox, limits, of.wanted_range if parked else (0, 0), of.uid_range)
         self._private = private
         self._open_beside(of, zygote)
 

@@ -92,7 +92,6 @@ class Zygote(Maker):
         self.privilege = privilege(uid_range, writable=sandbox.root.writable)
         self.mode = {"root": _ROOT, "user": _SINGLE, "user+ranges": _RANGES}[self.privilege]
         super().__init__(driver, own_ids=self.mode != _SINGLE)
-        self._starts = starts
         self._given_up = False
         self._template = template
         self.template_pid = 0
@@ -101,7 +100,8 @@ class Zygote(Maker):
         self._ids: ids.IdBlock | None = None
         self._subordinate: ids.SubordinateIds | None = None
         try:
-            self._start(sandbox, uid_range)
+            with starts.under_way(self):
+                self._start(sandbox, uid_range)
         except BaseException:
             self.close()
             raise
@@ -155,25 +155,15 @@ class Zygote(Maker):
                 os.close(pidfd)
 
     def _spawn(self, config: Writer, plan: Writer, fds: list[int]) -> None:
+        """Starts the process, and waits until it is ready."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = control
-        with theirs, self._starts.under_way(self):
-            self._lead(control, theirs, config, plan, fds)
-        control.setblocking(False)
-
-    def _lead(
-        self,
-        control: socket.socket,
-        theirs: socket.socket,
-        config: Writer,
-        plan: Writer,
-        fds: list[int],
-    ) -> None:
-        """Starts the process, and waits until it is ready."""
+        if self._given_up:
+            control.shutdown(socket.SHUT_RDWR)
         control.settimeout(START_SECONDS)
-        body = sealed_memfd("isojob-config", config.body())
-        tree = program = -1
+        body = tree = program = -1
         try:
+            body = sealed_memfd("isojob-config", config.body())
             tree = sealed_memfd("isojob-root", plan.body())
             program = sealed_memfd("isojob-zygote", _program())
             self._process = _start(program, theirs.fileno())
@@ -185,9 +175,11 @@ class Zygote(Maker):
         except BrokenPipeError as error:
             raise self._died_at_start() from error
         finally:
+            theirs.close()
             for fd in (body, tree, program):
                 if fd >= 0:
                     os.close(fd)
+        control.setblocking(False)
 
     def give_up(self) -> None:
         """Has the start fail soon, from any thread: nobody waits for it any more."""
@@ -318,13 +310,15 @@ class Zygote(Maker):
             if self._process is not None:
                 self._end_process(self._process)
                 self._process = None
-            if self._ids is not None:
-                self._ids.release()  # one that cannot end has the lock, too
-                self._ids = None
-            if self.subtree is not None:
-                self.subtree.release()
-                self.subtree.remove()
-                self.subtree = None
+            try:
+                if self.subtree is not None:
+                    self.subtree.release()
+                    self.subtree.remove()
+                    self.subtree = None
+            finally:  # not before: a job of one that was killed may run until here
+                if self._ids is not None:
+                    self._ids.release()
+                    self._ids = None
 
     @override
     def let_go(self) -> None:

@@ -225,7 +225,7 @@ class Writer:
             ValueError: It does not fit.
         """
         if self.length + FIELD.size + len(data) > MAX_LENGTH:
-            raise ValueError("a job's files have 4 GiB or more together")
+            raise ValueError("4 GiB or more at once: files, arguments and all")
         self._parts.append(FIELD.pack(tag, index, len(data)))
         self._parts.append(data)
         self.length += FIELD.size + len(data)

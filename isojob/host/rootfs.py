@@ -348,7 +348,7 @@ def _devices(number: str, origin: str) -> Iterator[str]:
         for devices in Path("/sys/fs/btrfs").glob("*/devices"):
             members = [member.resolve() for member in devices.iterdir()]
             if first in members:
-                together += members
+                together = members
         for device_path in together:
             disk = device_path.parent if (device_path / "partition").exists() else device_path
             yield (disk / "dev").read_text().strip()

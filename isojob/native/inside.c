@@ -9,8 +9,8 @@
 #define SAFE (MS_NOSUID | MS_NODEV)
 
 /* By the zygote, whose own proc has its entries in the dentry cache, for each cell anew: a module may
- * add one at any time, or take it away. What is open to its owner alone needs no mask: that is the host's root, whom
- * no cell maps (and whose group it may have). */
+ * add one at any time, or take it away. What is open to its owner alone needs no mask: that is the
+ * host's root, whom no cell maps (and whose group it may have). */
 int masks_refresh(struct config *c, struct failure *f)
 {
     for (unsigned i = 0; i < c->nmasks; i++) {

@@ -212,12 +212,12 @@ static void reap(struct zygote *z)
     z->more = false;
     for (int n = 0; (pid = waitpid(-1, &status, WNOHANG)) > 0; n++) {
         template_reaped(z, pid);
-        for (uint32_t i = 0; i < z->config.slots; i++)
-            if (z->slots[i].pid == pid) {
+        for (struct slot *s = z->slots; s < z->slots + z->config.slots; s++)
+            if (s->pid == pid) {
                 z->live--;
-                z->slots[i].pid = -1;
-                z->slots[i].lost = z->slots[i].session && WIFSIGNALED(status);
-                retire(z, &z->slots[i]);
+                s->pid = -1;
+                s->lost = s->session && WIFSIGNALED(status) && z->config.mode != IDS_SINGLE;
+                retire(z, s);
                 break;
             }
         /* A template can make children of ours without end (CLONE_PARENT): others have their turn. */

@@ -189,13 +189,13 @@ int copy_tree(int host, const char *source, int root, const char *path);
 int root_build(struct config *c, struct reader plan, struct failure *f);
 /* cell.c */
 struct slot {
-    pid_t pid; /* 0: free; -1: its cgroups are still to go; -3: never free again */
+    pid_t pid; /* 0: free; -1: its cgroups are to go; -2: asked of a template; -3: lost */
     int lease; /* the cell's end, kept until its cgroups are gone: end of file means all is gone */
     uint32_t id;
     uint32_t mask;
     int tries;
     bool session;
-    bool lost; /* a session that was killed: its jobs go on, and have its ids for good */
+    bool lost; /* a session that was killed: its jobs may go on, so nobody else gets its ids */
     uint32_t template; /* that makes it */
 };
 /* A warm interpreter. */

@@ -119,6 +119,9 @@ def _rehearse(native, job):
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         try:
+            if len(os.listdir("/proc/self/task")) > 1:
+                _tell("E\0RuntimeError: it starts threads in forks (os.register_at_fork)\0")
+                os._exit(1)
             os.dup2(write, 1)
             _run_job(job, lambda code: (os.write(1, b"\0"), stay()))
         finally:
@@ -127,9 +130,6 @@ def _rehearse(native, job):
     while os.read(read, 4096)[-1:] not in (b"\0", b""):
         pass
     try:
-        if len(os.listdir(f"/proc/{child}/task")) > 1:
-            _tell("E\0RuntimeError: it starts threads in forks (os.register_at_fork)\0")
-            os._exit(1)
         ranges = _pages(child)
     except OSError:  # not told: then they come when they are needed
         ranges = array.array("Q")

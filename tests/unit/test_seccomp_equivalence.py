@@ -61,7 +61,9 @@ def number(name: str, arch: int = MACHINES["x86_64"]) -> int:
 
 GUARDED = {
     "ioctl": [(1, n) for n in (0x5412, 0x541C, 0x5423, 0x8940, 0x8982, 0x89A0, 0x89A3)]
-    + [(1, n) for n in (0x9408, 0x80089418, 0xC0506617)],
+    + [(1, n) for n in (0x9408, 0x80089418, 0xC0506617, 0xC0406618, 0xC0406619)],
+    "quotactl": [(0, n) for n in (0x80000100, 0x80000101, 0x800001FF, 0x80000200)],
+    "quotactl_fd": [(1, n) for n in (0x80000100, 0x80000101, 0x800001FF, 0x80000200)],
     "prlimit64": [(0, 1)],
     "socket": [(0, n) for n in (1, 2, 10, 16, 38, 40)]
     + [(1, n) for n in (1, 3, 5, 10)]

@@ -130,6 +130,24 @@ def test_profile_values_are_cut_like_arguments() -> None:
     assert answer(minus_one, "kill", 2**64 - 1) == ALLOW
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "expected"),
+    [
+        ("quotactl", (0x80000100,), EPERM),  # QCMD(Q_SYNC, USRQUOTA)
+        ("quotactl", (0x80000101 | 1 << 40,), EPERM),
+        ("quotactl", (0x80000200,), ALLOW),
+        ("quotactl_fd", (3, 0x80000102), EPERM),
+        ("quotactl_fd", (0x80000100, 0), ALLOW),
+        ("ioctl", (3, 0xC0406618), EPERM),
+        ("ioctl", (3, 0xC0406619), EPERM),
+        ("ioctl", (3, 0xC0406617), ALLOW),
+    ],
+)
+def test_guards_of_file_systems(name: str, args: tuple[int, ...], expected: int) -> None:
+    """They stand before a profile that allows all."""
+    assert answer(profile(default="SCMP_ACT_ALLOW"), name, *args) == expected
+
+
 def test_masked_equality() -> None:
     """The value is the mask and valueTwo what is wanted, at 64 bits across both halves."""
     wide = profile(rule("lseek", args=[(1, "MASKED_EQ", 0xF0000000F0, 0x5000000050)]))
