@@ -326,7 +326,7 @@ class Run:
         self.lease.stop()
 
     def _look_whether_started(self, pipe: Capture) -> None:
-        """Closed by execve after a byte; by the launcher that dies after none or two, rarely one."""
+        """Closed by execve after a byte; by a launcher that dies after none or two, rarely one."""
         assert self._ready is not None and self.job.attended is not None
         if not pipe.drain():
             return
