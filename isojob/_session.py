@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 
+from isojob import mounts
 from isojob._cache import Cache
 from isojob._job import Content, Job, StrOrBytesPath, check_files, content_size, read_content
 from isojob._options import OpenOptions, PairOptions, RunOptions, check_options
@@ -65,10 +66,9 @@ class Session:
         self._cache = cache
         self._pool = pool
         self._zygote = zygote
-        within = len(pool.sandbox.workdir) + 1
         # Who renames a directory above a mount takes it along, in cells that are parked, too.
         moved = any(
-            mount.target.startswith(f"{pool.sandbox.workdir}/") and "/" in mount.target[within:]
+            mounts.below(os.path.dirname(mount.target), pool.sandbox.workdir)
             for mount in pool.sandbox.mounts
         )
         self._kept = SessionStock(pool.stock, zygote, limits, private=False, parked=not moved)

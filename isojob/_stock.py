@@ -153,7 +153,7 @@ class Stock:
             check_limits(driver, self.template.limits, None, accepted, "preload_limits")
         self.devices = block_devices(sandbox)
         check_limits(driver, self.limits, self.devices, accepted)
-        return Zygote(self.sandbox, driver, self.uid_range, self.template, self.starts)
+        return Zygote(sandbox, driver, self.uid_range, self.template, self.starts)
 
     def _install(self, zygote: Zygote) -> Zygote:
         self._shelf = Shelf(self._spec(zygote, self.limits), Level(*self.wanted_range))

@@ -139,7 +139,6 @@ class Zygote(Maker):
         write_cgroups(config, self.driver, self.subtree, fds)
         plan = Writer(MessageType.CONFIG)
         if self._template is not None:
-            sandbox = self._template.sandbox(sandbox)
             self._template.write(config, plan, self.driver, sandbox)
         with mounted_files(sandbox.root.lower) as images:
             write_plan(config, plan, sandbox, images, own_ids=self.own_ids)

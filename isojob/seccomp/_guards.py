@@ -15,17 +15,16 @@ def _refusal(error: int, *comparisons: tuple[int, str, int]) -> Answer:
     return Answer(ERRNO | error, tuple(conditions))
 
 
+def _masked(error: int, index: int, mask: int, value: int) -> Answer:
+    return Answer(ERRNO | error, (Condition(index, 32, "MASKED_EQ", mask, value),))
+
+
 def _flags(error: int, index: int, flag: int) -> Answer:
-    return Answer(ERRNO | error, (Condition(index, 32, "MASKED_EQ", flag, flag),))
+    return _masked(error, index, flag, flag)
 
 
 def _values(error: int, index: int, *values: int) -> tuple[Answer, ...]:
     return tuple(_refusal(error, (index, "EQ", value)) for value in values)
-
-
-def _command(index: int, command: int) -> tuple[Answer, ...]:
-    """A command of quotactl(2), whose lowest byte is the kind of quota."""
-    return (Answer(ERRNO | errno.EPERM, (Condition(index, 32, "MASKED_EQ", 0xFFFFFF00, command),)),)
 
 
 # A job that changes the limits of process 1 takes the sandbox's init apart; no other protection of
@@ -131,7 +130,8 @@ GUARDS: dict[str, tuple[Answer, ...]] = {
     "shmget": (_flags(errno.ENOMEM, 2, 0o4000),),
     # They flush the whole host. Said to be done: neither promises what fsync(2) does.
     **dict.fromkeys(("sync", "syncfs"), SYNCED),
-    # Q_SYNC, of any kind of quota, flushes too, and needs no capability (linux/quota.h).
-    "quotactl": _command(0, 0x80000100),
-    "quotactl_fd": _command(1, 0x80000100),
+    # Q_SYNC flushes too, and needs no capability; the lowest byte is the kind of quota
+    # (linux/quota.h).
+    "quotactl": (_masked(errno.EPERM, 0, 0xFFFFFF00, 0x80000100),),
+    "quotactl_fd": (_masked(errno.EPERM, 1, 0xFFFFFF00, 0x80000100),),
 }
