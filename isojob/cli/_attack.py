@@ -62,11 +62,15 @@ def attack(
         bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")
     ] = False,
 ) -> int:
-    """Attack the sandbox of this host with over 120 hostile programs, and tell what stopped them.
+    """Attack the sandbox of this host with over 130 hostile programs, and tell what stopped them.
 
     They try to break out, to use more than they may, to outlive their end, to forge their verdict
     and to reach other jobs; some are images to import. The exit status is 0 if all were
     contained with the right verdict and nothing is left, else 1.
+
+    What verdict is right is told for profiles that refuse calls, as `default` does. One that kills,
+    as `compute`, ends programs at their first forbidden call: such a wrong verdict
+    (seccomp_violation) is no escape, but what the program had left to try is not tried.
     """
     try:
         wanted = re.compile(only)
