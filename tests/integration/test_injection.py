@@ -94,6 +94,8 @@ NOT_REACHED: dict[str, str] = {
     ),
     "proc of the template": "two calls would have to fail",
     "receive cell": "it has not got the lease to say so; its end is heard",
+    "threads that a preload starts in forks": "init's call of that number fails first; "
+    "test_python has a preload that starts one",
     "zygote": "of cells that are parked when it ends; test_kills has them",
 }
 """Stages that no failing call leads to here, and why: strace counts each process's calls for itself."""

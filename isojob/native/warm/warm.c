@@ -148,8 +148,10 @@ static void launcher_main(struct warm_job *out)
     PyOS_AfterFork_Child();
     /* Two links of a directory, and one for each thread (proc_task_getattr). Another than ours, by a
      * hook, would have no filter, or even capabilities, and no execve ends it. */
-    if (stat("/proc/self/task", &task) < 0 || task.st_nlink != 3) {
+    int seen = stat("/proc/self/task", &task);
+    if (seen == 0)
         errno = EBUSY;
+    if (seen < 0 || task.st_nlink != 3) {
         fail(&f, "threads that a preload starts in forks");
         job_fail(&cell, &f);
     }
